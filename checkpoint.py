@@ -1,0 +1,242 @@
+"""Checkpoints: saving atomically, reading safely, going on exactly, and the authors' own files.
+
+Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts and
+loaded through transformers' own conversion of old parameter names. Nothing here runs code from a
+file: every read is `weights_only`.
+"""
+
+import argparse
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from model import DualEncoder, build_model, quiet_transformers, unknown_encoder
+from photos import InputError
+
+FORMAT = "fne-1"
+PATHS = "data_path", "json_path", "logger_name"
+# Flags that decide shapes: a checkpoint made with others does not fit.
+STRUCTURAL = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
+              "queue_size", "loss", "dataset", "batch_size_train", "seed")
+
+
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint so that `path` always holds a whole one: beside, flushed, renamed.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full; `path` is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"checkpoint {path} cannot be written ({error}): free some space or "
+                         "choose another --logger_name; the last one is untouched") from error
+
+
+def read(path: Path) -> dict:
+    """A checkpoint's content, its tensors mapped from the file rather than read.
+
+    Raises:
+        InputError: missing, not a checkpoint, cut short, or holding code.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True,
+                               mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is no checkpoint, or holds objects that are not numbers and "
+                         "could run code; it is not loaded") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no checkpoint or is cut short: fetch or save it again"
+                         ) from error
+    if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
+        raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
+    return state
+
+
+def stored_options(state: dict) -> dict:
+    """The options that a run takes from its checkpoint, where the command line does not say."""
+    if is_released(state):
+        return released_options(state)
+    options = {name: value for name, value in state["options"].items()
+               if name not in ("resume", "test", "device", "workers")}
+    return {name: Path(value) if name in PATHS and value is not None else value
+            for name, value in options.items()}
+
+
+def merge_options(options: argparse.Namespace, given: set[str], state: dict, path: Path) -> None:
+    """Fill `options` from a checkpoint, except what the command line gave.
+
+    Raises:
+        InputError: the command line gave something that the weights in the checkpoint exclude.
+    """
+    for name, value in stored_options(state).items():
+        if name not in given:
+            setattr(options, name, value)
+        elif name in STRUCTURAL and getattr(options, name) != value and not options.test:
+            raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
+                             f"made with {value}: leave the flag out, or start a new run")
+
+
+# ------------------------------------------------------------------------------------- our own runs
+
+
+def pack(run) -> dict:
+    """Everything that a `train.Run` needs to go on as if it had never stopped."""
+    options = {name: str(value) if isinstance(value, Path) else value
+               for name, value in vars(run.options).items()}
+    state = {
+        "format": FORMAT, "options": options,
+        "epoch": run.epoch, "step": run.step, "global_step": run.global_step,
+        "best_rsum": run.best_rsum,
+        "model": run.model.state_dict(),
+        "log_scale": run.log_scale.detach(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "criterion": run.criterion.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    if run.momentum_model is not None:
+        state["momentum_model"] = run.momentum_model.state_dict()
+        state["bank"] = run.bank.state_dict()
+    return state
+
+
+def model_for_testing(options, state: dict, path: Path, words: int) -> DualEncoder:
+    """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
+    if is_released(state):
+        return released_dual_encoder(state, path, options.image_encoder, options.text_encoder)
+    model = build_model(options, words, pretrained=False)
+    load_weights(model, state["model"], path)
+    return model.eval()
+
+
+def unpack(run, state: dict, path: Path) -> None:
+    """Put a packed state into a `train.Run` that was built with the same options."""
+    load_weights(run.model, state["model"], path)
+    if run.momentum_model is not None:
+        load_weights(run.momentum_model, state["momentum_model"], path)
+        load_weights(run.bank, state["bank"], path)
+    load_weights(run.criterion, state["criterion"], path)
+    run.log_scale.data.copy_(state["log_scale"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    for name in "epoch", "step", "global_step", "best_rsum":
+        setattr(run, name, state[name])
+    torch.set_rng_state(state["rng"])
+    if torch.cuda.is_available() and state["cuda_rng"]:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
+    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
+    own = module.state_dict()
+    fault(path,
+          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
+          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
+    module.load_state_dict(weights)
+
+
+def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
+    """Raise InputError in one line unless all three lists are empty."""
+    parts = [f"{label}: {', '.join(names)}" for label, names in (
+        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
+    if parts:
+        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
+                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
+
+
+# ------------------------------------------------------------------------- the released checkpoints
+
+
+def is_released(state: dict) -> bool:
+    """True for the authors' format: a list in `model`, their options in `opt`."""
+    model = state.get("model")
+    return (isinstance(model, list) and len(model) > 0 and isinstance(model[0], dict)
+            and isinstance(state.get("opt"), argparse.Namespace)
+            and any(key.startswith("visual_encoder.") for key in model[0]))
+
+
+def released_options(state: dict) -> dict:
+    """What evaluation and fine-tuning take over from a released checkpoint."""
+    stored = vars(state["opt"])
+    taken = "dataset", "image_res", "margin", "momentum", "nums_right_sims"
+    options = {name: stored[name] for name in taken if name in stored}
+    queue = state["model"][0].get("image_queue")
+    if queue is not None:
+        options["queue_size"] = queue.shape[1]
+    # Their towers have no projection, whatever their --embed_size says, and average the padding.
+    return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None}
+
+
+def released_dual_encoder(
+    state: dict, path: Path, image_encoder: str, text_encoder: str, momentum: bool = False
+) -> DualEncoder:
+    """The online towers of a released checkpoint, or with `momentum` their momentum copies."""
+    quiet_transformers()
+    suffix = "_m." if momentum else "."
+    encoders = []
+    for side, name, prefix in (("image", image_encoder, "visual_encoder"),
+                               ("text", text_encoder, "text_encoder")):
+        try:
+            config = AutoConfig.from_pretrained(name)
+        except Exception as error:
+            raise unknown_encoder(name, side, error) from error
+        weights = {key.removeprefix(prefix + suffix): value
+                   for key, value in state["model"][0].items() if key.startswith(prefix + suffix)}
+        # A buffer that transformers no longer keeps; it holds 0, 1, 2, ...
+        weights.pop("embeddings.position_ids", None)
+        encoders.append(encoder_from_weights(config, weights, f"{path} ({side} encoder)"))
+    return DualEncoder(*encoders, text_pooling="padded",
+                       image_res=released_options(state)["image_res"]).eval()
+
+
+def encoder_from_weights(config, weights: dict, source: str) -> nn.Module:
+    """An encoder whose every parameter comes from `weights`, under old names or new ones.
+
+    Raises:
+        InputError: anything is missing, left over or of another shape; it lists them.
+    """
+    with torch.device("meta"):
+        kind = type(AutoModel.from_config(config))
+    try:
+        encoder, info = kind.from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True,
+            ignore_mismatched_sizes=True, dtype=torch.float32)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{source} does not fit: {str(error).splitlines()[0]}") from error
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    fault(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), mismatched)
+    return encoder
+
+
+def load_released(path, image_encoder: str, text_encoder: str) -> DualEncoder:
+    """A released checkpoint as a `DualEncoder` in evaluation mode, padded pooling set.
+
+    Args:
+        path: the authors' `model_best.pth.tar`.
+        image_encoder, text_encoder: Hub names or local folders of the configurations; no
+            pretrained weights are fetched.
+
+    Raises:
+        InputError: no released checkpoint, or one that does not fit the configurations.
+    """
+    state = read(Path(path))
+    if not is_released(state):
+        raise InputError(f"{path} is not a released checkpoint")
+    return released_dual_encoder(state, Path(path), image_encoder, text_encoder)

@@ -1,0 +1,316 @@
+"""Splits, captions, photos and batches.
+
+Reads the json triples that the method's data comes in (`flickr30k_{train,val,test}.json`, ...) and
+Karpathy's single `dataset_*.json`, checks that the photos are there, and makes batches of uint8
+photos and token ids. Captions are tokenised once. What is random about a training example follows
+from (seed, epoch, position) alone, so neither the number of workers nor a restart changes it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from photos import InputError, eval_pixels, load_photo, photo_fault, train_pixels
+
+FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
+KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
+
+
+# ------------------------------------------------------------------------------------------ splits
+
+
+@dataclass
+class Split:
+    """N_i photos and N_t captions, in the order of the file.
+
+    `images` (N_i) are names as the json writes them, `captions` (N_t) are raw, `image_of_text`
+    (N_t,) int64 is each caption's photo. `matches` (N_t, N_i) bool, where known, holds every true
+    match, annotated or not.
+    """
+
+    source: Path
+    images: list[str]
+    captions: list[str]
+    image_of_text: np.ndarray
+    matches: np.ndarray | None = None
+
+
+def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None) -> Path:
+    """The file that holds a split: under `json_path`, or `json/`, or beside the photos.
+
+    Raises:
+        InputError: it is in none of these places.
+    """
+    prefix = FILE_PREFIX[dataset]
+    folders = [json_path] if json_path else [Path("json"), data_path, data_path.parent]
+    names = f"{prefix}_{split}.json", f"dataset_{prefix}.json"
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise InputError(
+        f"neither {names[0]} nor {names[1]} is in {', '.join(map(str, folders))}: "
+        "name their folder with --json_path"
+    )
+
+
+def read_json(path: Path):
+    """The parsed file; InputError where it cannot be read or is not json."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as json: {error}") from error
+
+
+def flatten_karpathy(content: dict, split: str, path: Path) -> list[dict]:
+    """Records {image, caption: [...]} of one split of Karpathy's format."""
+    if not isinstance(content.get("images"), list):
+        raise InputError(f"{path}: an object without a list 'images' is no Karpathy split file")
+    records = []
+    for number, image in enumerate(content["images"]):
+        try:
+            if image["split"] in KARPATHY_SPLITS[split]:
+                name = PurePosixPath(image.get("filepath", "")) / image["filename"]
+                records.append({
+                    "image": str(name), "caption": [s["raw"] for s in image["sentences"]]
+                })
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: images[{number}] lacks {error}") from error
+    return records
+
+
+def check_record(record, number: int, path: Path) -> tuple[str, list[str]]:
+    """A record's photo name and its captions; InputError says which record is not in order."""
+    for key in "image", "caption":
+        if not isinstance(record, dict) or not record.get(key):
+            raise InputError(f"{path}: record {number} (counted from 0) has no '{key}'")
+    name, captions = record["image"], record["caption"]
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise InputError(f"{path}: record {number}: 'caption' is neither text nor a list of texts")
+    if not isinstance(name, str) or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise InputError(f"{path}: record {number}: 'image' {name!r} must be a path inside the "
+                         "photo folder")
+    return name, captions
+
+
+def read_split(
+    dataset: str, split: str, data_path: Path, json_path: Path | None = None,
+    captions_per_image: int | None = None,
+) -> Split:
+    """Read the train, val or test split of a dataset.
+
+    Args:
+        dataset: flickr, mscoco, flickr8k or shapes.
+        captions_per_image: keep only the first so many captions of each photo (Fidelity note 9).
+
+    Raises:
+        InputError: the file is missing, is not json, is empty, or a record lacks something.
+    """
+    path = find_json(dataset, split, data_path, json_path)
+    content = read_json(path)
+    records = flatten_karpathy(content, split, path) if isinstance(content, dict) else content
+    if not isinstance(records, list) or not records:
+        raise InputError(f"{path} holds no {split} records: expected a list of "
+                         '{"image": ..., "caption": ...}')
+    number_of, captions, image_of_text, counts = {}, [], [], {}
+    for number, record in enumerate(records):
+        name, texts = check_record(record, number, path)
+        image = number_of.setdefault(name, len(number_of))
+        for text in texts:
+            counts[image] = counts.get(image, 0) + 1
+            if captions_per_image is None or counts[image] <= captions_per_image:
+                captions.append(text)
+                image_of_text.append(image)
+    image_of_text = np.array(image_of_text, dtype=np.int64)
+    matches = read_matches(path, len(captions), len(number_of))
+    return Split(path, list(number_of), captions, image_of_text, matches)
+
+
+def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
+    """The (N_t, N_i) true matches from `<split>_matches.json` beside the split, if it is there.
+
+    The file is `{"matches": [[photo indices of caption 0], ...]}`, in the order of the split.
+    """
+    path = path.with_name(path.stem + "_matches.json")
+    if not path.is_file():
+        return None
+    lists = read_json(path).get("matches")
+    if not isinstance(lists, list) or len(lists) != captions:
+        raise InputError(f"{path} does not list the matches of {captions} captions")
+    matches = np.zeros((captions, images), dtype=bool)
+    for row, found in zip(matches, lists, strict=True):
+        row[found] = True
+    return matches
+
+
+def find_photos(split: Split, data_path: Path) -> list[Path]:
+    """The N_i photo files, by relative path or by bare name, each checked without decoding it.
+
+    A file that does not end as a JPEG or PNG should is decoded, to be sure that it is cut short.
+
+    Raises:
+        InputError: the folder is missing or empty, or a photo is missing or broken (says which).
+    """
+    if not data_path.is_dir() or not any(data_path.iterdir()):
+        raise InputError(f"--data_path {data_path} is not a folder with photos in it")
+    found = []
+    for name in split.images:
+        path = data_path / name
+        found.append(path if path.is_file() else data_path / PurePosixPath(name).name)
+    with ThreadPoolExecutor(16) as pool:
+        checks = pool.map(photo_fault, found)
+        bar = tqdm(checks, f"checking photos of {split.source.name}", len(found),
+                   leave=False, disable=None)
+        faults = [(path, fault) for path, fault in zip(found, bar, strict=True) if fault]
+    if faults:
+        raise InputError(f"{len(faults)} of {len(found)} photos of {split.source} cannot be used "
+                         f"under --data_path {data_path}; the first, {faults[0][0]}, "
+                         f"{faults[0][1]}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------- captions
+
+
+def clean_caption(text: str, max_words: int = 30) -> str:
+    """Lower case, punctuation out, hyphens and slashes to spaces, the first `max_words` words.
+
+    Exactly the published cleaning, quirks included: a lone tab or line break inside stays.
+    """
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+    text = re.sub(r"[-/]", " ", text).replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
+class Captions:
+    """Token ids of many captions in one array, which worker processes can share without copying.
+
+    `captions[i]` is an int64 tensor (L_i,). Made by cleaning, then tokenising to `max_tokens`.
+    """
+
+    def __init__(self, texts: list[str], tokenizer, max_words: int, max_tokens: int):
+        rows: list[list[int]] = []
+        chunk = 4096
+        for start in tqdm(range(0, len(texts), chunk), "tokenising", leave=False, disable=None):
+            cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
+            rows += tokenizer(cleaned, truncation=True, max_length=max_tokens)["input_ids"]
+        self.lengths = np.array([len(row) for row in rows])  # (N_t,)
+        self.ends = self.lengths.cumsum()
+        self.ids = np.concatenate([np.array(row, dtype=np.int32) for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        end = self.ends[index]
+        return torch.from_numpy(self.ids[end - self.lengths[index] : end].astype(np.int64))
+
+
+def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) and attention mask (B, L), padded to `length` or to the longest row."""
+    length = length or max(map(len, rows))
+    input_ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = row
+        mask[number, : len(row)] = 1
+    return input_ids, mask
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    """B training pairs."""
+
+    pixels: Tensor  # (B, 3, R, R) uint8
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) int64, 1 on real tokens
+    image_ids: Tensor  # (B,) int64, index of the photo in the split
+    text_ids: Tensor  # (B,) int64, index of the caption in the split
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class PairDataset(Dataset):
+    """Photo-caption pairs of a split, one for each caption.
+
+    An item is asked for as (caption index, seed); the seed decides its augmentation.
+    """
+
+    def __init__(self, split: Split, photos: list[Path], captions: Captions, size: int,
+                 augment: bool):
+        self.photos, self.captions, self.size = photos, captions, size
+        self.image_of_text = split.image_of_text
+        self.pixels = train_pixels if augment else eval_pixels
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
+        text_id, seed = item
+        image_id = int(self.image_of_text[text_id])
+        image = load_photo(self.photos[image_id])
+        with torch.random.fork_rng(devices=[]):  # the caller's dropout and draws stay as they were
+            torch.default_generator.manual_seed(seed)
+            pixels = self.pixels(image, self.size)
+        return pixels, self.captions[text_id], image_id, text_id
+
+
+class Collator:
+    """Joins items of a `PairDataset` to a `Batch`; captions padded to `length`, or the longest."""
+
+    def __init__(self, pad_id: int, length: int | None = None):
+        self.pad_id, self.length = pad_id, length
+
+    def __call__(self, items: list[tuple[Tensor, Tensor, int, int]]) -> Batch:
+        pixels, rows, image_ids, text_ids = zip(*items, strict=True)
+        input_ids, mask = pad_captions(rows, self.pad_id, self.length)
+        return Batch(torch.stack(pixels), input_ids, mask, torch.tensor(image_ids),
+                     torch.tensor(text_ids))
+
+
+class EpochSampler(Sampler):
+    """Batches of (caption index, augmentation seed), a new order each epoch; the rest is dropped.
+
+    Set `epoch` and `start` (the first batch to give) before iterating: order and seeds follow
+    from (seed, epoch) alone, so an interrupted epoch goes on exactly where it stopped.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        if size < batch_size:
+            raise InputError(f"--batch_size_train {batch_size} is more than the {size} pairs of "
+                             "the training split")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
+        pairs = list(zip(order, seeds, strict=True))
+        for batch in range(self.start, len(self)):
+            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def make_loader(dataset: Dataset, workers: int, pin: bool, **order) -> DataLoader:
+    """A DataLoader whose workers live on between epochs; `order` is its batching."""
+    # Its own generator: the loader must not take a number from the stream that dropout uses.
+    return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+                      persistent_workers=workers > 0, **order)

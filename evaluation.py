@@ -1,0 +1,205 @@
+"""Retrieval metrics, encoding a split, and scoring a checkpoint:
+
+    python evaluation.py runs/flickr_FNE/model_best.pth.tar --data_path $DATA_PATH/f30k/images
+
+The metrics are pure functions of embeddings and of each caption's photo. "i2t" ranks all captions
+for a photo, "t2i" all photos for a caption.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Captions, Split, find_photos, make_loader, pad_captions, read_split
+from model import DualEncoder, image_statistics
+from photos import InputError, PhotoDataset, normalize
+
+BLOCK = 2**25  # similarities held at a time (128 MiB in float32)
+
+
+def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of `retrieval_ranks` as tensors, checked.
+
+    Raises:
+        ValueError: shapes that do not belong together, a photo number out of range, a photo
+            without caption, or an embedding that is not finite.
+    """
+    images, texts = torch.as_tensor(image_embeds), torch.as_tensor(text_embeds)
+    image_of_text = torch.as_tensor(image_of_text)
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise ValueError(f"embeddings must be (N_i, D) and (N_t, D), got {tuple(images.shape)} "
+                         f"and {tuple(texts.shape)}")
+    if image_of_text.shape != (len(texts),):
+        raise ValueError(f"image_of_text must give a photo to each of {len(texts)} captions, got "
+                         f"shape {tuple(image_of_text.shape)}")
+    if len(texts) == 0 or not torch.equal(image_of_text.unique().cpu(), torch.arange(len(images))):
+        raise ValueError(f"image_of_text must name each of the photos 0 to {len(images) - 1}, and "
+                         "no other")
+    if not (images.isfinite().all() and texts.isfinite().all()):
+        raise ValueError("an embedding holds NaN or infinity")
+    return images, texts, image_of_text
+
+
+@torch.no_grad()
+def retrieval_ranks(image_embeds, text_embeds, image_of_text) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong candidates come before the right one.
+
+    Args:
+        image_embeds: (N_i, D); text_embeds: (N_t, D); unit rows for cosines.
+        image_of_text: (N_t,) int, each caption's photo; every photo has at least one caption.
+
+    Returns:
+        i2t (N_i,), captions of other photos that score at least as high as the photo's best own;
+        t2i (N_t,), other photos that score at least as high as the caption's own. 0 = best, int64.
+        A tie counts against the model.
+
+    Raises:
+        ValueError: see `as_tensors`.
+    """
+    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
+    numbers = torch.arange(len(images), device=image_of_text.device)
+    i2t = ranks_of_best(images, texts, numbers, image_of_text)
+    t2i = ranks_of_best(texts, images, image_of_text, numbers)
+    return i2t.cpu().numpy(), t2i.cpu().numpy()
+
+
+def ranks_of_best(
+    queries: Tensor, gallery: Tensor, photo_of_query: Tensor, photo_of_item: Tensor
+) -> Tensor:
+    """(N_q,) wrong items at or above each query's best right one, a block of queries at a time."""
+    ranks = []
+    step = max(1, BLOCK // len(gallery))
+    for start in range(0, len(queries), step):
+        similarity = queries[start : start + step] @ gallery.T  # (b, N_g)
+        right = photo_of_query[start : start + step, None] == photo_of_item[None, :]  # (b, N_g)
+        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (b, 1)
+        ranks.append(((similarity >= best) & ~right).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def metrics_of_ranks(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
+    """Recalls in percent, median and mean rank from 1, and rsum, the sum of the six recalls."""
+    metrics = {}
+    for name, ranks in ("i2t", i2t), ("t2i", t2i):
+        for k in 1, 5, 10:
+            metrics[f"{name}_r{k}"] = 100.0 * float(np.mean(ranks < k))
+        metrics[f"{name}_medr"] = float(np.floor(np.median(ranks)) + 1)
+        metrics[f"{name}_meanr"] = float(ranks.mean() + 1)
+    metrics["rsum"] = sum(metrics[f"{name}_r{k}"] for name in ("i2t", "t2i") for k in (1, 5, 10))
+    return metrics
+
+
+def retrieval_metrics(image_embeds, text_embeds, image_of_text) -> dict[str, float]:
+    """`i2t_r1 i2t_r5 i2t_r10 i2t_medr i2t_meanr`, the same for `t2i`, and `rsum`.
+
+    Arguments and errors as for `retrieval_ranks`. Recalls in percent, ranks from 1.
+    """
+    return metrics_of_ranks(*retrieval_ranks(image_embeds, text_embeds, image_of_text))
+
+
+def five_fold(image_embeds, text_embeds, image_of_text, folds: int = 5) -> dict[str, float]:
+    """The mean of `retrieval_metrics` over consecutive folds of the photos (COCO 1K: 5 x 1,000)."""
+    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
+    if len(images) % folds:
+        raise ValueError(f"{len(images)} photos do not make {folds} equal folds")
+    size = len(images) // folds
+    parts = []
+    for first in range(0, len(images), size):
+        inside = (image_of_text >= first) & (image_of_text < first + size)
+        parts.append(retrieval_metrics(
+            images[first : first + size], texts[inside], image_of_text[inside] - first))
+    return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+
+
+def table(metrics: dict[str, float]) -> str:
+    """Three lines that read at a glance."""
+    lines = ["           R@1    R@5   R@10   MedR   MeanR"]
+    for name, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
+        values = [metrics[f"{name}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
+        lines.append("  {:6} {:6.1f} {:6.1f} {:6.1f} {:6.0f} {:7.1f}".format(label, *values))
+    return "\n".join([*lines, f"  rsum {metrics['rsum']:.1f}"])
+
+
+# -------------------------------------------------------------------------------- encoding a split
+
+
+class EvalSet(NamedTuple):
+    """A split that is ready to be encoded."""
+
+    split: Split
+    photos: list[Path]
+    captions: Captions
+
+
+def load_eval_set(options, split: str, tokenizer) -> EvalSet:
+    """Read, check and tokenise a split as the options say; COCO keeps five captions a photo."""
+    limit = 5 if options.dataset == "mscoco" else None
+    content = read_split(options.dataset, split, options.data_path, options.json_path, limit)
+    photos = find_photos(content, options.data_path)
+    captions = Captions(content.captions, tokenizer, options.max_words, options.max_tokens)
+    return EvalSet(content, photos, captions)
+
+
+@torch.no_grad()
+def encode_split(
+    model: DualEncoder, eval_set: EvalSet, options, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
+
+    The model is put into evaluation mode for this, and back into the mode that it was in
+    (Fidelity note 1).
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    mean, std = image_statistics(options)
+    loader = make_loader(PhotoDataset(eval_set.photos, options.image_res), options.workers,
+                         device.type == "cuda", batch_size=options.batch_size_test)
+    images = [
+        model.encode_image(normalize(pixels.to(device, non_blocking=True), mean, std)).cpu()
+        for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
+    ]
+    # Captions of like length go together, so that little of a batch is padding.
+    order = np.argsort(eval_set.captions.lengths, kind="stable")
+    length = options.max_tokens if options.text_pooling == "padded" else None
+    texts = []
+    for start in range(0, len(order), 256):
+        rows = [eval_set.captions[index] for index in order[start : start + 256]]
+        input_ids, mask = pad_captions(rows, pad_id, length)
+        texts.append(model.encode_text(input_ids.to(device), mask.to(device)).cpu())
+    text_embeds = torch.cat(texts)[torch.from_numpy(np.argsort(order))]
+    model.train(was_training)
+    return torch.cat(images), text_embeds
+
+
+def score(model: DualEncoder, eval_set: EvalSet, options, pad_id: int) -> dict:
+    """`retrieval_metrics` of a split; COCO's 5,000 photos also give `five_fold`, the 1K protocol.
+
+    Raises:
+        InputError: the model's embeddings are not finite.
+    """
+    embeds = encode_split(model, eval_set, options, pad_id)
+    try:
+        metrics = retrieval_metrics(*embeds, eval_set.split.image_of_text)
+    except ValueError as error:
+        raise InputError(f"{eval_set.split.source} cannot be scored: {error}") from error
+    if options.dataset == "mscoco" and len(eval_set.photos) == 5000:
+        metrics["five_fold"] = five_fold(*embeds, eval_set.split.image_of_text)
+    return metrics
+
+
+def report(metrics: dict, title: str) -> str:
+    """What a test prints."""
+    text = f"{title}\n{table(metrics)}"
+    if "five_fold" in metrics:
+        text += f"\n{title}, 1K (mean of five folds)\n{table(metrics['five_fold'])}"
+    return text
+
+
+def write_results(metrics: dict, path: Path) -> None:
+    """Metrics as json."""
+    path.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,375 @@
+"""False Negative Elimination: one function per formula of the paper (section 3), and the loss.
+
+A candidate negative that looks *more* like the anchor's match than a negative should is, by Bayes'
+rule, probably an unannotated match. FNE turns that probability into a sampling weight and repels
+one drawn candidate, where the usual loss repels the hardest.
+
+Shapes: B batch, M bank, C = B + M candidates (this batch's keys first, then the bank's slots), D
+embedding. Embeddings are unit rows, so a product is a cosine. "i2t" has images as anchors and
+texts as candidates, "t2i" the reverse. Needs only `memory_bank.py` beside it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory_bank import EMPTY, MemoryBank
+
+NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
+
+
+class RunningGaussian(nn.Module):
+    """Mean and variance of a stream of similarities (paper, section 3.2).
+
+    Buffers: `count` () int64, `mean` () and `m2` () float64, the sum of squared deviations.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        # Doubles: a long epoch adds 1e5 small terms to a large sum.
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("m2", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, values: Tensor, mask: Tensor | None = None) -> None:
+        """Add `values` (any shape), or those of them where the bool `mask` (same shape) is true.
+
+        The published estimator: first the mean moves over all the values, then each value adds its
+        squared deviation from that *new* mean. (Welford's would add the old deviation times the
+        new one and so keep m2 exact; this one is a little low, and the golden numbers need it.)
+        The mask exists because selecting by it would make a GPU wait for the count.
+        """
+        values = values.to(self.mean.dtype)
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        values = values.where(mask, 0.0)
+        count = self.count + mask.sum()
+        mean = (self.mean * self.count + values.sum()) / count.clamp(min=1)
+        self.m2 += ((values - mean).square() * mask).sum()
+        self.mean.copy_(mean)
+        self.count.copy_(count)
+
+    @property
+    def variance(self) -> Tensor:
+        """m2 / (count - 1), a () tensor; 0 before there are two values."""
+        return self.m2 / (self.count - 1).clamp(min=1)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+
+def cosine(embeds: Tensor, others: Tensor) -> Tensor:
+    """(A, C) cosines of unit rows (A, D) and (C, D), in float32 or better also under autocast."""
+    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
+    with torch.autocast(embeds.device.type, enabled=False):
+        return embeds.to(dtype) @ others.to(dtype).T
+
+
+def same_image(ids: Tensor, other_ids: Tensor) -> Tensor:
+    """(A, C) bool, true where ids (A,) and other_ids (C,) name the same photo."""
+    return ids[:, None] == other_ids[None, :]
+
+
+def hardest_negatives(similarity: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's most similar caption of another photo.
+
+    Args:
+        similarity: (B, B), anchors in rows.
+        image_ids: (B,) ids of the photos.
+
+    Returns:
+        Similarity (B,), -inf for a row without negatives, and column (B,).
+    """
+    allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)
+    return allowed.max(dim=1)
+
+
+def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
+    """(B,) bool: pairs that are each other's best match in the batch (paper, section 3.2).
+
+    Other captions of a pair's own photo do not compete (Fidelity note 4). A tie is not a best.
+
+    Args:
+        similarity: (B, B), images in rows and texts in columns.
+        image_ids: (B,) ids of the photos.
+    """
+    positive = similarity.diagonal()  # (B,)
+    hardest_text, _ = hardest_negatives(similarity, image_ids)
+    hardest_image, _ = hardest_negatives(similarity.T, image_ids)
+    return (positive > hardest_text) & (positive > hardest_image)
+
+
+def log_density(similarity: Tensor, gaussian: RunningGaussian) -> Tensor:
+    """log N(s; mean, variance) but for the constant -log(2 pi) / 2; the shape of `similarity`."""
+    mean = gaussian.mean.to(similarity.dtype)
+    # A single repeated value has no spread; the floor keeps its density finite.
+    variance = gaussian.variance.clamp(min=1e-12).to(similarity.dtype)
+    return -0.5 * ((similarity - mean).square() / variance + variance.log())
+
+
+def false_negative_posterior(
+    similarity: Tensor, positive: RunningGaussian, negative: RunningGaussian, prior: float
+) -> Tensor:
+    """P(false negative | s) = prior N+(s) / (prior N+(s) + (1 - prior) N-(s)) (section 3.2, Bayes).
+
+    Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
+
+    Args:
+        similarity: any shape.
+        positive, negative: the two fitted Gaussians N+ and N-.
+        prior: P(false negative) of a candidate before its similarity is known, in (0, 1).
+
+    Returns:
+        Probabilities in [0, 1], the shape of `similarity`.
+    """
+    odds = log_density(similarity, positive) - log_density(similarity, negative)
+    return torch.sigmoid(odds + math.log(prior / (1 - prior)))
+
+
+def sampling_weights(
+    similarity: Tensor,
+    positive_similarity: Tensor,
+    excluded: Tensor,
+    positive: RunningGaussian,
+    negative: RunningGaussian,
+    *,
+    margin: float,
+    tau: float,
+    prior: float,
+    posterior_floor: float,
+    min_count: int,
+) -> Tensor:
+    """How much each candidate should be drawn (paper, section 3.3).
+
+    exp(-tau p) where the posterior p > posterior_floor: a likely false negative is drawn less.
+    exp(-tau (s - s+)^2) elsewhere: one near the anchor's own match s+ is drawn more.
+    0 where excluded, and where s <= mean(positive) - margin: easy negatives teach nothing.
+    Up to `min_count` confident pairs the posterior is not trusted yet and taken as 0.
+
+    Args:
+        similarity: (B, C), anchors against candidates.
+        positive_similarity: (B,), s+, each anchor against its own key.
+        excluded: (B, C) bool, true where a candidate shows the anchor's own image or is empty.
+        positive, negative: the fitted Gaussians.
+        margin, tau, prior, posterior_floor, min_count: see `FNELoss`.
+
+    Returns:
+        (B, C) weights in [0, 1], not normalised; a row may be all zero.
+    """
+    posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
+    suspicious = (posterior > posterior_floor) & (positive.count > min_count)
+    distance = (similarity - positive_similarity[:, None]).square()
+    weights = torch.exp(-tau * torch.where(suspicious, posterior, distance))
+    cut = similarity <= (positive.mean - margin).to(similarity.dtype)
+    return weights.masked_fill(excluded | cut, 0.0)
+
+
+def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
+    """Draw one candidate per row with probability proportional to its weight.
+
+    A race of exponentials: the least of Exp(rate w) is candidate c with probability w_c / sum w.
+    Unlike a cumulative sum, rounding can never let a candidate of weight 0 win.
+
+    Args:
+        weights: (B, C), not negative.
+        fallback: (B,) int64, taken by a row that has no weight.
+
+    Returns:
+        (B,) int64 candidate indices.
+    """
+    race = weights / torch.empty_like(weights).exponential_()
+    best, drawn = race.max(dim=1)
+    return torch.where(best > 0, drawn, fallback)
+
+
+def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    """Mean over the B anchors of max(0, margin + s(anchor, negative) - s(anchor, own key)).
+
+    Args:
+        anchors: (B, D), the only input that gets a gradient.
+        keys: (C, D), C >= B; anchor i's own positive is keys[i].
+        negatives: (B,) rows of `keys`; `NO_NEGATIVE` = -1 contributes no loss.
+        margin: the least lead that a positive should have.
+    """
+    keys = keys.detach()
+    lead = (anchors * (keys[negatives] - keys[: len(anchors)])).sum(dim=1)  # (B,)
+    return F.relu(margin + lead).where(negatives != NO_NEGATIVE, 0.0).mean()
+
+
+def triplet_loss(
+    image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, margin: float, max_violation: bool
+) -> Tensor:
+    """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up.
+
+    Args:
+        image_embeds, text_embeds: (B, D) unit rows of matching pairs.
+        image_ids: (B,); another caption of the anchor's photo is no negative (Fidelity note 4).
+        margin: as in `hinge`.
+        max_violation: only the hardest negative counts, else all of them.
+    """
+    similarity = cosine(image_embeds, text_embeds)  # (B, B)
+    positive = similarity.diagonal()[:, None]  # (B, 1)
+    own = same_image(image_ids, image_ids)
+    cost_i2t = F.relu(margin + similarity - positive).masked_fill(own, 0.0)
+    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(own, 0.0)
+    if max_violation:
+        cost_i2t, cost_t2i = cost_i2t.amax(dim=1), cost_t2i.amax(dim=1)
+    return (cost_i2t.sum() + cost_t2i.sum()) / len(image_ids)
+
+
+def infonce_loss(
+    image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, log_scale: Tensor
+) -> Tensor:
+    """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
+
+    Args:
+        image_embeds, text_embeds: (B, D) unit rows of matching pairs.
+        image_ids: (B,); other captions of the anchor's own photo are masked out.
+        log_scale: () log of the inverse temperature, learned. Hold it at log 100 or below, as CLIP
+            does, by clamping it after each optimizer step: a clamp in here would end its gradient.
+    """
+    logits = log_scale.exp() * cosine(image_embeds, text_embeds)  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    others = same_image(image_ids, image_ids).fill_diagonal_(False)
+    i2t = F.cross_entropy(logits.masked_fill(others, -torch.inf), target)
+    t2i = F.cross_entropy(logits.T.masked_fill(others, -torch.inf), target)
+    return (i2t + t2i) / 2
+
+
+def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch's keys (B, D) followed by the B drawn ones: (2B, D), and where each row's now is.
+
+    It spares `hinge` the joined candidates (C, D), which would copy the whole bank.
+    """
+    batch = len(keys)
+    from_batch = keys[negatives.clamp(0, batch - 1)]  # (B, D)
+    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (B, D)
+    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (B, D)
+    rows = torch.arange(batch, 2 * batch, device=keys.device)
+    return torch.cat([keys, drawn]), rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
+
+
+class Draw(NamedTuple):
+    """The negatives of one direction, and what the sampler thought of them, without gradient."""
+
+    negatives: Tensor  # (B,) candidate indices: < B this batch's, then the bank's slots; -1 none
+    posterior: Tensor  # (B,) P(false negative) of the drawn, as used: 0 up to min_count
+    cut: Tensor  # () share of the allowed candidates that the cut-down removed
+
+
+class FNELoss(nn.Module):
+    """The loss of the paper, for anybody's training loop.
+
+        criterion.update_statistics(image_embeds, text_embeds, image_ids)
+        loss = criterion(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
+        bank.enqueue(image_keys, text_keys, image_ids)
+
+    and `criterion.reset_statistics()` when an epoch starts. The statistics are buffers.
+
+    Args:
+        margin: lead of a positive over a negative, and the width of the cut-down.
+        tau: how sharply the weights fall with posterior and distance (the paper's tau).
+        prior: P(false negative) of any candidate, in (0, 1).
+        posterior_floor: posteriors up to this count as true negatives.
+        min_count: confident pairs that an epoch must exceed before the posterior is used.
+    """
+
+    def __init__(self, margin=0.2, tau=0.5, prior=1e-4, posterior_floor=1e-3, min_count=200):
+        super().__init__()
+        if not 0 < prior < 1:
+            raise ValueError(f"prior is a probability in (0, 1), got {prior}")
+        self.margin, self.tau, self.prior = margin, tau, prior
+        self.posterior_floor, self.min_count = posterior_floor, min_count
+        self.positive = RunningGaussian()
+        self.negative = RunningGaussian()
+
+    @torch.no_grad()
+    def update_statistics(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor
+    ) -> None:
+        """Add a batch of online embeddings (B, D), (B, D) with photo ids (B,) to both Gaussians.
+
+        A confident pair gives its similarity to `positive` and its hardest negative in each
+        direction to `negative`.
+        """
+        similarity = cosine(image_embeds, text_embeds)  # (B, B)
+        confident = confident_pairs(similarity, image_ids)
+        self.positive.update(similarity.diagonal(), confident)
+        hardest = torch.stack([
+            hardest_negatives(similarity, image_ids)[0],
+            hardest_negatives(similarity.T, image_ids)[0],
+        ])  # (2, B)
+        self.negative.update(hardest, confident & hardest.isfinite())
+
+    def reset_statistics(self) -> None:
+        """Forget the statistics; each epoch starts anew."""
+        self.positive.reset()
+        self.negative.reset()
+
+    @torch.no_grad()
+    def draw(
+        self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor
+    ) -> Draw:
+        """Draw one negative for each anchor.
+
+        Args:
+            anchors: (B, D) online embeddings of one side.
+            keys: (B, D) this batch's momentum keys of the other side, keys[i] the match of i.
+            bank_keys: (M, D) stored keys of the other side.
+            image_ids, bank_ids: (B,), (M,) photo ids.
+        """
+        # Two products rather than one over a joined (C, D): the bank is never copied.
+        similarity = torch.cat([cosine(anchors, keys), cosine(anchors, bank_keys)], dim=1)  # (B, C)
+        candidate_ids = torch.cat([image_ids, bank_ids])  # (C,)
+        excluded = same_image(image_ids, candidate_ids) | (candidate_ids == EMPTY)  # (B, C)
+        hardest, fallback = similarity.masked_fill(excluded, -torch.inf).max(dim=1)
+        fallback = fallback.where(hardest.isfinite(), NO_NEGATIVE)
+        weights = sampling_weights(
+            similarity, similarity.diagonal(), excluded, self.positive, self.negative,
+            margin=self.margin, tau=self.tau, prior=self.prior,
+            posterior_floor=self.posterior_floor, min_count=self.min_count,
+        )  # (B, C)
+        negatives = sample_negatives(weights, fallback)  # (B,)
+        drawn = similarity.gather(1, negatives.clamp(min=0)[:, None])[:, 0]
+        posterior = false_negative_posterior(drawn, self.positive, self.negative, self.prior)
+        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (B,)
+        posterior = posterior.where(used, 0.0)
+        cut = ((weights == 0) & ~excluded).sum() / (~excluded).sum().clamp(min=1)
+        return Draw(negatives, posterior, cut)
+
+    def forward(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        image_keys: Tensor,
+        text_keys: Tensor,
+        image_ids: Tensor,
+        bank: MemoryBank,
+        return_draws: bool = False,
+    ) -> Tensor | tuple[Tensor, Draw, Draw]:
+        """The hinge on one drawn negative per anchor, summed over both directions, over B.
+
+        Args:
+            image_embeds, text_embeds: (B, D) online embeddings, which get the gradient.
+            image_keys, text_keys: (B, D) momentum embeddings of the same pairs.
+            image_ids: (B,) photo ids.
+            bank: the stored candidates; read, not written.
+            return_draws: also give the `Draw` of i2t and that of t2i, for logging.
+
+        Returns:
+            A scalar, or (scalar, Draw, Draw).
+        """
+        i2t = image_embeds, text_keys, bank.text_keys
+        t2i = text_embeds, image_keys, bank.image_keys
+        loss, draws = 0.0, []
+        for anchors, keys, bank_keys in (i2t, t2i):
+            draw = self.draw(anchors, keys, bank_keys, image_ids, bank.image_ids)
+            keys, negatives = gather_drawn(keys, bank_keys, draw.negatives)
+            loss = loss + hinge(anchors, keys, negatives, self.margin)
+            draws.append(draw)
+        return (loss, *draws) if return_draws else loss

@@ -1,0 +1,169 @@
+"""Flags, the presets of the datasets, and how they layer.
+
+    default  <  preset of the dataset  <  checkpoint (--resume, --test)  <  the command line
+
+The defaults are the published setting. `parse` gives the options and the set of flags that the
+command line itself named, so that a checkpoint can fill in the rest.
+"""
+
+import argparse
+from pathlib import Path
+
+from photos import InputError
+
+AT_LEAST_ONE = ("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test",
+                "queue_size", "num_epochs", "log_step")
+NOT_NEGATIVE = ("embed_size", "warmup_epochs", "nums_right_sims", "workers", "val_times",
+                "val_step", "lr_update", "lr_warmup", "grad_clip", "margin", "tau", "posterior_floor",
+                "learning_rate", "seed")
+# What a dataset changes in the published setting. Flickr30K and COCO change nothing.
+PRESETS = {
+    "flickr": {},
+    "mscoco": {},
+    # Small real data for one machine: its text encoder is trained from scratch.
+    "flickr8k": dict(
+        text_encoder="small-bert", batch_size_train=64, batch_size_test=128, num_epochs=6,
+        learning_rate=5e-4, lr_milestones=[4, 5], queue_size=2048, val_times=0,
+    ),
+    # The embedded dataset: both encoders from scratch, in about five minutes on two cores.
+    "shapes": dict(
+        image_encoder="small-convnext", text_encoder="small-bert", vocab="vocab/shapes.txt",
+        data_path=Path("data/shapes"), image_res=64, embed_size=128, augment="none",
+        batch_size_train=64, batch_size_test=128, num_epochs=10, learning_rate=5e-4,
+        lr_milestones=[7, 9], queue_size=1024, val_times=0, workers=1,
+    ),
+}
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=PRESETS, default="flickr",
+                       help="which split files to read and which preset to start from")
+    group.add_argument("--data_path", "--image_root", type=Path,
+                       help="folder of the photos (shapes: made there, default data/shapes)")
+    group.add_argument("--json_path", type=Path,
+                       help="folder of the split files (default: json/, or beside the photos)")
+    group.add_argument("--image_res", type=int, default=384, help="photo side in pixels")
+    group.add_argument("--image_stats", choices=["clip", "encoder"], default="clip",
+                       help="mean and std of the pixels: CLIP's, or the image encoder's own")
+    group.add_argument("--augment", choices=["published", "none"], default="published",
+                       help="training photos: crop, flip and two random operations, or as in tests")
+    group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
+    group.add_argument("--max_tokens", type=int, default=30,
+                       help="tokens kept of a caption, special ones included")
+    group.add_argument("--workers", type=int, default=4, help="processes that load photos")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--image_encoder", default="google/vit-base-patch16-384",
+                       help="Hugging Face name or folder, or small-convnext, small-vit")
+    group.add_argument("--text_encoder", default="bert-base-uncased",
+                       help="Hugging Face name or folder, or small-bert")
+    group.add_argument("--vocab", default="vocab/flickr30k.txt",
+                       help="WordPiece vocabulary of a built-in text encoder")
+    group.add_argument("--embed_size", type=int, default=0,
+                       help="D of a linear projection of both towers; 0 for none")
+    group.add_argument("--text_pooling", choices=["tokens", "padded"], default="tokens",
+                       help="mean over real tokens, or over all --max_tokens, as released")
+    group.add_argument("--freeze", choices=["image", "text"],
+                       help="encoder that is not trained (its projection is)")
+
+
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("method")
+    group.add_argument("--loss", choices=["fne", "triplet", "infonce"], default="fne",
+                       help="the method, or a control that uses the batch alone throughout")
+    group.add_argument("--margin", type=float, default=0.2, help="margin of the hinge")
+    group.add_argument("--max_violation", action="store_true",
+                       help="in-batch triplet loss on the hardest negative, not the sum over all")
+    group.add_argument("--warmup_epochs", type=int, default=1,
+                       help="epochs of the in-batch triplet loss before FNE")
+    group.add_argument("--queue_size", type=int, default=8224, help="M, slots of the memory bank")
+    group.add_argument("--momentum", type=float, default=0.995,
+                       help="m, share that the momentum encoders keep in each step")
+    group.add_argument("--nums_right_sims", type=int, default=200,
+                       help="confident pairs an epoch must exceed before the posterior is used")
+    group.add_argument("--tau", type=float, default=0.5, help="tau of the sampling weights")
+    group.add_argument("--prior", type=float, default=1e-4,
+                       help="P(false negative) of any candidate")
+    group.add_argument("--posterior_floor", type=float, default=1e-3,
+                       help="posteriors up to this count as true negatives")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--num_epochs", type=int, default=25, help="epochs, warm-up included")
+    group.add_argument("--batch_size_train", type=int, default=32, help="B, pairs in a step")
+    group.add_argument("--learning_rate", type=float, default=2e-5, help="of Adam")
+    group.add_argument("--lr_milestones", type=int, nargs="*", default=[5, 15],
+                       help="epochs at which the learning rate falls to a tenth")
+    group.add_argument("--lr_update", type=int, default=0,
+                       help="fall every so many epochs instead of at --lr_milestones; 0 for not")
+    group.add_argument("--lr_warmup", type=int, default=0,
+                       help="steps over which the learning rate rises from 0 at the start")
+    group.add_argument("--grad_clip", type=float, default=2.0,
+                       help="largest norm of the gradient; 0 for no limit")
+    group.add_argument("--seed", type=int, default=3407, help="of weights, order and draws")
+    group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
+                       help="auto takes a GPU where there is one")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--logger_name", type=Path,
+                       help="folder of checkpoints and logs (default: runs/DATASET_LOSS)")
+    group.add_argument("--resume", type=Path, help="checkpoint to go on from, or to test")
+    group.add_argument("--test", action="store_true",
+                       help="score the test split with the run's best checkpoint, or --resume's")
+    group.add_argument("--batch_size_test", type=int, default=32, help="photos encoded at a time")
+    group.add_argument("--val_times", type=int, default=3,
+                       help="validations inside an epoch, beside the one at its end")
+    group.add_argument("--val_step", type=int, default=0,
+                       help="validate every so many steps instead of --val_times; 0 for not")
+    group.add_argument("--log_step", type=int, default=10, help="steps between logged values")
+
+
+def build_parser(description: str, defaults: dict | None = None) -> argparse.ArgumentParser:
+    """All flags; `defaults` replaces theirs."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for add in add_data_flags, add_model_flags, add_method_flags, add_training_flags, add_run_flags:
+        add(parser)
+    parser.set_defaults(**(defaults or {}))
+    return parser
+
+
+def parse(description: str, argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
+    """The options, and the names of those that the command line itself gave."""
+    parser = build_parser(description)
+    options = parser.parse_args(argv)
+    parser = build_parser(description, PRESETS[options.dataset])
+    options = parser.parse_args(argv)
+    silent = argparse.Namespace(**{name: argparse.SUPPRESS for name in vars(options)})
+    given = {name for name, value in vars(parser.parse_args(argv, silent)).items()
+             if value is not argparse.SUPPRESS}
+    if options.logger_name is None:
+        options.logger_name = Path("runs") / f"{options.dataset}_{options.loss.upper()}"
+    return options, given
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError where a value cannot work; called once all layers are in place."""
+    for name in AT_LEAST_ONE:
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")
+    for name in NOT_NEGATIVE:
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise InputError(f"--{name} {getattr(options, name)}: must be finite, not negative")
+    if not 0 < options.prior < 1:
+        raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
+    if not 0 <= options.momentum < 1:
+        raise InputError(f"--momentum {options.momentum}: must be at least 0 and below 1")
+    if options.loss == "fne" and options.queue_size < options.batch_size_train:
+        raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
+                         f"{options.batch_size_train} (--batch_size_train)")
+    if options.data_path is None:
+        raise InputError("--data_path: name the folder of the photos")

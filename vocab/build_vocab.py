@@ -1,0 +1,54 @@
+"""Build a WordPiece vocabulary from the captions of a training split, one token a line:
+
+    python vocab/build_vocab.py flickr30k_train.json vocab/flickr30k.txt --size 8000
+
+The text is cleaned as in training first. The same captions give the same file.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
+
+from data import clean_caption  # noqa: E402
+from model import SPECIAL_TOKENS  # noqa: E402
+
+
+def build_vocabulary(captions: list[str], size: int) -> list[str]:
+    """At most `size` WordPiece tokens: special ones, letters, then pieces by frequency."""
+    counts = Counter(word for text in captions for word in clean_caption(text).split())
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    letters = sorted(set("".join(words)))
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers letters inside words in a random order and breaks ties by number. Naming
+    # them as special tokens gives them fixed numbers, so the same captions give the same file.
+    fixed = [*SPECIAL_TOKENS.values(), *letters, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=fixed, show_progress=False)
+    core.train_from_iterator((" ".join([word] * counts[word]) for word in words), trainer)
+    vocabulary = core.get_vocab()
+    return sorted(vocabulary, key=vocabulary.get)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split", type=Path, help="json of a training split")
+    parser.add_argument("output", type=Path, help="vocabulary file to write")
+    parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
+    options = parser.parse_args(argv)
+    captions = [record["caption"] for record in json.loads(options.split.read_text())]
+    tokens = build_vocabulary(captions, options.size)
+    options.output.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    print(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
+
+
+if __name__ == "__main__":
+    main()
