@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from errors import InputError
+from memory_bank import EMPTY
 from model import DualEncoder, build_model, quiet_transformers, unknown_encoder
-from photos import InputError
 
 FORMAT = "fne-1"
 PATHS = "data_path", "json_path", "logger_name"
@@ -127,6 +128,8 @@ def model_for_testing(options, state: dict, path: Path, words: int) -> DualEncod
 
 def unpack(run, state: dict, path: Path) -> None:
     """Put a packed state into a `train.Run` that was built with the same options."""
+    if is_released(state):
+        return unpack_released(run, state, path)
     load_weights(run.model, state["model"], path)
     if run.momentum_model is not None:
         load_weights(run.momentum_model, state["momentum_model"], path)
@@ -181,7 +184,24 @@ def released_options(state: dict) -> dict:
     if queue is not None:
         options["queue_size"] = queue.shape[1]
     # Their towers have no projection, whatever their --embed_size says, and average the padding.
-    return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None}
+    # Whoever goes on from such a model is past the warm-up.
+    return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None, "loss": "fne",
+                      "warmup_epochs": 0}
+
+
+def unpack_released(run, state: dict, path: Path) -> None:
+    """Carry over the bank of a released checkpoint; its towers were loaded when `run` was made."""
+    queues = state["model"][0]
+    try:
+        load_weights(run.bank, {
+            "image_keys": queues["image_queue"].T, "text_keys": queues["text_queue"].T,
+            "image_ids": queues["idx_queue"][0], "pointer": queues["queue_ptr"][0],
+            "text_ids": torch.full_like(queues["idx_queue"][0], EMPTY),
+        }, path)
+    except (KeyError, IndexError) as error:
+        raise InputError(f"{path} is a released checkpoint without a whole memory bank") from error
+    print(f"{path} is a released checkpoint: weights, momentum weights and memory bank carry over; "
+          "optimizer, statistics and epoch count start fresh")
 
 
 def released_dual_encoder(

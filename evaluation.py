@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import checkpoint
 from data import Captions, Split, find_photos, make_loader, pad_captions, read_split
-from model import DualEncoder, image_statistics
-from photos import InputError, PhotoDataset, normalize
+from errors import InputError, exit_on_input_error
+from model import DualEncoder, image_statistics, load_tokenizer, pick_device
+from options import check, parse_scoring
+from photos import PhotoDataset, normalize
 
 BLOCK = 2**25  # similarities held at a time (128 MiB in float32)
 
@@ -203,3 +206,29 @@ def report(metrics: dict, title: str) -> str:
 def write_results(metrics: dict, path: Path) -> None:
     """Metrics as json."""
     path.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def test(options, state: dict, path: Path, split: str) -> dict:
+    """Score checkpoint `state`, read from `path`, on a split; prints and returns the metrics."""
+    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+    model = checkpoint.model_for_testing(options, state, path, len(tokenizer))
+    eval_set = load_eval_set(options, split, tokenizer)
+    metrics = score(model.to(pick_device(options.device)), eval_set, options,
+                    tokenizer.pad_token_id)
+    print(report(metrics, f"{options.dataset} {split}, {path}"))
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    options, given = parse_scoring(__doc__, argv)
+    with exit_on_input_error():
+        state = checkpoint.read(options.checkpoint)
+        checkpoint.merge_options(options, given, state, options.checkpoint)
+        check(options)
+        metrics = test(options, state, options.checkpoint, options.split)
+        if options.output:
+            write_results(metrics, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,13 +17,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from photos import CLIP_MEAN, CLIP_STD, InputError
+from errors import InputError
+from photos import CLIP_MEAN, CLIP_STD
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"}
 BUILT_IN = {
     "small-convnext": lambda size, words: transformers.ConvNextConfig(
-        patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[1, 2, 2],
+        patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[1, 1, 2],
         layer_scale_init_value=0.0),
     "small-vit": lambda size, words: transformers.ViTConfig(
         image_size=size, patch_size=8, hidden_size=192, num_hidden_layers=6,
@@ -237,6 +238,13 @@ def load_tokenizer(name: str, vocab: Path | str):
     core.post_processor = processors.BertProcessing(
         ("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"]))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device; InputError where CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def build_model(options, words: int, pretrained: bool = True) -> DualEncoder:

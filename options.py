@@ -9,13 +9,14 @@ command line itself named, so that a checkpoint can fill in the rest.
 import argparse
 from pathlib import Path
 
-from photos import InputError
+from errors import InputError
 
 AT_LEAST_ONE = ("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test",
                 "queue_size", "num_epochs", "log_step")
-NOT_NEGATIVE = ("embed_size", "warmup_epochs", "nums_right_sims", "workers", "val_times",
-                "val_step", "lr_update", "lr_warmup", "grad_clip", "margin", "tau", "posterior_floor",
-                "learning_rate", "seed")
+NOT_NEGATIVE = ("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers",
+                "val_times", "val_step", "lr_update", "lr_warmup", "grad_clip", "margin", "tau",
+                "posterior_floor", "learning_rate", "seed")
+
 # What a dataset changes in the published setting. Flickr30K and COCO change nothing.
 PRESETS = {
     "flickr": {},
@@ -51,6 +52,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
     group.add_argument("--max_tokens", type=int, default=30,
                        help="tokens kept of a caption, special ones included")
+    group.add_argument("--batch_size_test", type=int, default=32, help="photos encoded at a time")
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
 
 
@@ -68,6 +70,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="mean over real tokens, or over all --max_tokens, as released")
     group.add_argument("--freeze", choices=["image", "text"],
                        help="encoder that is not trained (its projection is)")
+    group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
+                       help="auto takes a GPU where there is one")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +81,10 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--margin", type=float, default=0.2, help="margin of the hinge")
     group.add_argument("--max_violation", action="store_true",
                        help="in-batch triplet loss on the hardest negative, not the sum over all")
+    group.add_argument("--easy_epochs", type=int, default=0,
+                       help="first epochs of the triplet loss that sum over all negatives in spite "
+                            "of --max_violation; under the hardest alone an encoder that is "
+                            "trained from scratch collapses")
     group.add_argument("--warmup_epochs", type=int, default=1,
                        help="epochs of the in-batch triplet loss before FNE")
     group.add_argument("--queue_size", type=int, default=8224, help="M, slots of the memory bank")
@@ -105,8 +113,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grad_clip", type=float, default=2.0,
                        help="largest norm of the gradient; 0 for no limit")
     group.add_argument("--seed", type=int, default=3407, help="of weights, order and draws")
-    group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
-                       help="auto takes a GPU where there is one")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +122,6 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", type=Path, help="checkpoint to go on from, or to test")
     group.add_argument("--test", action="store_true",
                        help="score the test split with the run's best checkpoint, or --resume's")
-    group.add_argument("--batch_size_test", type=int, default=32, help="photos encoded at a time")
     group.add_argument("--val_times", type=int, default=3,
                        help="validations inside an epoch, beside the one at its end")
     group.add_argument("--val_step", type=int, default=0,
@@ -124,30 +129,58 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log_step", type=int, default=10, help="steps between logged values")
 
 
-def build_parser(description: str, defaults: dict | None = None) -> argparse.ArgumentParser:
-    """All flags; `defaults` replaces theirs."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    for add in add_data_flags, add_model_flags, add_method_flags, add_training_flags, add_run_flags:
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="ours or a released one")
+    group = parser.add_argument_group("scoring")
+    group.add_argument("--split", choices=["train", "val", "test"], default="test",
+                       help="which split to score")
+    group.add_argument("--output", type=Path, help="write the metrics here, as json")
+
+
+TRAINING = add_data_flags, add_model_flags, add_method_flags, add_training_flags, add_run_flags
+SCORING = add_scoring_flags, add_data_flags, add_model_flags
+
+
+def build_parser(description: str, groups, defaults: dict) -> argparse.ArgumentParser:
+    """The flags of `groups`, with `defaults` in place of theirs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter,
+                                     allow_abbrev=False)
+    for add in groups:
         add(parser)
-    parser.set_defaults(**(defaults or {}))
+    parser.set_defaults(**defaults)
     return parser
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the line breaks of the launch commands."""
+
+
+def named(parser: argparse.ArgumentParser, argv: list[str] | None) -> set[str]:
+    """The options that the command line itself gives."""
+    marker = object()
+    marked = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), marker))
+    return {name for name, value in vars(parser.parse_args(argv, marked)).items()
+            if value is not marker}
+
+
 def parse(description: str, argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
-    """The options, and the names of those that the command line itself gave."""
-    parser = build_parser(description)
+    """The options of train.py, and the names of those that the command line itself gave."""
+    dataset = build_parser(description, TRAINING, {}).parse_args(argv).dataset
+    parser = build_parser(description, TRAINING, PRESETS[dataset])
     options = parser.parse_args(argv)
-    parser = build_parser(description, PRESETS[options.dataset])
-    options = parser.parse_args(argv)
-    silent = argparse.Namespace(**{name: argparse.SUPPRESS for name in vars(options)})
-    given = {name for name, value in vars(parser.parse_args(argv, silent)).items()
-             if value is not argparse.SUPPRESS}
     if options.logger_name is None:
         options.logger_name = Path("runs") / f"{options.dataset}_{options.loss.upper()}"
-    return options, given
+    return options, named(parser, argv)
+
+
+def parse_scoring(
+    description: str, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, set[str]]:
+    """The options of evaluation.py, likewise; what only training uses is at its default."""
+    parser = build_parser(description, SCORING, {})
+    options = build_parser(description, TRAINING, {}).parse_args([])
+    options.test = True
+    return parser.parse_args(argv, options), named(parser, argv)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -17,12 +17,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 
+from errors import InputError
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = [128.0, 128.0, 128.0]
-
-
-class InputError(Exception):
-    """A user's mistake. Commands print its one line, which says what to do, and exit with 2."""
 
 
 def photo_fault(path: Path) -> str | None:

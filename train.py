@@ -11,7 +11,6 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume FIL
 
 import argparse
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,8 @@ from data import (
     make_loader,
     read_split,
 )
-from evaluation import EvalSet, load_eval_set, report, score, write_results
+from errors import InputError, exit_on_input_error
+from evaluation import EvalSet, load_eval_set, score, test, write_results
 from fne_loss import FNELoss, infonce_loss, triplet_loss
 from memory_bank import MemoryBank
 from model import (
@@ -41,11 +41,12 @@ from model import (
     image_statistics,
     load_tokenizer,
     momentum_copy,
+    pick_device,
     update_momentum,
 )
 from monitor import draw_logs, hardest_logs, write_logs
 from options import check, parse
-from photos import InputError, normalize
+from photos import normalize
 from shapes import make_shapes
 
 
@@ -90,8 +91,8 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         loss = infonce_loss(image_embeds, text_embeds, batch.image_ids, run.log_scale)
         logs = {}
     elif options.loss == "triplet" or run.epoch < options.warmup_epochs:
-        loss = triplet_loss(image_embeds, text_embeds, batch.image_ids, options.margin,
-                            options.max_violation)
+        hardest = options.max_violation and run.epoch >= options.easy_epochs
+        loss = triplet_loss(image_embeds, text_embeds, batch.image_ids, options.margin, hardest)
         logs = hardest_logs(run, batch, image_embeds @ text_embeds.T)
     else:
         image_keys, text_keys = encode_keys(run, pixels, image_features, text_features, batch)
@@ -227,13 +228,6 @@ def learning_rate_factor(options, step: int, steps_per_epoch: int) -> float:
     return min(1.0, (step + 1) / (options.lr_warmup + 1)) * 0.1**falls
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of --device; InputError where CUDA is asked for and not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def prepare_folder(folder: Path, fresh: bool) -> None:
     """Make the run's folder; a fresh run moves the files of a former one into `previous_N`."""
     try:
@@ -251,41 +245,9 @@ def prepare_folder(folder: Path, fresh: bool) -> None:
         raise InputError(f"--logger_name {folder} cannot be written: {error}") from error
 
 
-def test(options, state: dict, path: Path, tokenizer) -> None:
-    """Score checkpoint `state` on the test split, print it and write `test_results.json`."""
-    model = checkpoint.model_for_testing(options, state, path, len(tokenizer))
-    test_set = load_eval_set(options, "test", tokenizer)
-    metrics = score(model.to(pick_device(options.device)), test_set, options,
-                    tokenizer.pad_token_id)
-    print(report(metrics, f"{options.dataset} test, {path}"))
-    options.logger_name.mkdir(parents=True, exist_ok=True)
-    write_results(metrics, options.logger_name / "test_results.json")
-
-
-def main(argv: list[str] | None = None) -> None:
-    options, given = parse(__doc__, argv)
-    try:
-        best = options.logger_name / "model_best.pth.tar"
-        path = options.resume or (best if options.test else None)
-        state = checkpoint.read(path) if path else None
-        if state:
-            checkpoint.merge_options(options, given, state, path)
-        check(options)
-        if options.dataset == "shapes":
-            make_shapes(options.data_path)
-        tokenizer = load_tokenizer(options.text_encoder, options.vocab)
-        if options.test:
-            return test(options, state, path, tokenizer)
-        train_and_test(options, state, tokenizer)
-    except InputError as error:
-        # An error from a worker process comes wrapped in its traceback; the last line is ours.
-        print(f"error: {str(error).splitlines()[-1].removeprefix('photos.InputError: ')}",
-              file=sys.stderr)
-        sys.exit(2)
-
-
-def train_and_test(options, state: dict | None, tokenizer) -> None:
+def train_and_test(options, state: dict | None) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
+    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     split = read_split(options.dataset, "train", options.data_path, options.json_path)
     photos = find_photos(split, options.data_path)
     val_set = load_eval_set(options, "val", tokenizer)
@@ -303,7 +265,31 @@ def train_and_test(options, state: dict | None, tokenizer) -> None:
     prepare_folder(options.logger_name, fresh=state is None)
     train(run, loader, val_set, tokenizer.pad_token_id)
     best = options.logger_name / "model_best.pth.tar"
-    test(options, checkpoint.read(best), best, tokenizer)
+    test_and_write(options, checkpoint.read(best), best)
+
+
+def test_and_write(options, state: dict, path: Path) -> None:
+    """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
+    metrics = test(options, state, path, "test")
+    options.logger_name.mkdir(parents=True, exist_ok=True)
+    write_results(metrics, options.logger_name / "test_results.json")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options, given = parse(__doc__, argv)
+    with exit_on_input_error():
+        best = options.logger_name / "model_best.pth.tar"
+        path = options.resume or (best if options.test else None)
+        state = checkpoint.read(path) if path else None
+        if state is not None:
+            checkpoint.merge_options(options, given, state, path)
+        check(options)
+        if options.dataset == "shapes":
+            make_shapes(options.data_path)
+        if options.test:
+            test_and_write(options, state, path)
+        else:
+            train_and_test(options, state)
 
 
 if __name__ == "__main__":
