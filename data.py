@@ -7,6 +7,7 @@ from (seed, epoch, position) alone, so neither the number of workers nor a resta
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -311,7 +312,11 @@ class EpochSampler(Sampler):
 
 
 def make_loader(dataset: Dataset, workers: int, pin: bool, **order) -> DataLoader:
-    """A DataLoader whose workers live on between epochs; `order` is its batching."""
+    """A DataLoader whose workers live on between epochs; `order` is its batching.
+
+    More workers than the machine has cores would only get in each other's way, so it takes fewer.
+    """
+    workers = min(workers, os.cpu_count() or 1)
     # Its own generator: the loader must not take a number from the stream that dropout uses.
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
                       persistent_workers=workers > 0, **order)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """A user's mistake: a flag, a file, a folder. Its message is one line, and says what to do."""
 
 

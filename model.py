@@ -42,8 +42,15 @@ class ClipTower(nn.Module):
         super().__init__()
         self.clip, self.side, self.config = clip, side, clip.config
         setattr(clip, "text_model" if side == "image" else "vision_model", None)  # the other half
+        # SigLIP reads its last token, so its captions always had one length, and no mask.
+        fixed = side == "text" and clip.config.model_type.startswith("siglip")
+        self.length = clip.config.text_config.max_position_embeddings if fixed else None
 
     def forward(self, **inputs) -> Tensor:
+        if self.length:
+            padding = 0, self.length - inputs["input_ids"].shape[1]
+            pad_id = self.config.text_config.pad_token_id
+            inputs = {"input_ids": F.pad(inputs["input_ids"], padding, value=pad_id)}
         output = getattr(self.clip, f"get_{self.side}_features")(**inputs)
         # transformers 4 gives the (B, D) features, 5 wraps them.
         return output if isinstance(output, Tensor) else output.pooler_output

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from errors import InputError
+
 VERSION = 1  # goes up whenever the same seed makes other files
 DEFAULT_SIZES = {"train": 2000, "val": 250, "test": 500}  # photos
 CAPTIONS_PER_PHOTO = 5
@@ -216,14 +218,14 @@ def make_shapes(root, seed=0, sizes=None, image_size=64):
     the order of the split, the positions in the split of the photos that it is true of}.
 
     sizes: photos per split, DEFAULT_SIZES if None; image_size: width and height in pixels.
-    Raises ValueError for a setting that cannot be, and for a root that holds anything else.
+    Raises InputError for a setting that cannot be, and for a root that holds anything else.
     """
     root = Path(root).expanduser().resolve()
     sizes = DEFAULT_SIZES if sizes is None else sizes
     if set(sizes) != set(DEFAULT_SIZES) or min(sizes.values()) < 1:
-        raise ValueError(f"sizes is {sizes}: give each of {', '.join(DEFAULT_SIZES)} 1 or more")
+        raise InputError(f"sizes is {sizes}: give each of {', '.join(DEFAULT_SIZES)} 1 or more")
     if seed < 0 or image_size < 16:
-        raise ValueError(f"seed {seed}, image_size {image_size}: give at least 0 and 16 pixels")
+        raise InputError(f"seed {seed}, image_size {image_size}: give at least 0 and 16 pixels")
     sizes = {split: sizes[split] for split in DEFAULT_SIZES}
     info = json.dumps(
         {"version": VERSION, "seed": seed, "sizes": sizes, "image_size": image_size})
@@ -250,10 +252,10 @@ def _is_made(root, info):
     if path.is_file():
         if path.read_text() == info:
             return True
-        raise ValueError(f"{root} holds a shapes dataset made with {path.read_text()}, not {info}: "
+        raise InputError(f"{root} holds a shapes dataset made with {path.read_text()}, not {info}: "
                          "name another folder, or remove this one first")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} is not an empty folder: name a new one for the shapes dataset")
+        raise InputError(f"{root} is not an empty folder: name a new one for the shapes dataset")
     return False
 
 
@@ -288,7 +290,7 @@ def main():
     args = parser.parse_args()
     try:
         print(make_shapes(args.root, args.seed, image_size=args.image_size))
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         parser.error(str(error))
 
 
