@@ -32,6 +32,9 @@ BUILT_IN = {
     "small-bert": lambda size, words: transformers.BertConfig(
         vocab_size=words, hidden_size=256, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=512, max_position_embeddings=128, attention_probs_dropout_prob=0.0),
+    "tiny-bert": lambda size, words: transformers.BertConfig(
+        vocab_size=words, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=256, max_position_embeddings=128, attention_probs_dropout_prob=0.0),
 }
 
 
@@ -268,6 +271,8 @@ def image_statistics(options) -> tuple[list[float], list[float]]:
     if options.image_stats == "clip":
         return list(CLIP_MEAN), list(CLIP_STD)
     try:
+        if options.image_encoder in BUILT_IN:
+            raise OSError("a built-in encoder has none")
         processor = transformers.AutoImageProcessor.from_pretrained(options.image_encoder)
     except Exception as error:
         raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "

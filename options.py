@@ -28,10 +28,11 @@ PRESETS = {
     ),
     # The embedded dataset: both encoders from scratch, in about five minutes on two cores.
     "shapes": dict(
-        image_encoder="small-convnext", text_encoder="small-bert", vocab="vocab/shapes.txt",
+        image_encoder="small-convnext", text_encoder="tiny-bert", vocab="vocab/shapes.txt",
         data_path=Path("data/shapes"), image_res=64, embed_size=128, augment="none",
-        batch_size_train=64, batch_size_test=128, num_epochs=10, learning_rate=5e-4,
-        lr_milestones=[7, 9], queue_size=1024, val_times=0, workers=1,
+        batch_size_train=64, batch_size_test=128, num_epochs=14, easy_epochs=7, warmup_epochs=8,
+        learning_rate=5e-4, lr_milestones=[7], queue_size=1024, momentum=0.99, prior=0.03,
+        val_times=0, workers=1,
     ),
 }
 
@@ -61,7 +62,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image_encoder", default="google/vit-base-patch16-384",
                        help="Hugging Face name or folder, or small-convnext, small-vit")
     group.add_argument("--text_encoder", default="bert-base-uncased",
-                       help="Hugging Face name or folder, or small-bert")
+                       help="Hugging Face name or folder, or small-bert, tiny-bert")
     group.add_argument("--vocab", default="vocab/flickr30k.txt",
                        help="WordPiece vocabulary of a built-in text encoder")
     group.add_argument("--embed_size", type=int, default=0,

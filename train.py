@@ -183,9 +183,10 @@ def validate(run: Run, val_set: EvalSet, pad_id: int, writer: SummaryWriter) -> 
           f"rsum {metrics['rsum']:.1f}{'  best so far' if best else ''}", flush=True)
     state = checkpoint.pack(run)
     folder = run.options.logger_name
-    checkpoint.save(folder / "checkpoint.pth.tar", state)
+    # The best first: a run killed between the two goes on from before it, and saves it again.
     if best:
         checkpoint.save(folder / "model_best.pth.tar", state)
+    checkpoint.save(folder / "checkpoint.pth.tar", state)
 
 
 # ------------------------------------------------------------------------------------------- set-up

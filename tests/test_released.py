@@ -4,13 +4,13 @@ import json
 import pickle
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 
 import checkpoint
-import oracle
 import train
 from data import Batch, Captions, pad_captions
 from errors import InputError

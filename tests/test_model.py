@@ -1,0 +1,274 @@
+"""The dual encoder and its momentum copy, on small models of every kind, made and saved here."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from errors import InputError
+from model import DualEncoder, load_encoder, momentum_copy, update_momentum
+
+WIDTH, WORDS, RES = 32, 40, 32
+PAD, FIRST, LAST = 1, 2, 3
+IDS = torch.tensor([[FIRST, 5, 6, 7, LAST], [FIRST, 8, LAST, PAD, PAD], [FIRST, 9, 8, LAST, PAD]])
+MASK = (IDS != PAD).long()
+SIZES = dict(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+             initializer_range=0.3)
+VISION = dict(image_size=RES, patch_size=8, **SIZES)
+TEXT = dict(vocab_size=WORDS, max_position_embeddings=12, **SIZES)
+IMAGE_KINDS = ["vit", "clip", "siglip", "resnet", "mobilenet"]
+TEXT_KINDS = ["bert", "clip", "siglip"]
+
+
+def make(kind):
+    if kind == "vit":
+        return transformers.ViTModel(transformers.ViTConfig(**VISION))
+    if kind == "bert":
+        return transformers.BertModel(transformers.BertConfig(**TEXT))
+    if kind == "clip":
+        tokens = dict(pad_token_id=PAD, bos_token_id=FIRST, eos_token_id=LAST)
+        return transformers.CLIPModel(transformers.CLIPConfig(
+            text_config=TEXT | tokens, vision_config=VISION, projection_dim=24))
+    if kind == "siglip":
+        return transformers.SiglipModel(transformers.SiglipConfig(
+            text_config=TEXT | dict(projection_size=WIDTH), vision_config=VISION))
+    if kind == "resnet":
+        return transformers.ResNetModel(transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[16, WIDTH], depths=[1, 1], layer_type="basic"))
+    return transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.25))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each kind, saved as Hugging Face folders are; batch norm has seen something."""
+    root = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    for kind in {*IMAGE_KINDS, *TEXT_KINDS}:
+        model = make(kind).train()
+        if kind in ("resnet", "mobilenet"):
+            model(pixel_values=torch.randn(8, 3, RES, RES) + 1)
+        model.save_pretrained(root / kind)
+    return root
+
+
+@pytest.fixture
+def dual(folders):
+    """A function that builds a `DualEncoder` from the folders."""
+    def build(image="vit", text="bert", res=RES, **settings):
+        encoders = (load_encoder(str(folders / kind), side, res, WORDS, pretrained=True)
+                    for kind, side in ((image, "image"), (text, "text")))
+        torch.manual_seed(1)
+        return DualEncoder(*encoders, image_res=res, **settings).eval()
+
+    return build
+
+
+def photos(number=3, res=RES):
+    return torch.randn(number, 3, res, res, generator=torch.Generator().manual_seed(2))
+
+
+def same(got, wanted, tolerance=1e-5):
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+# --------------------------------------------------------------------------------------- embeddings
+
+
+@pytest.mark.parametrize("image", IMAGE_KINDS)
+@pytest.mark.parametrize("text", TEXT_KINDS)
+@torch.no_grad()
+def test_both_sides_are_unit_rows_of_one_width(dual, image, text):
+    model = dual(image, text, embed_size=16)
+    images, texts = model.encode_image(photos()), model.encode_text(IDS, MASK)
+    assert images.shape == texts.shape == (3, 16) and model.embed_size == 16
+    for rows in images, texts:
+        same(rows.norm(dim=1), torch.ones(3))
+        assert (rows[0] - rows[1]).abs().max() > 1e-3
+    same(images, F.normalize(model.image_projection(model.image_features(photos()))))
+    same(texts, F.normalize(model.text_projection(model.text_features(IDS, MASK))))
+
+
+@torch.no_grad()
+def test_a_vit_is_averaged_over_all_tokens(dual):
+    model = dual()
+    tokens = model.image_encoder(pixel_values=photos()).last_hidden_state  # (3, 1 + 16, W)
+    assert tokens.shape == (3, 17, WIDTH) and model.embed_size == WIDTH
+    same(model.encode_image(photos()), F.normalize(tokens.mean(dim=1)))
+
+
+@pytest.mark.parametrize("text", TEXT_KINDS)
+@torch.no_grad()
+def test_a_caption_in_a_batch_is_the_caption_alone(dual, text):
+    model = dual(text=text, embed_size=16)
+    alone = torch.cat([model.encode_text(ids[mask][None], mask[mask][None].long())
+                       for ids, mask in zip(IDS, MASK.bool())])
+    same(model.encode_text(IDS, MASK), alone)
+
+
+SIGLIP_PAD = pytest.mark.xfail(strict=True, reason=(
+    "ClipTower lengthens captions with the pad id of the model's configuration, and the batch is "
+    "padded with the tokenizer's: where they differ, a longer batch gives other embeddings"))
+
+
+@pytest.mark.parametrize("text", TEXT_KINDS)
+@pytest.mark.parametrize("pad", [PAD, 0])
+@torch.no_grad()
+def test_the_amount_of_padding_changes_nothing(dual, text, pad, request):
+    if text == "siglip" and pad != PAD:
+        request.applymarker(SIGLIP_PAD)
+    model, ids = dual(text=text, embed_size=16), IDS.masked_fill(MASK == 0, pad)
+    got = [model.encode_text(F.pad(ids, (0, more), value=pad), F.pad(MASK, (0, more)))
+           for more in (0, 3, 7)]
+    same(got[1], got[0])
+    same(got[2], got[0])
+
+
+@torch.no_grad()
+def test_bert_is_averaged_over_real_tokens(dual):
+    model = dual()
+    for ids, mask, got in zip(IDS, MASK.bool(), model.encode_text(IDS, MASK)):
+        tokens = model.text_encoder(input_ids=ids[mask][None]).last_hidden_state[0]
+        same(got, F.normalize(tokens.mean(dim=0), dim=0))
+
+
+@torch.no_grad()
+def test_fidelity_note_2_padded_pooling_averages_all_tokens(dual):
+    model = dual(text_pooling="padded")
+    tokens = model.text_encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    same(model.encode_text(IDS, MASK), F.normalize(tokens.mean(dim=1)))
+    assert (model.encode_text(IDS, MASK) - dual().encode_text(IDS, MASK))[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@torch.no_grad()
+def test_both_towers_of_one_folder_give_its_own_embeddings(dual, folders, kind):
+    """SigLIP was trained without mask on captions padded to its greatest length."""
+    whole = transformers.AutoModel.from_pretrained(folders / kind).eval()
+    text = ({"input_ids": IDS, "attention_mask": MASK} if kind == "clip" else
+            {"input_ids": F.pad(IDS, (0, TEXT["max_position_embeddings"] - 5), value=PAD)})
+    wanted = [whole.get_image_features(pixel_values=photos()), whole.get_text_features(**text)]
+    wanted = [F.normalize(output if isinstance(output, torch.Tensor) else output.pooler_output)
+              for output in wanted]  # transformers 4 gives the features, 5 wraps them
+    model = dual(kind, kind)
+    same(model.encode_image(photos()), wanted[0])
+    same(model.encode_text(IDS, MASK), wanted[1])
+    for tower in model.image_encoder, model.text_encoder:  # each kept its half only
+        kept = {name.split(".")[1] for name, _ in tower.named_parameters()}
+        assert not {"vision_model", "text_model"} <= kept
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "siglip"])
+@pytest.mark.parametrize("res", [24, 48])
+@torch.no_grad()
+def test_transformers_take_photos_of_another_size(dual, kind, res):
+    model = dual(kind, embed_size=16, res=res)
+    got = model.encode_image(photos(res=res))
+    tower = model.image_encoder
+    if kind == "vit":
+        states = tower(photos(res=res), interpolate_pos_encoding=True).last_hidden_state
+        assert states.shape[1] == 1 + (res // 8) ** 2
+        same(got, F.normalize(model.image_projection(states.mean(dim=1))))
+    assert got.shape == (3, 16) and got.isfinite().all()
+
+
+def test_widths_that_differ_need_a_projection(dual):
+    with pytest.raises(InputError, match="24 wide and the text encoder 32: .* --embed_size"):
+        dual("clip", "bert")
+
+
+# ------------------------------------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
+@torch.no_grad()
+def test_convolutions_are_averaged_over_places_in_any_memory_format(dual, folders, kind):
+    model = dual(kind, embed_size=16)
+    plain = transformers.AutoModel.from_pretrained(folders / kind).eval()
+    features = plain(pixel_values=photos()).last_hidden_state.mean(dim=(2, 3))
+    assert features.std() > 1e-3
+    weights = [weight for weight in model.image_encoder.parameters() if weight.ndim == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    assert any(not weight.is_contiguous() for weight in weights) and model.channels_last
+    same(model.image_features(photos()), features, 1e-4)
+    same(model.image_features(photos().to(memory_format=torch.channels_last)), features, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
+def test_batch_norm_keeps_its_statistics_in_training(dual, kind):
+    model = dual(kind, embed_size=16)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    wanted = model.image_features(photos())
+    copy = momentum_copy(model)
+    for encoder in model.train(), copy.train():
+        same(encoder.image_features(5 * photos() + 3), model.image_features(5 * photos() + 3))
+        same(encoder.image_features(photos()[:1]), wanted[:1])
+        assert sum("running_mean" in name for name in before) > 3
+        assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    assert any(parameter.requires_grad for parameter in model.image_encoder.parameters())
+
+
+def test_real_mobilenet_gives_1280_features(shared, dual, folders):
+    folder = str(shared / "encoders" / "mobilenet_v2")
+    encoder = load_encoder(folder, "image", 64, WORDS, pretrained=True)
+    text = load_encoder(str(folders / "bert"), "text", 64, WORDS, pretrained=True)
+    model = DualEncoder(encoder, text, embed_size=16, image_res=64).eval()
+    features = model.image_features(photos(2, 64).clamp(-1, 1))
+    assert features.shape == (2, 1280) and features.min() >= 0 and features.std() > 0.1
+
+
+# ---------------------------------------------------------------------------------------- freezing
+
+
+@pytest.mark.parametrize(("freeze", "kept"), [("image", "text"), ("text", "image")])
+@pytest.mark.parametrize("embed_size", [0, 16])
+def test_a_frozen_encoder_stays_as_it_is(dual, freeze, kept, embed_size):
+    model = dual(freeze=freeze, embed_size=embed_size).train()
+    frozen, free = (getattr(model, f"{side}_encoder") for side in (freeze, kept))
+    assert model.training and not any(module.training for module in frozen.modules())
+    assert all(module.training for module in free.modules())
+    (model.encode_image(photos()) * model.encode_text(IDS, MASK)).sum().backward()
+    assert all(not p.requires_grad and p.grad is None for p in frozen.parameters())
+    assert sum(p.grad is not None for p in free.parameters()) > 10
+    for projection in model.image_projection, model.text_projection:
+        assert all(p.grad.abs().sum() > 0 for p in projection.parameters())
+
+
+@pytest.mark.parametrize("freeze", [None, "image", "text"])
+def test_the_momentum_copy_shares_what_is_frozen_and_copies_the_rest(dual, freeze):
+    model = dual(freeze=freeze, embed_size=16)
+    copy = momentum_copy(model)
+    for side in "image", "text":
+        ours, theirs = (getattr(m, f"{side}_encoder") for m in (model, copy))
+        assert (ours is theirs) == (side == freeze)
+        pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert all((p.data_ptr() == k.data_ptr()) == (side == freeze) for p, k in pairs)
+        assert all(torch.equal(p, k) for p, k in pairs)
+    assert copy.image_projection is not model.image_projection
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert model.text_projection.weight.requires_grad
+    with torch.no_grad():
+        assert torch.equal(copy.encode_image(photos()), model.encode_image(photos()))
+
+
+@pytest.mark.parametrize("m", [0.0, 0.9, 0.995])
+@pytest.mark.parametrize(("image", "freeze"), [("vit", None), ("resnet", None), ("resnet", "text")])
+def test_momentum_follows_by_the_formula(dual, m, image, freeze):
+    model = dual(image, freeze=freeze)
+    copy = momentum_copy(model)
+    wanted = {name: value.clone() for name, value in copy.state_dict().items()}
+    parameters = {name for name, _ in model.named_parameters()}
+    frozen = f"{freeze}_encoder."
+    for step in range(4):
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if not name.startswith(frozen):
+                    value.add_(torch.randn_like(value) if value.is_floating_point() else step + 1)
+        for name, q in model.state_dict().items():
+            k = wanted[name]
+            wanted[name] = m * k + (1 - m) * q if name in parameters else q.clone()
+        update_momentum(copy, model, m)
+        for name, value in copy.state_dict().items():
+            same(value, wanted[name])
+    changed = any(not torch.equal(wanted[name], model.state_dict()[name]) for name in parameters)
+    assert changed == (m > 0)
+    assert image == "vit" or len(wanted) > len(parameters)  # there were buffers

@@ -1,0 +1,249 @@
+"""The program as a user runs it: train, test, resume, and what users get wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import checkpoint
+import shapes
+import train
+from options import parse
+
+SIZES = {"train": 24, "val": 8, "test": 8}
+METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
+           for key in ("r1", "r5", "r10", "medr", "meanr")} | {"rsum"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_dataset():
+    """The embedded dataset, in a size for tests."""
+    before = dict(shapes.DEFAULT_SIZES)
+    shapes.DEFAULT_SIZES.update(SIZES)
+    yield
+    shapes.DEFAULT_SIZES.update(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, small_dataset):
+    return shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def command(data, folder, *more):
+    """A run of 3 epochs of 7 steps: warm-up, then FNE, validating after steps 3 and 7."""
+    return ["--dataset", "shapes", "--max_violation", "--data_path", str(data), "--logger_name",
+            str(folder), "--num_epochs", "3", "--easy_epochs", "0", "--warmup_epochs", "1",
+            "--batch_size_train", "16", "--queue_size", "40", "--val_step", "3", "--workers", "0",
+            "--nums_right_sims", "2", "--log_step", "2", "--seed", "1", "--embed_size", "24", *more]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train.main(command(data, folder))
+    return folder
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return {tag: [event.step for event in accumulator.Scalars(tag)]
+            for tag in accumulator.Tags()["scalars"]}
+
+
+def assert_same(left, right, where="state"):
+    """Equal to the bit, through dictionaries and lists."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for number, (a, b) in enumerate(zip(left, right)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def test_a_run_leaves_checkpoints_results_and_logs(finished):
+    results = json.loads((finished / "test_results.json").read_text())
+    assert results.keys() == METRICS
+    state = checkpoint.read(finished / "checkpoint.pth.tar")
+    assert (state["epoch"], state["step"], state["global_step"]) == (3, 0, 21)
+    assert int((state["bank"]["image_ids"] >= 0).sum()) == 40
+    assert state["best_rsum"] >= checkpoint.read(finished / "model_best.pth.tar")["best_rsum"]
+    tags = events(finished)
+    assert tags["val/rsum"] == [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    assert tags["train/loss"] == list(range(2, 21, 2))
+    # What only FNE can tell starts with its epochs.
+    assert tags["train/posterior_of_drawn"][0] == 8 and "train/cut_share" in tags
+    assert {"train/learning_rate", "train/gradient_norm", "train/photos_per_second", "bank/fill",
+            "train/false_negative_share", "statistics/positive_mean",
+            "statistics/negative_std"} <= tags.keys()
+
+
+def test_the_warm_up_leaves_the_bank_alone(data, tmp_path):
+    train.main(command(data, tmp_path, "--num_epochs", "1"))
+    state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
+    assert (state["bank"]["image_ids"] == -100).all() and state["bank"]["pointer"] == 0
+
+
+@pytest.mark.parametrize("saves, more", [(1, []), (3, []), (4, []), (5, ["--workers", "1"])])
+def test_resume_gives_the_run_that_never_stopped(data, finished, tmp_path, monkeypatch, saves,
+                                                 more):
+    """Stopped in the warm-up, at its end, and inside an FNE epoch: every tensor is the same."""
+    save, count = checkpoint.save, 0
+
+    def stop_after(path, state):
+        nonlocal count
+        save(path, state)
+        count += path.name == "checkpoint.pth.tar"
+        if count == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(command(data, tmp_path, *more))
+    monkeypatch.setattr(checkpoint, "save", save)
+    train.main(["--resume", str(tmp_path / "checkpoint.pth.tar"), "--workers", "0"])
+    resumed, whole = (checkpoint.read(folder / "checkpoint.pth.tar")
+                      for folder in (tmp_path, finished))
+    for state in resumed, whole:
+        for name in "logger_name", "resume", "workers":
+            del state["options"][name]
+    assert_same(resumed, whole)
+    best = [(folder / "model_best.pth.tar").exists() for folder in (tmp_path, finished)]
+    assert best == [True, True]
+
+
+@pytest.mark.parametrize("more", [
+    ["--loss", "triplet"], ["--loss", "infonce"], ["--freeze", "image"], ["--freeze", "text"],
+    ["--text_pooling", "padded", "--augment", "published"], ["--lr_update", "1", "--grad_clip", "0"],
+    ["--image_encoder", "small-vit", "--lr_warmup", "3"],
+])
+def test_every_way_of_training_runs_and_can_be_tested(data, tmp_path, more):
+    arguments = command(data, tmp_path, "--num_epochs", "2", *more)
+    train.main(arguments)
+    first = (tmp_path / "test_results.json").read_text()
+    (tmp_path / "test_results.json").unlink()
+    train.main([*arguments, "--test"])
+    assert (tmp_path / "test_results.json").read_text() == first
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_frozen_encoder_stays_and_its_projection_learns(data, tmp_path, side):
+    options, _ = parse("", command(data, tmp_path, "--freeze", side))
+    torch.manual_seed(options.seed)
+    tokenizer = train.load_tokenizer(options.text_encoder, options.vocab)
+    before = train.build_model(options, len(tokenizer)).state_dict()
+    train.main(command(data, tmp_path, "--freeze", side))
+    state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
+    changed = {key for key, value in state["model"].items() if not torch.equal(value, before[key])}
+    assert not any(key.startswith(f"{side}_encoder") for key in changed)
+    other = "text" if side == "image" else "image"
+    assert f"{side}_projection.weight" in changed
+    assert any(key.startswith(f"{other}_encoder") for key in changed)
+
+
+def test_learning_rate_falls(data, tmp_path):
+    def factors(*more):
+        options, _ = parse("", command(data, tmp_path, *more))
+        return [train.learning_rate_factor(options, step, 10) for step in (0, 4, 39, 40, 50)]
+
+    milestones = ["--lr_milestones", "4", "5"]
+    assert factors(*milestones) == pytest.approx([1, 1, 1, 0.1, 0.01])
+    assert factors(*milestones, "--lr_warmup", "9") == pytest.approx([0.1, 0.5, 1, 0.1, 0.01])
+    assert factors("--lr_update", "2") == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+
+
+def test_validation_steps():
+    def steps(number, *more):
+        return sorted(train.validation_steps(parse("", ["--dataset", "flickr", *more])[0], number))
+
+    assert steps(100) == [25, 50, 75, 100]  # three inside, and the end
+    assert steps(2) == [1, 2]
+    assert steps(100, "--val_times", "0") == [100]
+    assert steps(100, "--val_step", "40") == [40, 80, 100]
+
+
+def test_a_fresh_run_moves_a_former_one_aside(data, tmp_path):
+    arguments = command(data, tmp_path, "--num_epochs", "1")
+    train.main(arguments)
+    former = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    train.main([*arguments, "--seed", "2"])
+    assert (tmp_path / "previous_1" / "checkpoint.pth.tar").read_bytes() == former
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() != former
+
+
+def spoil(name):
+    """How a user's data folder can be wrong; each takes the folder."""
+    def edit(folder, change):
+        path = folder / "shapes_train.json"
+        records = json.loads(path.read_text())
+        change(records)
+        path.write_text(json.dumps(records))
+
+    def cut_short(folder):
+        photo = folder / "images" / "val_00003.png"
+        photo.write_bytes(photo.read_bytes()[:200])
+
+    return {
+        "no json": lambda folder: (folder / "shapes_val.json").write_text("{'a': 1}"),
+        "record 3": lambda folder: edit(folder, lambda records: records[3].pop("caption")),
+        "record 7": lambda folder: edit(folder, lambda records: records[7].pop("image")),
+        "train_00002.png": lambda folder: (folder / "images" / "train_00002.png").unlink(),
+        "val_00003.png": cut_short,
+        "path inside": lambda folder: edit(
+            folder, lambda records: records[0].update(image="../../secret.png")),
+        "holds no": lambda folder: (folder / "shapes_test.json").write_text("[]"),
+    }[name]
+
+
+@pytest.mark.parametrize("told", ["no json", "record 3", "record 7", "train_00002.png",
+                                  "val_00003.png", "path inside", "holds no"])
+def test_bad_data_ends_in_one_line_before_training(data, tmp_path, capsys, told):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    spoil(told)(folder)
+    told = "cannot be read as json" if told == "no json" else told
+    expect_one_line(command(folder, tmp_path / "run"), told, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def expect_one_line(arguments, told, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and told in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("more, told", [
+    (["--data_path", "{tmp}/nothing", "--dataset", "flickr8k"], "--json_path"),
+    (["--image_encoder", "{tmp}/nothing"], "--image_encoder"),
+    (["--text_encoder", "{tmp}/nothing"], "--text_encoder"),
+    (["--image_stats", "encoder"], "--image_stats"),
+    (["--vocab", "{tmp}/nothing"], "--vocab"),
+    (["--embed_size", "0"], "--embed_size"),
+    (["--batch_size_train", "1000", "--queue_size", "1000"], "--batch_size_train"),
+    (["--queue_size", "8"], "--queue_size"), (["--prior", "1"], "--prior"),
+    (["--test"], "no checkpoint"), (["--resume", "{tmp}/nothing"], "no checkpoint"),
+])
+def test_bad_flags_end_in_one_line(data, tmp_path, capsys, more, told):
+    more = [word.format(tmp=tmp_path) for word in more]
+    expect_one_line(command(data, tmp_path / "run", *more), told, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more, told", [
+    (["--embed_size", "32"], "--embed_size 32 does not fit"), (["--loss", "triplet"], "--loss"),
+    (["--queue_size", "64"], "--queue_size"), (["--image_encoder", "small-vit"], "--image_encoder"),
+])
+def test_a_checkpoint_that_does_not_fit_the_flags(finished, capsys, more, told):
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    expect_one_line(["--resume", str(finished / "checkpoint.pth.tar"), *more], told, capsys)
+    assert before == {path: path.read_bytes() for path in before}
