@@ -45,6 +45,23 @@ def save(path: Path, state: dict) -> None:
                          "choose another --logger_name; the last one is untouched") from error
 
 
+def prepare_folder(folder: Path, fresh: bool) -> None:
+    """Make the run's folder; a fresh run moves the files of a former one into `previous_N`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        former = [path for path in folder.iterdir() if path.is_file()]
+        if fresh and former:
+            number = 1
+            while (aside := folder / f"previous_{number}").exists():
+                number += 1
+            aside.mkdir()
+            for path in former:
+                path.rename(aside / path.name)
+            print(f"{folder} held a run already: its files are now in {aside}")
+    except OSError as error:
+        raise InputError(f"--logger_name {folder} cannot be written: {error}") from error
+
+
 def read(path: Path) -> dict:
     """A checkpoint's content, its tensors mapped from the file rather than read.
 

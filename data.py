@@ -237,7 +237,7 @@ def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[T
 class Batch(NamedTuple):
     """B training pairs."""
 
-    pixels: Tensor  # (B, 3, R, R) uint8
+    pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64, 1 on real tokens
     image_ids: Tensor  # (B,) int64, index of the photo in the split
@@ -250,10 +250,11 @@ class Batch(NamedTuple):
 class PairDataset(Dataset):
     """Photo-caption pairs of a split, one for each caption.
 
-    An item is asked for as (caption index, seed); the seed decides its augmentation.
+    An item is asked for as (caption index, seed); the seed decides its augmentation. `photos` None
+    leaves the pixels empty, (0,), for a run that has the features of all photos already.
     """
 
-    def __init__(self, split: Split, photos: list[Path], captions: Captions, size: int,
+    def __init__(self, split: Split, photos: list[Path] | None, captions: Captions, size: int,
                  augment: bool):
         self.photos, self.captions, self.size = photos, captions, size
         self.image_of_text = split.image_of_text
@@ -265,6 +266,8 @@ class PairDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
         text_id, seed = item
         image_id = int(self.image_of_text[text_id])
+        if self.photos is None:
+            return torch.empty(0, dtype=torch.uint8), self.captions[text_id], image_id, text_id
         image = load_photo(self.photos[image_id])
         with torch.random.fork_rng(devices=[]):  # the caller's dropout and draws stay as they were
             torch.default_generator.manual_seed(seed)

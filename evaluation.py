@@ -149,6 +149,36 @@ def load_eval_set(options, split: str, tokenizer) -> EvalSet:
 
 
 @torch.no_grad()
+def encode_photos(
+    model: DualEncoder, photos: list[Path], options, project: bool = True
+) -> Tensor:
+    """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
+    device = next(model.parameters()).device
+    encode = model.encode_image if project else model.image_features
+    mean, std = image_statistics(options)
+    loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
+                         device.type == "cuda", batch_size=options.batch_size_test)
+    return torch.cat([
+        encode(normalize(pixels.to(device, non_blocking=True), mean, std)).cpu()
+        for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
+    ])
+
+
+@torch.no_grad()
+def encode_captions(model: DualEncoder, captions: Captions, options, pad_id: int) -> Tensor:
+    """Embeddings (N_t, D), on the CPU."""
+    device = next(model.parameters()).device
+    length = options.max_tokens if options.text_pooling == "padded" else None
+    # Captions of like length go together, so that little of a batch is padding.
+    order = np.argsort(captions.lengths, kind="stable")
+    texts = []
+    for start in range(0, len(order), 256):
+        rows = [captions[index] for index in order[start : start + 256]]
+        input_ids, mask = pad_captions(rows, pad_id, length)
+        texts.append(model.encode_text(input_ids.to(device), mask.to(device)).cpu())
+    return torch.cat(texts)[torch.from_numpy(np.argsort(order))]
+
+
 def encode_split(
     model: DualEncoder, eval_set: EvalSet, options, pad_id: int
 ) -> tuple[Tensor, Tensor]:
@@ -157,26 +187,12 @@ def encode_split(
     The model is put into evaluation mode for this, and back into the mode that it was in
     (Fidelity note 1).
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
     model.eval()
-    mean, std = image_statistics(options)
-    loader = make_loader(PhotoDataset(eval_set.photos, options.image_res), options.workers,
-                         device.type == "cuda", batch_size=options.batch_size_test)
-    images = [
-        model.encode_image(normalize(pixels.to(device, non_blocking=True), mean, std)).cpu()
-        for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
-    ]
-    # Captions of like length go together, so that little of a batch is padding.
-    order = np.argsort(eval_set.captions.lengths, kind="stable")
-    length = options.max_tokens if options.text_pooling == "padded" else None
-    texts = []
-    for start in range(0, len(order), 256):
-        rows = [eval_set.captions[index] for index in order[start : start + 256]]
-        input_ids, mask = pad_captions(rows, pad_id, length)
-        texts.append(model.encode_text(input_ids.to(device), mask.to(device)).cpu())
-    text_embeds = torch.cat(texts)[torch.from_numpy(np.argsort(order))]
+    images = encode_photos(model, eval_set.photos, options)
+    texts = encode_captions(model, eval_set.captions, options, pad_id)
     model.train(was_training)
-    return torch.cat(images), text_embeds
+    return images, texts
 
 
 def score(model: DualEncoder, eval_set: EvalSet, options, pad_id: int) -> dict:

@@ -230,9 +230,14 @@ def load_tokenizer(name: str, vocab: Path | str):
     """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`."""
     if name not in BUILT_IN:
         try:
-            return transformers.AutoTokenizer.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except Exception as error:
             raise unknown_encoder(name, "text", error) from error
+        # transformers 5 makes one without words for a folder that has no tokenizer files.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise InputError(f"--text_encoder {name}: has no tokenizer files; save its tokenizer "
+                             "there too")
+        return tokenizer
     path = Path(vocab) if Path(vocab).is_file() else Path(__file__).parent / vocab
     try:
         words = models.WordPiece.read_file(str(path))

@@ -31,8 +31,8 @@ from data import (
     make_loader,
     read_split,
 )
-from errors import InputError, exit_on_input_error
-from evaluation import EvalSet, load_eval_set, score, test, write_results
+from errors import exit_on_input_error
+from evaluation import EvalSet, encode_photos, load_eval_set, score, test, write_results
 from fne_loss import FNELoss, infonce_loss, triplet_loss
 from memory_bank import MemoryBank
 from model import (
@@ -65,6 +65,7 @@ class Run:
     bank: MemoryBank | None
     pixel_statistics: tuple[list[float], list[float]]
     matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
+    features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
     epoch: int = 0
     step: int = 0  # steps done in this epoch
     global_step: int = 0
@@ -78,8 +79,7 @@ class Run:
 def training_step(run: Run, batch: Batch) -> Tensor:
     """One step of the method on a batch of B pairs; the loss, detached."""
     options = run.options
-    pixels = normalize(batch.pixels, *run.pixel_statistics)  # (B, 3, R, R)
-    image_features = run.model.image_features(pixels)
+    pixels, image_features = look_at_photos(run, batch)
     text_features = run.model.text_features(batch.input_ids, batch.attention_mask)
     image_embeds = run.model.project_image(image_features)  # (B, D)
     text_embeds = run.model.project_text(text_features)  # (B, D)
@@ -112,9 +112,20 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     return loss.detach()
 
 
+def look_at_photos(run: Run, batch: Batch) -> tuple[Tensor | None, Tensor]:
+    """Standardised pixels (B, 3, R, R) and the image encoder's features (B, width).
+
+    The features are looked up, and there are no pixels, where a frozen encoder has seen all photos.
+    """
+    if run.features is not None:
+        return None, run.features[batch.image_ids]
+    pixels = normalize(batch.pixels, *run.pixel_statistics)
+    return pixels, run.model.image_features(pixels)
+
+
 @torch.no_grad()
 def encode_keys(
-    run: Run, pixels: Tensor, image_features: Tensor, text_features: Tensor, batch: Batch
+    run: Run, pixels: Tensor | None, image_features: Tensor, text_features: Tensor, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """Momentum embeddings (B, D), (B, D). A frozen encoder's features serve here as they are."""
     momentum = run.momentum_model
@@ -229,23 +240,6 @@ def learning_rate_factor(options, step: int, steps_per_epoch: int) -> float:
     return min(1.0, (step + 1) / (options.lr_warmup + 1)) * 0.1**falls
 
 
-def prepare_folder(folder: Path, fresh: bool) -> None:
-    """Make the run's folder; a fresh run moves the files of a former one into `previous_N`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        former = [path for path in folder.iterdir() if path.is_file()]
-        if fresh and former:
-            number = 1
-            while (aside := folder / f"previous_{number}").exists():
-                number += 1
-            aside.mkdir()
-            for path in former:
-                path.rename(aside / path.name)
-            print(f"{folder} held a run already: its files are now in {aside}")
-    except OSError as error:
-        raise InputError(f"--logger_name {folder} cannot be written: {error}") from error
-
-
 def train_and_test(options, state: dict | None) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
@@ -256,14 +250,18 @@ def train_and_test(options, state: dict | None) -> None:
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens)
     sampler = EpochSampler(len(captions), options.batch_size_train, options.seed)
     device = pick_device(options.device)
+    seen_once = options.freeze == "image" and options.augment == "none"
     loader = make_loader(
-        PairDataset(split, photos, captions, options.image_res, options.augment == "published"),
+        PairDataset(split, None if seen_once else photos, captions, options.image_res,
+                    options.augment == "published"),
         options.workers, device.type == "cuda", batch_sampler=sampler,
         collate_fn=Collator(tokenizer.pad_token_id,
                             options.max_tokens if options.text_pooling == "padded" else None))
     matches = None if split.matches is None else torch.from_numpy(split.matches).to(device)
     run = build_run(options, tokenizer, matches, len(sampler), state)
-    prepare_folder(options.logger_name, fresh=state is None)
+    if seen_once:
+        run.features = encode_photos(run.model, photos, options, project=False).to(device)
+    checkpoint.prepare_folder(options.logger_name, fresh=state is None)
     train(run, loader, val_set, tokenizer.pad_token_id)
     best = options.logger_name / "model_best.pth.tar"
     test_and_write(options, checkpoint.read(best), best)

@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: tests nev
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import fne_loss  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,3 +26,16 @@ def shared():
     if not folder.is_dir():
         pytest.skip("no ../shared with real data beside this checkout")
     return folder
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Replace the draw by the heaviest candidate, and keep what it was given."""
+    given = []
+
+    def heaviest(weights, fallback):
+        given.append((weights, fallback))
+        return weights.argmax(dim=1).where(weights.sum(dim=1) > 0, fallback)
+
+    monkeypatch.setattr(fne_loss, "sample_negatives", heaviest)
+    return given

@@ -21,15 +21,6 @@ STEPS = ["all_cut", "bayes", "few_positives", "odd_sizes", "same_image_in_bank"]
 DIRECTIONS = ["i2t", "t2i"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On busy cores the threads of such small operations mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def load(name):
     return {key: torch.from_numpy(array) for key, array in np.load(GOLDEN / f"{name}.npz").items()}
 

@@ -122,5 +122,16 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(images, texts, message):
 
 @pytest.mark.parametrize(("size", "dim"), [(0, 3), (4, 0)])
 def test_refuses_a_bank_of_nothing(size, dim):
-    with pytest.raises(ValueError, match=f"at least 1, got {size} and {dim}"):
+    with pytest.raises(ValueError, match=f"above 0, got {size} and {dim}"):
         MemoryBank(size, dim)
+
+
+@pytest.mark.parametrize("ids", [
+    {"image_ids": torch.zeros(3, 1, dtype=torch.int64)},
+    {"text_ids": torch.zeros(2, dtype=torch.int64)},
+])
+def test_refuses_ids_of_another_shape_and_keeps_the_bank_whole(ids):
+    bank, keys = MemoryBank(4, 2), torch.ones(3, 2)
+    with pytest.raises(ValueError, match="ids of shape"):
+        bank.enqueue(keys, keys, **{"image_ids": torch.arange(3)} | ids)
+    assert len(bank) == 0 and not bank.image_keys.any()

@@ -121,9 +121,9 @@ def test_resume_gives_the_run_that_never_stopped(data, finished, tmp_path, monke
 
 
 @pytest.mark.parametrize("more", [
-    ["--loss", "triplet"], ["--loss", "infonce"], ["--freeze", "image"], ["--freeze", "text"],
-    ["--text_pooling", "padded", "--augment", "published"], ["--lr_update", "1", "--grad_clip", "0"],
-    ["--image_encoder", "small-vit", "--lr_warmup", "3"],
+    ["--loss", "triplet", "--lr_update", "1"], ["--loss", "infonce", "--grad_clip", "0"],
+    ["--freeze", "image", "--text_pooling", "padded"], ["--freeze", "text", "--lr_warmup", "3"],
+    ["--image_encoder", "small-vit", "--augment", "published", "--num_epochs", "1"],
 ])
 def test_every_way_of_training_runs_and_can_be_tested(data, tmp_path, more):
     arguments = command(data, tmp_path, "--num_epochs", "2", *more)
