@@ -8,6 +8,7 @@ file: every read is `weights_only`.
 import argparse
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from model import DualEncoder, build_model, quiet_transformers, unknown_encoder
 
 FORMAT = "fne-1"
 PATHS = "data_path", "json_path", "logger_name"
-# Flags that decide shapes: a checkpoint made with others does not fit.
-STRUCTURAL = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-              "queue_size", "loss", "dataset", "batch_size_train", "seed")
+# What a run cannot change when it goes on. A test may, but for the width of the projection.
+FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
+         "queue_size", "loss", "dataset", "batch_size_train", "seed")
 
 
 def save(path: Path, state: dict) -> None:
@@ -71,7 +72,8 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a remark on the pickle protocol of foreign files
             state = torch.load(path, map_location="cpu", weights_only=True,
                                mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -104,7 +106,8 @@ def merge_options(options: argparse.Namespace, given: set[str], state: dict, pat
     for name, value in stored_options(state).items():
         if name not in given:
             setattr(options, name, value)
-        elif name in STRUCTURAL and getattr(options, name) != value and not options.test:
+        elif getattr(options, name) != value and (
+                name == "embed_size" or name in FIXED and not options.test):
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out, or start a new run")
 
@@ -123,7 +126,6 @@ def pack(run) -> dict:
         "model": run.model.state_dict(),
         "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict(),
         "criterion": run.criterion.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -134,11 +136,11 @@ def pack(run) -> dict:
     return state
 
 
-def model_for_testing(options, state: dict, path: Path, words: int) -> DualEncoder:
+def model_for_testing(options, state: dict, path: Path, tokenizer) -> DualEncoder:
     """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
     if is_released(state):
-        return released_dual_encoder(state, path, options.image_encoder, options.text_encoder)
-    model = build_model(options, words, pretrained=False)
+        return released_dual_encoder(options, state, path)
+    model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
     return model.eval()
 
@@ -154,7 +156,6 @@ def unpack(run, state: dict, path: Path) -> None:
     load_weights(run.criterion, state["criterion"], path)
     run.log_scale.data.copy_(state["log_scale"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.scheduler.load_state_dict(state["scheduler"])
     for name in "epoch", "step", "global_step", "best_rsum":
         setattr(run, name, state[name])
     torch.set_rng_state(state["rng"])
@@ -207,7 +208,11 @@ def released_options(state: dict) -> dict:
 
 
 def unpack_released(run, state: dict, path: Path) -> None:
-    """Carry over the bank of a released checkpoint; its towers were loaded when `run` was made."""
+    """Carry over momentum towers and bank; the online towers were loaded when `run` was made."""
+    if run.bank is None:
+        return
+    momentum_model = released_dual_encoder(run.options, state, path, momentum=True)
+    run.momentum_model.load_state_dict(momentum_model.state_dict())
     queues = state["model"][0]
     try:
         load_weights(run.bank, {
@@ -222,14 +227,17 @@ def unpack_released(run, state: dict, path: Path) -> None:
 
 
 def released_dual_encoder(
-    state: dict, path: Path, image_encoder: str, text_encoder: str, momentum: bool = False
+    options, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
-    """The online towers of a released checkpoint, or with `momentum` their momentum copies."""
+    """The online towers of a released checkpoint, or with `momentum` their momentum copies.
+
+    Of the options it uses image_encoder, text_encoder, text_pooling and image_res.
+    """
     quiet_transformers()
     suffix = "_m." if momentum else "."
     encoders = []
-    for side, name, prefix in (("image", image_encoder, "visual_encoder"),
-                               ("text", text_encoder, "text_encoder")):
+    for side, name, prefix in (("image", options.image_encoder, "visual_encoder"),
+                               ("text", options.text_encoder, "text_encoder")):
         try:
             config = AutoConfig.from_pretrained(name)
         except Exception as error:
@@ -239,8 +247,8 @@ def released_dual_encoder(
         # A buffer that transformers no longer keeps; it holds 0, 1, 2, ...
         weights.pop("embeddings.position_ids", None)
         encoders.append(encoder_from_weights(config, weights, f"{path} ({side} encoder)"))
-    return DualEncoder(*encoders, text_pooling="padded",
-                       image_res=released_options(state)["image_res"]).eval()
+    return DualEncoder(*encoders, text_pooling=options.text_pooling,
+                       image_res=options.image_res).eval()
 
 
 def encoder_from_weights(config, weights: dict, source: str) -> nn.Module:
@@ -276,4 +284,6 @@ def load_released(path, image_encoder: str, text_encoder: str) -> DualEncoder:
     state = read(Path(path))
     if not is_released(state):
         raise InputError(f"{path} is not a released checkpoint")
-    return released_dual_encoder(state, Path(path), image_encoder, text_encoder)
+    options = argparse.Namespace(image_encoder=str(image_encoder), text_encoder=str(text_encoder),
+                                 **released_options(state))
+    return released_dual_encoder(options, state, Path(path))

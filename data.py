@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from errors import InputError
-from photos import eval_pixels, load_photo, photo_fault, train_pixels
+from photos import eval_pixels, load_photo, train_pixels
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
@@ -87,7 +86,8 @@ def flatten_karpathy(content: dict, split: str, path: Path) -> list[dict]:
                     "image": str(name), "caption": [s["raw"] for s in image["sentences"]]
                 })
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: images[{number}] lacks {error}") from error
+            raise InputError(f"{path}: images[{number}] lacks 'split', 'filename' or the 'raw' of "
+                             "its 'sentences'") from error
     return records
 
 
@@ -125,18 +125,21 @@ def read_split(
     if not isinstance(records, list) or not records:
         raise InputError(f"{path} holds no {split} records: expected a list of "
                          '{"image": ..., "caption": ...}')
-    number_of, captions, image_of_text, counts = {}, [], [], {}
+    number_of, captions, image_of_text, kept = {}, [], [], []
     for number, record in enumerate(records):
         name, texts = check_record(record, number, path)
         image = number_of.setdefault(name, len(number_of))
-        for text in texts:
-            counts[image] = counts.get(image, 0) + 1
-            if captions_per_image is None or counts[image] <= captions_per_image:
-                captions.append(text)
-                image_of_text.append(image)
-    image_of_text = np.array(image_of_text, dtype=np.int64)
+        captions += texts
+        image_of_text += [image] * len(texts)
+    seen = np.zeros(len(number_of), dtype=np.int64)  # captions of each photo so far
+    for index, image in enumerate(image_of_text):
+        if captions_per_image is None or seen[image] < captions_per_image:
+            kept.append(index)
+        seen[image] += 1
     matches = read_matches(path, len(captions), len(number_of))
-    return Split(path, list(number_of), captions, image_of_text, matches)
+    return Split(path, list(number_of), [captions[index] for index in kept],
+                 np.array(image_of_text, dtype=np.int64)[kept],
+                 None if matches is None else matches[kept])
 
 
 def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
@@ -147,39 +150,18 @@ def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
     path = path.with_name(path.stem + "_matches.json")
     if not path.is_file():
         return None
-    lists = read_json(path).get("matches")
+    content = read_json(path)
+    lists = content.get("matches") if isinstance(content, dict) else None
     if not isinstance(lists, list) or len(lists) != captions:
-        raise InputError(f"{path} does not list the matches of {captions} captions")
+        raise InputError(f"{path} does not list the 'matches' of {captions} captions")
     matches = np.zeros((captions, images), dtype=bool)
-    for row, found in zip(matches, lists, strict=True):
-        row[found] = True
+    for number, found in enumerate(lists):
+        if not isinstance(found, list) or not all(
+                isinstance(image, int) and 0 <= image < images for image in found):
+            raise InputError(f"{path}: the matches of caption {number} are not a list of numbers "
+                             f"from 0 to {images - 1}")
+        matches[number, found] = True
     return matches
-
-
-def find_photos(split: Split, data_path: Path) -> list[Path]:
-    """The N_i photo files, by relative path or by bare name, each checked without decoding it.
-
-    A file that does not end as a JPEG or PNG should is decoded, to be sure that it is cut short.
-
-    Raises:
-        InputError: the folder is missing or empty, or a photo is missing or broken (says which).
-    """
-    if not data_path.is_dir() or not any(data_path.iterdir()):
-        raise InputError(f"--data_path {data_path} is not a folder with photos in it")
-    found = []
-    for name in split.images:
-        path = data_path / name
-        found.append(path if path.is_file() else data_path / PurePosixPath(name).name)
-    with ThreadPoolExecutor(16) as pool:
-        checks = pool.map(photo_fault, found)
-        bar = tqdm(checks, f"checking photos of {split.source.name}", len(found),
-                   leave=False, disable=None)
-        faults = [(path, fault) for path, fault in zip(found, bar, strict=True) if fault]
-    if faults:
-        raise InputError(f"{len(faults)} of {len(found)} photos of {split.source} cannot be used "
-                         f"under --data_path {data_path}; the first, {faults[0][0]}, "
-                         f"{faults[0][1]}")
-    return found
 
 
 # ---------------------------------------------------------------------------------------- captions
@@ -306,7 +288,7 @@ class EpochSampler(Sampler):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
         pairs = list(zip(order, seeds, strict=True))
@@ -319,7 +301,8 @@ def make_loader(dataset: Dataset, workers: int, pin: bool, **order) -> DataLoade
 
     More workers than the machine has cores would only get in each other's way, so it takes fewer.
     """
-    workers = min(workers, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers, cores)
     # Its own generator: the loader must not take a number from the stream that dropout uses.
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
                       persistent_workers=workers > 0, **order)

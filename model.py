@@ -41,19 +41,20 @@ BUILT_IN = {
 class ClipTower(nn.Module):
     """One side of a CLIP-style model, with the pooling and projection that it was trained with."""
 
-    def __init__(self, clip: nn.Module, side: str):
+    def __init__(self, clip: nn.Module, side: str, pad_id: int | None):
         super().__init__()
         self.clip, self.side, self.config = clip, side, clip.config
         setattr(clip, "text_model" if side == "image" else "vision_model", None)  # the other half
         # SigLIP reads its last token, so its captions always had one length, and no mask.
         fixed = side == "text" and clip.config.model_type.startswith("siglip")
         self.length = clip.config.text_config.max_position_embeddings if fixed else None
+        self.pad_id = clip.config.text_config.pad_token_id if pad_id is None else pad_id
 
     def forward(self, **inputs) -> Tensor:
         if self.length:
-            padding = 0, self.length - inputs["input_ids"].shape[1]
-            pad_id = self.config.text_config.pad_token_id
-            inputs = {"input_ids": F.pad(inputs["input_ids"], padding, value=pad_id)}
+            ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, self.pad_id)
+            padding = 0, max(0, self.length - ids.shape[1])
+            inputs = {"input_ids": F.pad(ids, padding, value=self.pad_id)}
         output = getattr(self.clip, f"get_{self.side}_features")(**inputs)
         # transformers 4 gives the (B, D) features, 5 wraps them.
         return output if isinstance(output, Tensor) else output.pooler_output
@@ -92,6 +93,7 @@ class DualEncoder(nn.Module):
         self.text_projection = nn.Linear(text_dim, embed_size) if embed_size else nn.Identity()
         if freeze:
             self.frozen_encoder.requires_grad_(False)
+        self.train()
 
     @property
     def frozen_encoder(self) -> nn.Module | None:
@@ -102,17 +104,19 @@ class DualEncoder(nn.Module):
         """Width of both encoders' features, found by trying; convolutions go to channels last."""
         self.eval()
         pixels = torch.zeros(1, 3, image_res, image_res)
+        tokens = torch.zeros(1, 2, dtype=torch.int64)
         try:
-            output = self.image_encoder(pixel_values=pixels, **self.image_call)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"the image encoder does not take photos of --image_res {image_res}: "
-                             f"{str(error).splitlines()[0]}") from error
-        if pool(output).ndim == 2 and hidden(output).ndim == 4:
+            side, flag = "image", f"photos of --image_res {image_res}"
+            image = self.image_encoder(pixel_values=pixels, **self.image_call)
+            side, flag = "text", "captions"
+            text = self.text_encoder(input_ids=tokens, attention_mask=tokens + 1)
+        except Exception as error:  # which one depends on the model that is on the wrong side
+            raise InputError(f"the {side} encoder (--{side}_encoder) does not take {flag}: "
+                             f"{(str(error) or type(error).__name__).splitlines()[0]}") from error
+        if hidden(image).ndim == 4:
             self.channels_last = True
             self.image_encoder.to(memory_format=torch.channels_last)
-        tokens = torch.zeros(1, 2, dtype=torch.int64)
-        text = pool(self.text_encoder(input_ids=tokens, attention_mask=tokens + 1))
-        return pool(output).shape[1], text.shape[1]
+        return pool(image).shape[1], pool(text).shape[1]
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Training mode, but a frozen encoder and pretrained batch norm keep evaluating."""
@@ -202,22 +206,31 @@ def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -
 # -------------------------------------------------------------------------------- encoders by name
 
 
-def load_encoder(name: str, side: str, image_res: int, words: int, pretrained: bool) -> nn.Module:
-    """The encoder `name` for `side` "image" or "text".
+def load_encoder(
+    name: str, side: str, image_res: int, tokenizer=None, pretrained: bool = True
+) -> nn.Module:
+    """The encoder `name` for `side` "image" or "text", in float32.
 
-    `pretrained=False` makes the architecture with random weights, for a checkpoint to fill.
+    `pretrained=False` makes the architecture with random weights, for a checkpoint to fill. The
+    tokenizer decides a built-in text encoder's number of words, and SigLIP's padding.
 
     Raises:
         InputError: `name` is no built-in, no folder and cannot be had from the Hub.
     """
     if name in BUILT_IN:
+        words = len(tokenizer) if tokenizer is not None else 0
         return AutoModel.from_config(BUILT_IN[name](image_res, words))
     try:
         config = AutoConfig.from_pretrained(name)
-        model = AutoModel.from_pretrained(name) if pretrained else AutoModel.from_config(config)
+        if pretrained:  # transformers 5 would keep a half precision that the weights were saved in
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        else:
+            model = AutoModel.from_config(config, dtype=torch.float32)
     except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
         raise unknown_encoder(name, side, error) from error
-    return ClipTower(model, side) if hasattr(config, "vision_config") else model
+    if not hasattr(config, "vision_config"):
+        return model
+    return ClipTower(model, side, tokenizer.pad_token_id if tokenizer is not None else None)
 
 
 def unknown_encoder(name: str, side: str, error: Exception) -> InputError:
@@ -262,11 +275,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_model(options, words: int, pretrained: bool = True) -> DualEncoder:
-    """The `DualEncoder` that the options describe; `words` is the tokenizer's size."""
+def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
+    """The `DualEncoder` that the options describe, in training mode."""
     quiet_transformers()
-    image = load_encoder(options.image_encoder, "image", options.image_res, words, pretrained)
-    text = load_encoder(options.text_encoder, "text", options.image_res, words, pretrained)
+    image = load_encoder(options.image_encoder, "image", options.image_res, tokenizer, pretrained)
+    text = load_encoder(options.text_encoder, "text", options.image_res, tokenizer, pretrained)
     return DualEncoder(image, text, options.embed_size, options.text_pooling, options.freeze,
                        options.image_res)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data import Batch
-from fne_loss import Draw, hardest_negatives
+from fne_loss import Draw, cosine, hardest_negatives
 
 
 @torch.no_grad()
@@ -23,8 +23,11 @@ def draw_logs(run, batch: Batch, i2t: Draw, t2i: Draw) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def hardest_logs(run, batch: Batch, similarity: Tensor) -> dict[str, Tensor]:
-    """The same for the hardest negatives of the batch; `similarity` is (B, B), images in rows."""
+def hardest_logs(
+    run, batch: Batch, image_embeds: Tensor, text_embeds: Tensor
+) -> dict[str, Tensor]:
+    """The same for the hardest negatives of the batch; embeddings (B, D)."""
+    similarity = cosine(image_embeds, text_embeds)  # (B, B)
     _, texts = hardest_negatives(similarity, batch.image_ids)  # (B,) positions in the batch
     _, images = hardest_negatives(similarity.T, batch.image_ids)
     return false_negative_logs(run, batch, batch.text_ids[texts], batch.image_ids[images])
@@ -46,7 +49,7 @@ def write_logs(run, writer: SummaryWriter, photos_per_second: float) -> None:
     """Write the mean of each value since the last time; the only place that waits for the GPU."""
     values = {f"train/{name}": torch.stack([logs[name] for logs in run.logs if name in logs]).mean()
               for name in run.logs[-1]}
-    values["train/learning_rate"] = run.scheduler.get_last_lr()[0]
+    values["train/learning_rate"] = run.optimizer.param_groups[0]["lr"]
     values["train/photos_per_second"] = photos_per_second
     if run.options.loss == "infonce":
         values["train/temperature"] = (-run.log_scale.detach()).exp()

@@ -194,6 +194,10 @@ def check(options: argparse.Namespace) -> None:
     for name in NOT_NEGATIVE:
         if not 0 <= getattr(options, name) < float("inf"):
             raise InputError(f"--{name} {getattr(options, name)}: must be finite, not negative")
+    if options.max_tokens < 3:
+        raise InputError(f"--max_tokens {options.max_tokens}: two are special, so at least 3")
+    if min(options.lr_milestones, default=0) < 0:
+        raise InputError(f"--lr_milestones {options.lr_milestones}: must not be negative")
     if not 0 < options.prior < 1:
         raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
     if not 0 <= options.momentum < 1:

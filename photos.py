@@ -7,7 +7,8 @@ Everything here works on one photo at a time, as PIL image and then as uint8 ten
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
@@ -16,11 +17,40 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
+from tqdm import tqdm
 
 from errors import InputError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = [128.0, 128.0, 128.0]
+
+
+def find_photos(images: list[str], source: Path, data_path: Path) -> list[Path]:
+    """The files of photos that split file `source` names, by relative path or by bare name.
+
+    Each is checked without decoding it.
+
+    A file that does not end as a JPEG or PNG should is decoded, to be sure that it is cut short.
+
+    Raises:
+        InputError: the folder is missing or empty, or a photo is missing or broken (says which).
+    """
+    if not data_path.is_dir() or not any(data_path.iterdir()):
+        raise InputError(f"--data_path {data_path} is not a folder with photos in it")
+    found = []
+    for name in images:
+        path = data_path / name
+        found.append(path if path.is_file() else data_path / PurePosixPath(name).name)
+    with ThreadPoolExecutor(16) as pool:
+        checks = pool.map(photo_fault, found)
+        bar = tqdm(checks, f"checking photos of {source.name}", len(found),
+                   leave=False, disable=None)
+        faults = [(path, fault) for path, fault in zip(found, bar, strict=True) if fault]
+    if faults:
+        raise InputError(f"{len(faults)} of {len(found)} photos of {source} cannot be used "
+                         f"under --data_path {data_path}; the first, {faults[0][0]}, "
+                         f"{faults[0][1]}")
+    return found
 
 
 def photo_fault(path: Path) -> str | None:

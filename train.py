@@ -27,7 +27,6 @@ from data import (
     Collator,
     EpochSampler,
     PairDataset,
-    find_photos,
     make_loader,
     read_split,
 )
@@ -46,7 +45,7 @@ from model import (
 )
 from monitor import draw_logs, hardest_logs, write_logs
 from options import check, parse
-from photos import normalize
+from photos import find_photos, normalize
 from shapes import make_shapes
 
 
@@ -60,10 +59,10 @@ class Run:
     criterion: FNELoss
     log_scale: nn.Parameter  # () log of the inverse temperature of --loss infonce
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LambdaLR
     momentum_model: DualEncoder | None  # None for the controls, as is the bank
     bank: MemoryBank | None
-    pixel_statistics: tuple[list[float], list[float]]
+    pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
+    steps_per_epoch: int
     matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
     epoch: int = 0
@@ -93,7 +92,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     elif options.loss == "triplet" or run.epoch < options.warmup_epochs:
         hardest = options.max_violation and run.epoch >= options.easy_epochs
         loss = triplet_loss(image_embeds, text_embeds, batch.image_ids, options.margin, hardest)
-        logs = hardest_logs(run, batch, image_embeds @ text_embeds.T)
+        logs = hardest_logs(run, batch, image_embeds, text_embeds)
     else:
         image_keys, text_keys = encode_keys(run, pixels, image_features, text_features, batch)
         loss, i2t, t2i = run.criterion(image_embeds, text_embeds, image_keys, text_keys,
@@ -101,13 +100,13 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         logs = draw_logs(run, batch, i2t, t2i)
         run.bank.enqueue(image_keys, text_keys, batch.image_ids, batch.text_ids)
 
+    set_learning_rate(run)
     run.optimizer.zero_grad()
     loss.backward()
     parameters = run.optimizer.param_groups[0]["params"]
     logs["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, options.grad_clip or torch.inf)
     run.optimizer.step()
     run.log_scale.data.clamp_(max=math.log(100.0))
-    run.scheduler.step()
     run.logs.append({"loss": loss.detach(), **logs})
     return loss.detach()
 
@@ -142,8 +141,7 @@ def encode_keys(
 def train(run: Run, loader, val_set: EvalSet, pad_id: int) -> None:
     """Train to the last epoch, validating, saving and logging on the way."""
     options, sampler = run.options, loader.batch_sampler
-    folder = options.logger_name
-    writer = SummaryWriter(folder, purge_step=run.global_step)
+    writer = SummaryWriter(options.logger_name, purge_step=run.global_step + 1)
     while run.epoch < options.num_epochs:
         sampler.epoch, sampler.start = run.epoch, run.step
         if run.step == 0:
@@ -183,9 +181,9 @@ def validation_steps(options, steps: int) -> set[int]:
 def validate(run: Run, val_set: EvalSet, pad_id: int, writer: SummaryWriter) -> None:
     """Score the validation split and save `checkpoint.pth.tar`, and `model_best.pth.tar` if so."""
     metrics = score(run.model, val_set, run.options, pad_id)
-    metrics.pop("five_fold", None)
     for name, value in metrics.items():
         writer.add_scalar(f"val/{name}", value, run.global_step)
+    writer.flush()  # before the checkpoint: a resumed run writes nothing up to its step again
     best = metrics["rsum"] > run.best_rsum
     run.best_rsum = max(run.best_rsum, metrics["rsum"])
     recalls = "  ".join(f"{side} {metrics[f'{side}_r1']:.1f}/{metrics[f'{side}_r5']:.1f}/"
@@ -208,28 +206,31 @@ def build_run(options, tokenizer, matches, steps_per_epoch: int, state: dict | N
     torch.manual_seed(options.seed)
     device = pick_device(options.device)
     if state is not None and checkpoint.is_released(state):
-        model, momentum_model = (checkpoint.released_dual_encoder(
-            state, options.resume, options.image_encoder, options.text_encoder, momentum)
-            for momentum in (False, True))
-        model, momentum_model = model.to(device), momentum_model.to(device).requires_grad_(False)
+        model = checkpoint.released_dual_encoder(options, state, options.resume)
     else:
-        model = build_model(options, len(tokenizer), pretrained=state is None).to(device)
-        momentum_model = momentum_copy(model) if options.loss == "fne" else None
+        model = build_model(options, tokenizer, pretrained=state is None)
+    model = model.to(device)
+    momentum_model = momentum_copy(model) if options.loss == "fne" else None
     log_scale = nn.Parameter(torch.tensor(1 / 0.07, device=device).log())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if options.loss == "infonce":
         parameters.append(log_scale)
     optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(options, step, steps_per_epoch))
     criterion = FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
                         options.nums_right_sims).to(device)
     bank = MemoryBank(options.queue_size, model.embed_size).to(device) if momentum_model else None
-    run = Run(options, device, model, criterion, log_scale, optimizer, scheduler, momentum_model,
-              bank, image_statistics(options), matches)
+    run = Run(options, device, model, criterion, log_scale, optimizer, momentum_model, bank,
+              image_statistics(options), steps_per_epoch, matches)
     if state is not None:
         checkpoint.unpack(run, state, options.resume)
     return run
+
+
+def set_learning_rate(run: Run) -> None:
+    """A pure function of the step, so there is no scheduler whose state could be lost."""
+    factor = learning_rate_factor(run.options, run.global_step, run.steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.options.learning_rate * factor
 
 
 def learning_rate_factor(options, step: int, steps_per_epoch: int) -> float:
@@ -244,7 +245,7 @@ def train_and_test(options, state: dict | None) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     split = read_split(options.dataset, "train", options.data_path, options.json_path)
-    photos = find_photos(split, options.data_path)
+    photos = find_photos(split.images, split.source, options.data_path)
     val_set = load_eval_set(options, "val", tokenizer)
     load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now, not at the end
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens)

@@ -27,7 +27,7 @@ def test_fidelity_note_1_validation_returns_to_training_mode(data):  # noqa: F81
     """As released, evaluation leaves dropout off: two passes agree. Ours has it on again."""
     options, _ = parse("", ["--dataset", "shapes", "--workers", "0", "--data_path", str(data)])
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
-    model = build_model(options, len(tokenizer)).train()
+    model = build_model(options, tokenizer)
     inputs = torch.arange(5, 21).reshape(1, 16), torch.ones(1, 16, dtype=torch.int64)
     encode_split(model, evaluation.load_eval_set(options, "val", tokenizer), options, 0)
     assert model.training
@@ -63,9 +63,9 @@ def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypat
     scored = []
     score = evaluation.score
 
-    def spy(model, eval_set, options, pad_id):
+    def spy(model, eval_set, *rest):
         scored.append(eval_set.split.source.name)
-        return score(model, eval_set, options, pad_id)
+        return score(model, eval_set, *rest)
 
     monkeypatch.setattr(evaluation, "score", spy)
     monkeypatch.setattr(train, "score", spy)
@@ -89,13 +89,13 @@ def test_fidelity_note_9_captions_are_mapped_to_photos(tmp_path, monkeypatch):
     assert len(five.captions) == 20 and "0 5" in split.captions and "0 5" not in five.captions
 
 
-def test_coco_5k_also_gives_the_mean_of_five_folds(monkeypatch):
+def test_coco_5k_can_also_give_the_mean_of_five_folds(monkeypatch):
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.normal(size=(5000, 8)))
     texts = images + 0.5 * torch.from_numpy(generator.normal(size=(5000, 8)))
     monkeypatch.setattr(evaluation, "encode_split", lambda *_: (images, texts))
     split = Split("coco_test.json", ["photo"] * 5000, ["text"] * 5000, np.arange(5000))
     metrics = evaluation.score(None, EvalSet(split, split.images, None),
-                               SimpleNamespace(dataset="mscoco"), 0)
+                               SimpleNamespace(dataset="mscoco"), 0, folds=True)
     assert metrics["five_fold"]["rsum"] > metrics["rsum"]
     assert "1K (mean of five folds)" in evaluation.report(metrics, "coco")

@@ -11,9 +11,16 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2 as T
 
 import photos
-from data import Split, find_photos
 from errors import InputError
-from photos import CLIP_MEAN, CLIP_STD, OPERATIONS, PhotoDataset, load_photo, photo_fault
+from photos import (
+    CLIP_MEAN,
+    CLIP_STD,
+    OPERATIONS,
+    PhotoDataset,
+    find_photos,
+    load_photo,
+    photo_fault,
+)
 
 NAMES = ("identity", "autocontrast", "equalize", "brightness", "sharpness", "shear_x", "shear_y",
          "translate_x", "translate_y", "rotate")
@@ -29,7 +36,7 @@ def noise(height=37, width=53, low=0, high=256, seed=0):
 def waves(size=SIZE):
     """A smooth picture, other in every place, so that a warp can be read off it."""
     y, x = np.mgrid[:size, :size] / size
-    channels = 128 + 60 * np.sin(3 * x + y), 128 + 60 * np.cos(4 * y), 90 + 60 * np.sin(5 * x * y)
+    channels = 128 + 60 * np.sin(9 * x + y), 128 + 60 * np.cos(9 * y), 90 + 60 * np.sin(9 * x * y)
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
@@ -40,8 +47,7 @@ def array(image):
 # ------------------------------------------------------------------------------ finding photo files
 
 
-def split_of(names):
-    return Split(Path("x.json"), list(names), ["x"] * len(names), np.arange(len(names)))
+SOURCE = Path("x.json")
 
 
 def save(folder, names):
@@ -52,7 +58,7 @@ def save(folder, names):
 
 def test_photos_are_found_by_relative_path_or_bare_name(tmp_path):
     save(tmp_path, ["val2014/1.jpg", "1.jpg", "2.png"])
-    found = find_photos(split_of(["val2014/1.jpg", "1.jpg", "test2014/2.png"]), tmp_path)
+    found = find_photos(["val2014/1.jpg", "1.jpg", "test2014/2.png"], SOURCE, tmp_path)
     assert found == [tmp_path / name for name in ("val2014/1.jpg", "1.jpg", "2.png")]
 
 
@@ -68,7 +74,7 @@ def test_photos_that_cannot_be_used(tmp_path, case, message):
     if case == "broken":
         (folder / "here.jpg").write_text("no photo")
     with pytest.raises(InputError, match=message) as caught:
-        find_photos(split_of(names), tmp_path / "nothing" if case == "folder" else folder)
+        find_photos(names, SOURCE, tmp_path / "nothing" if case == "folder" else folder)
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +168,7 @@ PLAIN_WARPS = {
 
 @pytest.mark.parametrize("name", PLAIN_WARPS)
 def test_warps_are_those_of_pil_with_both_signs(name):
-    """Within rounding inside; the edge of the grey may lie a pixel elsewhere."""
+    """Within rounding; along one edge of the grey more may differ."""
     image = waves()
     wanted = {sign: PLAIN_WARPS[name](image, sign) for sign in (-1, 1)}
     signs = []
@@ -171,9 +177,8 @@ def test_warps_are_those_of_pil_with_both_signs(name):
         got = array(OPERATION[name](image))
         off = {sign: np.abs(got - wanted[sign]).max(axis=2) for sign in wanted}
         signs.append(min(off, key=lambda sign: off[sign].mean()))
-        assert (off[signs[-1]] > 4).sum() <= 2 * SIZE
-        assert np.median(off[signs[-1]]) <= 1
-        assert off[-signs[-1]].mean() > 10
+        assert (off[signs[-1]] > 1).sum() <= SIZE
+        assert off[-signs[-1]].mean() > 50
     assert 10 <= signs.count(1) <= 30
 
 
@@ -193,7 +198,7 @@ def test_what_a_warp_uncovers_is_grey(name, share):
 def test_shears_keep_the_top_left_corner(name, axis):
     got = array(OPERATION[name](waves()))
     edges = [np.abs(np.take(got - array(waves()), index, axis)).mean() for index in (0, -1)]
-    assert edges[0] < 2 and edges[1] > 10
+    assert edges[0] < 3 and edges[1] > 20
 
 
 @pytest.fixture

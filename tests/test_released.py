@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -49,8 +50,10 @@ def test_embeddings_are_those_of_the_released_program(expected):
     torch.testing.assert_close(images, expected["image_embeds"], rtol=0, atol=1e-5)
     torch.testing.assert_close(texts, expected["text_embeds"], rtol=0, atol=1e-5)
     # What a loader gets that picks the momentum encoder is far away, and is what ours gives for it.
+    options = SimpleNamespace(image_encoder=IMAGE, text_encoder=TEXT, text_pooling="padded",
+                              image_res=32)
     momentum = checkpoint.released_dual_encoder(
-        checkpoint.read(FOLDER / "model_best.pth.tar"), FOLDER, IMAGE, TEXT, momentum=True)
+        options, checkpoint.read(FOLDER / "model_best.pth.tar"), FOLDER, momentum=True)
     with torch.no_grad():
         keys = momentum.encode_image(expected["pixel_values"])
     torch.testing.assert_close(keys, expected["momentum_image_embeds"], rtol=0, atol=1e-5)

@@ -116,8 +116,8 @@ def test_resume_gives_the_run_that_never_stopped(data, finished, tmp_path, monke
         for name in "logger_name", "resume", "workers":
             del state["options"][name]
     assert_same(resumed, whole)
-    best = [(folder / "model_best.pth.tar").exists() for folder in (tmp_path, finished)]
-    assert best == [True, True]
+    assert (tmp_path / "model_best.pth.tar").exists()
+    assert events(tmp_path) == events(finished)  # no gap and no repeat
 
 
 @pytest.mark.parametrize("more", [
@@ -139,7 +139,7 @@ def test_a_frozen_encoder_stays_and_its_projection_learns(data, tmp_path, side):
     options, _ = parse("", command(data, tmp_path, "--freeze", side))
     torch.manual_seed(options.seed)
     tokenizer = train.load_tokenizer(options.text_encoder, options.vocab)
-    before = train.build_model(options, len(tokenizer)).state_dict()
+    before = train.build_model(options, tokenizer).state_dict()
     train.main(command(data, tmp_path, "--freeze", side))
     state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
     changed = {key for key, value in state["model"].items() if not torch.equal(value, before[key])}
@@ -212,6 +212,18 @@ def test_bad_data_ends_in_one_line_before_training(data, tmp_path, capsys, told)
     told = "cannot be read as json" if told == "no json" else told
     expect_one_line(command(folder, tmp_path / "run"), told, capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_photo_that_breaks_on_the_way_is_named(data, tmp_path, capsys, workers):
+    """Its end is whole, so only decoding finds it, in a worker process or not."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    photo = folder / "images" / "train_00005.png"
+    content = bytearray(photo.read_bytes())
+    content[300:400] = bytes(100)
+    photo.write_bytes(content)
+    expect_one_line(command(folder, tmp_path / "run", "--workers", workers), photo.name, capsys)
 
 
 def expect_one_line(arguments, told, capsys):
