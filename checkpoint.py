@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
@@ -92,7 +93,7 @@ def stored_options(state: dict) -> dict:
     if is_released(state):
         return released_options(state)
     options = {name: value for name, value in state["options"].items()
-               if name not in ("resume", "test", "device", "workers")}
+               if name not in ("resume", "test", "device", "workers", "judgements")}
     return {name: Path(value) if name in PATHS and value is not None else value
             for name, value in options.items()}
 
@@ -161,6 +162,18 @@ def unpack(run, state: dict, path: Path) -> None:
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def fitted_statistics(state: dict) -> np.ndarray | None:
+    """(2, 3): count, mean and m2 of the positive and the negative Gaussian, where FNE fitted them.
+
+    A released checkpoint has none: its statistics were not saved.
+    """
+    if is_released(state) or "bank" not in state:
+        return None
+    criterion = state["criterion"]
+    return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
+                     for side in ("positive", "negative")])
 
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:

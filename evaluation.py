@@ -1,6 +1,7 @@
-"""Retrieval metrics, encoding a split, and scoring a checkpoint:
+"""Retrieval metrics, and the command that scores a checkpoint or saved embeddings:
 
     python evaluation.py runs/flickr_FNE/model_best.pth.tar --data_path $DATA_PATH/f30k/images
+    python evaluation.py --embeddings embeddings.npz
 
 The metrics are pure functions of embeddings and of each caption's photo. "i2t" ranks all captions
 for a photo, "t2i" all photos for a caption.
@@ -8,19 +9,25 @@ for a photo, "t2i" all photos for a caption.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import checkpoint
-from data import Captions, Split, make_loader, pad_captions, read_split
+from encoding import (
+    Embeddings,
+    EvalSet,
+    encode_split,
+    load_eval_set,
+    read_embeddings,
+    save_embeddings,
+)
 from errors import InputError, exit_on_input_error
-from model import DualEncoder, image_statistics, load_tokenizer, pick_device
+from judgements import judge, judgement_table
+from model import DualEncoder, load_tokenizer, pick_device
 from options import check, parse_scoring
-from photos import PhotoDataset, find_photos, normalize
+from relevance import coco_metrics, multi_positive_metrics
 
 BLOCK = 2**23  # similarities held at a time (32 MiB in float32)
 
@@ -161,125 +168,100 @@ def table(metrics: dict[str, float]) -> str:
     return "\n".join([*lines, f"  rsum {metrics['rsum']:.1f}"])
 
 
-# -------------------------------------------------------------------------------- encoding a split
+# --------------------------------------------------------------------------------------- the report
 
 
-class EvalSet(NamedTuple):
-    """A split that is ready to be encoded."""
-
-    split: Split
-    photos: list[Path]
-    captions: Captions
-
-
-def load_eval_set(options, split: str, tokenizer) -> EvalSet:
-    """Read, check and tokenise a split as the options say; COCO keeps five captions a photo."""
-    limit = 5 if options.dataset == "mscoco" else None
-    content = read_split(options.dataset, split, options.data_path, options.json_path, limit)
-    photos = find_photos(content.images, content.source, options.data_path)
-    captions = Captions(content.captions, tokenizer, options.max_words, options.max_tokens)
-    return EvalSet(content, photos, captions)
-
-
-@torch.no_grad()
-def encode_photos(
-    model: DualEncoder, photos: list[Path], options, project: bool = True
-) -> Tensor:
-    """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
-    device = next(model.parameters()).device
-    encode = model.encode_image if project else model.image_features
-    mean, std = image_statistics(options)
-    loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
-                         device.type == "cuda", batch_size=options.batch_size_test)
-    return torch.cat([
-        encode(normalize(pixels.to(device, non_blocking=True), mean, std)).cpu()
-        for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
-    ])
-
-
-@torch.no_grad()
-def encode_captions(model: DualEncoder, captions: Captions, options, pad_id: int) -> Tensor:
-    """Embeddings (N_t, D), on the CPU."""
-    device = next(model.parameters()).device
-    length = options.max_tokens if options.text_pooling == "padded" else None
-    # Captions of like length go together, so that little of a batch is padding.
-    order = np.argsort(captions.lengths, kind="stable")
-    texts = []
-    for start in range(0, len(order), 256):
-        rows = [captions[index] for index in order[start : start + 256]]
-        input_ids, mask = pad_captions(rows, pad_id, length)
-        texts.append(model.encode_text(input_ids.to(device), mask.to(device)).cpu())
-    return torch.cat(texts)[torch.from_numpy(np.argsort(order))]
-
-
-def encode_split(
-    model: DualEncoder, eval_set: EvalSet, options, pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
-
-    The model is put into evaluation mode for this, and back into the mode that it was in
-    (Fidelity note 1).
-    """
-    was_training = model.training
-    model.eval()
-    images = encode_photos(model, eval_set.photos, options)
-    texts = encode_captions(model, eval_set.captions, options, pad_id)
-    model.train(was_training)
-    return images, texts
-
-
-def score(
-    model: DualEncoder, eval_set: EvalSet, options, pad_id: int, folds: bool = False
-) -> dict:
-    """`retrieval_metrics` of a split, and with `folds` those of the 1K protocol in `five_fold`.
+def score(model: DualEncoder, eval_set: EvalSet, options, pad_id: int) -> dict[str, float]:
+    """`retrieval_metrics` of a split, encoded with `model`.
 
     Raises:
         InputError: the model's embeddings are not finite.
     """
     embeds = encode_split(model, eval_set, options, pad_id)
+    return input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text)
+
+
+def input_errors(function, *arguments):
+    """Call a metric; what is wrong with embeddings is the user's to mend."""
     try:
-        metrics = retrieval_metrics(*embeds, eval_set.split.image_of_text)
+        return function(*arguments)
     except ValueError as error:
-        raise InputError(f"{eval_set.split.source} cannot be scored: {error}") from error
-    if folds:
-        metrics["five_fold"] = five_fold(*embeds, eval_set.split.image_of_text)
-    return metrics
+        raise InputError(f"the embeddings cannot be scored: {error}") from error
 
 
-def report(metrics: dict, title: str) -> str:
-    """What a test prints."""
-    text = f"{title}\n{table(metrics)}"
-    if "five_fold" in metrics:
-        text += f"\n{title}, 1K (mean of five folds)\n{table(metrics['five_fold'])}"
-    return text
+def full_report(embeddings: Embeddings, options) -> tuple[dict, str]:
+    """Everything that can be said of a split's embeddings: as a dictionary and as text.
+
+    The keys of `retrieval_metrics`; for COCO's 5,000 photos `five_fold` and the keys of
+    `relevance.coco_metrics`; where all matches are known, those of `multi_positive_metrics`; with
+    --judgements `judgements`.
+    """
+    split = embeddings.split
+    embeds = embeddings.image_embeds, embeddings.text_embeds
+    metrics = input_errors(retrieval_metrics, *embeds, split.image_of_text)
+    lines = [table(metrics)]
+    if options.dataset == "mscoco" and len(split.images) == 5000:
+        metrics["five_fold"] = five_fold(*embeds, split.image_of_text)
+        lines += ["1K, mean of five folds", table(metrics["five_fold"])]
+        lines += add_table(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
+    if split.matches is not None:
+        lines += add_table(metrics, multi_positive_metrics(*embeds, split.matches),
+                           "over all true matches")
+    if options.judgements:
+        metrics["judgements"] = judge(embeddings, options.judgements)
+        lines.append(judgement_table(metrics["judgements"]))
+    return metrics, "\n".join(lines)
 
 
-def write_results(metrics: dict, path: Path) -> None:
-    """Metrics as json."""
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+def add_table(metrics: dict, more: dict[str, float] | None, title: str) -> list[str]:
+    """Add `more` to `metrics`, and give it as lines: a row for each direction."""
+    if more is None:
+        return [f"{title}: not this split"]
+    metrics |= more
+    names = [key.removeprefix("i2t_") for key in more if key.startswith("i2t_")]
+    lines = [title, "          " + "".join(f"{name:>18}" for name in names)]
+    for side, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
+        lines.append(f"  {label:8}" + "".join(f"{more[f'{side}_{name}']:18.1f}" for name in names))
+    return lines
 
 
-def test(options, state: dict, path: Path, split: str) -> dict:
-    """Score checkpoint `state`, read from `path`, on a split; prints and returns the metrics."""
+def embed_split(options, state: dict, path: Path, split: str) -> Embeddings:
+    """The embeddings of a split under checkpoint `state`, read from `path`."""
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     eval_set = load_eval_set(options, split, tokenizer)
-    folds = options.dataset == "mscoco" and len(eval_set.photos) == 5000
-    metrics = score(model.to(pick_device(options.device)), eval_set, options,
-                    tokenizer.pad_token_id, folds)
-    print(report(metrics, f"{options.dataset} {split}, {path}"))
+    embeds = encode_split(model.to(pick_device(options.device)), eval_set, options,
+                          tokenizer.pad_token_id)
+    statistics = checkpoint.fitted_statistics(state)
+    return Embeddings(*embeds, eval_set.split, statistics, options.prior)
+
+
+def report(embeddings: Embeddings, options, title: str, output: Path | None) -> dict:
+    """Print the full report, write it as json to `output` if given, and return it."""
+    metrics, text = full_report(embeddings, options)
+    print(f"{title}\n{text}")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse_scoring(__doc__, argv)
     with exit_on_input_error():
-        state = checkpoint.read(options.checkpoint)
-        checkpoint.merge_options(options, given, state, options.checkpoint)
-        check(options)
-        metrics = test(options, state, options.checkpoint, options.split)
-        if options.output:
-            write_results(metrics, options.output)
+        if (options.checkpoint is None) == (options.embeddings is None):
+            raise InputError("name either a checkpoint or --embeddings FILE to score")
+        if options.embeddings:
+            embeddings, title = read_embeddings(options.embeddings), str(options.embeddings)
+        else:
+            state = checkpoint.read(options.checkpoint)
+            checkpoint.merge_options(options, given, state, options.checkpoint)
+            check(options)
+            embeddings = embed_split(options, state, options.checkpoint, options.split)
+            title = f"{options.dataset} {options.split}, {options.checkpoint}"
+        if options.save_embeddings:
+            save_embeddings(embeddings, options.save_embeddings)
+        report(embeddings, options, title, options.output)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
     group.add_argument("--max_tokens", type=int, default=30,
                        help="tokens kept of a caption, special ones included")
+    group.add_argument("--all_captions", action="store_true",
+                       help="COCO: score all captions of val and test, not five a photo")
+    group.add_argument("--judgements", type=Path,
+                       help="people's answers on photo-caption pairs of the test split, to score "
+                            "the model on: json, or Flickr8k's CrowdFlower or Expert annotations")
     group.add_argument("--batch_size_test", type=int, default=32, help="photos encoded at a time")
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
 
@@ -133,11 +138,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="ours or a released one")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="ours or a released one")
     group = parser.add_argument_group("scoring")
     group.add_argument("--split", choices=["train", "val", "test"], default="test",
                        help="which split to score")
     group.add_argument("--output", type=Path, help="write the metrics here, as json")
+    group.add_argument("--save_embeddings", type=Path, metavar="NPZ",
+                       help="write embeddings, file names and captions here")
+    group.add_argument("--embeddings", type=Path, metavar="NPZ",
+                       help="score these, of this program or any other, instead of a checkpoint")
 
 
 TRAINING = add_data_flags, add_model_flags, add_method_flags, add_training_flags, add_run_flags

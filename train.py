@@ -30,9 +30,11 @@ from data import (
     make_loader,
     read_split,
 )
+from encoding import EvalSet, encode_photos, load_eval_set
 from errors import exit_on_input_error
-from evaluation import EvalSet, encode_photos, load_eval_set, score, test, write_results
+from evaluation import embed_split, report, score
 from fne_loss import FNELoss, infonce_loss, triplet_loss
+from judgements import read_judgements
 from memory_bank import MemoryBank
 from model import (
     DualEncoder,
@@ -247,7 +249,9 @@ def train_and_test(options, state: dict | None) -> None:
     split = read_split(options.dataset, "train", options.data_path, options.json_path)
     photos = find_photos(split.images, split.source, options.data_path)
     val_set = load_eval_set(options, "val", tokenizer)
-    load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now, not at the end
+    test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
+    if options.judgements:
+        read_judgements(options.judgements, test_set.split)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens)
     sampler = EpochSampler(len(captions), options.batch_size_train, options.seed)
     device = pick_device(options.device)
@@ -270,9 +274,9 @@ def train_and_test(options, state: dict | None) -> None:
 
 def test_and_write(options, state: dict, path: Path) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
-    metrics = test(options, state, path, "test")
-    options.logger_name.mkdir(parents=True, exist_ok=True)
-    write_results(metrics, options.logger_name / "test_results.json")
+    embeddings = embed_split(options, state, path, "test")
+    report(embeddings, options, f"{options.dataset} test, {path}",
+           options.logger_name / "test_results.json")
 
 
 def main(argv: list[str] | None = None) -> None:

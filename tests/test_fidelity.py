@@ -5,7 +5,6 @@ Notes 2, 4, 5 and 6 have their tests beside the code that they concern: `test_re
 """
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from test_train import command, data, small_dataset  # noqa: F401  (fixtures)
 
 import evaluation
 import train
-from data import Captions, Collator, Split, read_split
-from evaluation import EvalSet, encode_split, retrieval_metrics
+from data import Captions, Collator, read_split
+from encoding import encode_split, load_eval_set
+from evaluation import retrieval_metrics
 from model import build_model, load_tokenizer
 from options import parse
 
@@ -29,7 +29,7 @@ def test_fidelity_note_1_validation_returns_to_training_mode(data):  # noqa: F81
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     model = build_model(options, tokenizer)
     inputs = torch.arange(5, 21).reshape(1, 16), torch.ones(1, 16, dtype=torch.int64)
-    encode_split(model, evaluation.load_eval_set(options, "val", tokenizer), options, 0)
+    encode_split(model, load_eval_set(options, "val", tokenizer), options, 0)
     assert model.training
     assert not torch.equal(model.encode_text(*inputs), model.encode_text(*inputs))
     model.eval()  # the published behaviour until the next epoch
@@ -61,14 +61,12 @@ def test_fidelity_note_7_test_needs_no_resume_and_data_path_is_a_flag(tmp_path, 
 def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypatch):  # noqa: F811
     """As released, every validation scores it too: here six of them, but one test at the end."""
     scored = []
-    score = evaluation.score
 
     def spy(model, eval_set, *rest):
         scored.append(eval_set.split.source.name)
-        return score(model, eval_set, *rest)
+        return encode_split(model, eval_set, *rest)
 
-    monkeypatch.setattr(evaluation, "score", spy)
-    monkeypatch.setattr(train, "score", spy)
+    monkeypatch.setattr(evaluation, "encode_split", spy)
     train.main(command(data, tmp_path, "--num_epochs", "2"))
     assert scored == ["shapes_val.json"] * 6 + ["shapes_test.json"]
 
@@ -87,15 +85,3 @@ def test_fidelity_note_9_captions_are_mapped_to_photos(tmp_path, monkeypatch):
     assert retrieval_metrics(images, perfect, assumed)["t2i_r1"] < 100
     five = read_split("mscoco", "test", tmp_path, captions_per_image=5)
     assert len(five.captions) == 20 and "0 5" in split.captions and "0 5" not in five.captions
-
-
-def test_coco_5k_can_also_give_the_mean_of_five_folds(monkeypatch):
-    generator = np.random.default_rng(0)
-    images = torch.from_numpy(generator.normal(size=(5000, 8)))
-    texts = images + 0.5 * torch.from_numpy(generator.normal(size=(5000, 8)))
-    monkeypatch.setattr(evaluation, "encode_split", lambda *_: (images, texts))
-    split = Split("coco_test.json", ["photo"] * 5000, ["text"] * 5000, np.arange(5000))
-    metrics = evaluation.score(None, EvalSet(split, split.images, None),
-                               SimpleNamespace(dataset="mscoco"), 0, folds=True)
-    assert metrics["five_fold"]["rsum"] > metrics["rsum"]
-    assert "1K (mean of five folds)" in evaluation.report(metrics, "coco")

@@ -1,0 +1,30 @@
+"""The vocabularies that are shipped, and the script that builds them."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from model import SPECIAL_TOKENS
+from shapes import make_shapes
+
+
+@pytest.mark.parametrize("name", ["shapes", "flickr30k"])
+def test_a_shipped_vocabulary_is_what_the_script_builds(name, tmp_path, request):
+    if name == "shapes":
+        split, size = make_shapes(tmp_path / "data") / "shapes_train.json", 400
+    else:
+        split = request.getfixturevalue("shared") / "json" / "flickr30k_train.json"
+        size = 8000
+    output = tmp_path / "vocabulary.txt"
+    subprocess.run([sys.executable, ROOT / "vocab" / "build_vocab.py", split, output,
+                    "--size", str(size)], check=True, cwd=tmp_path)
+    assert output.read_text() == (ROOT / "vocab" / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["shapes", "flickr30k"])
+def test_a_shipped_vocabulary_is_in_order(name):
+    tokens = (ROOT / "vocab" / f"{name}.txt").read_text().splitlines()
+    assert tokens[:5] == list(SPECIAL_TOKENS.values())
+    assert len(tokens) == len(set(tokens)) and all(tokens)
