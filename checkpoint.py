@@ -113,9 +113,6 @@ def merge_options(options: argparse.Namespace, given: set[str], state: dict, pat
                              f"made with {value}: leave the flag out, or start a new run")
 
 
-# ------------------------------------------------------------------------------------- our own runs
-
-
 def pack(run) -> dict:
     """Everything that a `train.Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
@@ -193,9 +190,6 @@ def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
     if parts:
         raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(parts)}")
-
-
-# ------------------------------------------------------------------------- the released checkpoints
 
 
 def is_released(state: dict) -> bool:

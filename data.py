@@ -9,6 +9,7 @@ from (seed, epoch, position) alone, so neither the number of workers nor a resta
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,9 +26,8 @@ from photos import eval_pixels, load_photo, train_pixels
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
-
-
-# ------------------------------------------------------------------------------------------ splits
+# Caption cleaning: these go, and those become spaces.
+CLEANING = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 
 
 @dataclass
@@ -59,10 +59,8 @@ def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None)
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    raise InputError(
-        f"neither {names[0]} nor {names[1]} is in {', '.join(map(str, folders))}: "
-        "name their folder with --json_path"
-    )
+    raise InputError(f"neither {names[0]} nor {names[1]} is in {', '.join(map(str, folders))}: "
+                     "name their folder with --json_path")
 
 
 def read_json(path: Path):
@@ -82,9 +80,8 @@ def flatten_karpathy(content: dict, split: str, path: Path) -> list[dict]:
         try:
             if image["split"] in KARPATHY_SPLITS[split]:
                 name = PurePosixPath(image.get("filepath", "")) / image["filename"]
-                records.append({
-                    "image": str(name), "caption": [s["raw"] for s in image["sentences"]]
-                })
+                captions = [sentence["raw"] for sentence in image["sentences"]]
+                records.append({"image": str(name), "caption": captions})
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: images[{number}] lacks 'split', 'filename' or the 'raw' of "
                              "its 'sentences'") from error
@@ -125,17 +122,16 @@ def read_split(
     if not isinstance(records, list) or not records:
         raise InputError(f"{path} holds no {split} records: expected a list of "
                          '{"image": ..., "caption": ...}')
-    number_of, captions, image_of_text, kept = {}, [], [], []
+    number_of, captions, image_of_text, kept, seen = {}, [], [], [], Counter()
     for number, record in enumerate(records):
         name, texts = check_record(record, number, path)
         image = number_of.setdefault(name, len(number_of))
-        captions += texts
-        image_of_text += [image] * len(texts)
-    seen = np.zeros(len(number_of), dtype=np.int64)  # captions of each photo so far
-    for index, image in enumerate(image_of_text):
-        if captions_per_image is None or seen[image] < captions_per_image:
-            kept.append(index)
-        seen[image] += 1
+        for text in texts:
+            seen[image] += 1
+            if captions_per_image is None or seen[image] <= captions_per_image:
+                kept.append(len(captions))
+            captions.append(text)
+            image_of_text.append(image)
     matches = read_matches(path, len(captions), len(number_of))
     return Split(path, list(number_of), [captions[index] for index in kept],
                  np.array(image_of_text, dtype=np.int64)[kept],
@@ -164,18 +160,14 @@ def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
     return matches
 
 
-# ---------------------------------------------------------------------------------------- captions
-
-
 def clean_caption(text: str, max_words: int = 30) -> str:
     """Lower case, punctuation out, hyphens and slashes to spaces, the first `max_words` words.
 
     Exactly the published cleaning, quirks included: a lone tab or line break inside stays.
     """
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
-    text = re.sub(r"[-/]", " ", text).replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:max_words])
+    text = text.lower().translate(CLEANING).replace("<person>", "person")
+    words = re.sub(r"\s\s+", " ", text).removesuffix("\n").strip(" ").split(" ")
+    return " ".join(words[:max_words])
 
 
 class Captions:
@@ -211,9 +203,6 @@ def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[T
         input_ids[number, : len(row)] = row
         mask[number, : len(row)] = 1
     return input_ids, mask
-
-
-# ----------------------------------------------------------------------------------------- batches
 
 
 class Batch(NamedTuple):

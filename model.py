@@ -8,6 +8,7 @@ import copy
 import inspect
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -203,9 +204,6 @@ def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -
         key.copy_(query)
 
 
-# -------------------------------------------------------------------------------- encoders by name
-
-
 def load_encoder(
     name: str, side: str, image_res: int, tokenizer=None, pretrained: bool = True
 ) -> nn.Module:
@@ -234,7 +232,7 @@ def load_encoder(
 
 
 def unknown_encoder(name: str, side: str, error: Exception) -> InputError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(f"--{side}_encoder {name}: not one of {', '.join(BUILT_IN)}, and no local "
                       f"folder or reachable Hugging Face model ({reason})")
 
@@ -259,12 +257,11 @@ def load_tokenizer(name: str, vocab: Path | str):
         raise InputError(f"--vocab {vocab}: not a WordPiece vocabulary ({error})") from error
     missing = [token for token in SPECIAL_TOKENS.values() if token not in words]
     if missing:
-        raise InputError(f"--vocab {vocab}: lacks {', '.join(missing)}; make one with "
-                         "vocab/build_vocab.py")
+        raise InputError(f"--vocab {vocab}: lacks {missing}; make one with vocab/build_vocab.py")
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.BertProcessing(
-        ("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"]))
+    ends = [(token, words[token]) for token in ("[SEP]", "[CLS]")]
+    core.post_processor = processors.BertProcessing(*ends)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 
 
@@ -284,10 +281,10 @@ def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
                        options.image_res)
 
 
-def image_statistics(options) -> tuple[list[float], list[float]]:
+def image_statistics(options) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and std (3 numbers each) that pixels in [0, 1] are standardised with."""
     if options.image_stats == "clip":
-        return list(CLIP_MEAN), list(CLIP_STD)
+        return CLIP_MEAN, CLIP_STD
     try:
         if options.image_encoder in BUILT_IN:
             raise OSError("a built-in encoder has none")
@@ -295,7 +292,7 @@ def image_statistics(options) -> tuple[list[float], list[float]]:
     except Exception as error:
         raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "
                          "to take mean and std from; use --image_stats clip") from error
-    return list(processor.image_mean), list(processor.image_std)
+    return processor.image_mean, processor.image_std
 
 
 def quiet_transformers() -> None:

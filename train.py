@@ -12,6 +12,7 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume FIL
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     momentum_model: DualEncoder | None  # None for the controls, as is the bank
     bank: MemoryBank | None
-    pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
+    pixel_statistics: tuple[Sequence[float], Sequence[float]]  # mean and std of the three channels
     steps_per_epoch: int
     matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
@@ -245,9 +246,9 @@ def learning_rate_factor(options, step: int, steps_per_epoch: int) -> float:
 
 def train_and_test(options, state: dict | None) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
-    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     split = read_split(options.dataset, "train", options.data_path, options.json_path)
     photos = find_photos(split.images, split.source, options.data_path)
+    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
     if options.judgements:

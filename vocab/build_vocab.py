@@ -6,7 +6,6 @@ The text is cleaned as in training first. The same captions give the same file.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
-from data import clean_caption  # noqa: E402
+from data import check_record, clean_caption, read_json  # noqa: E402
+from errors import exit_on_input_error  # noqa: E402
 from model import SPECIAL_TOKENS  # noqa: E402
 
 
@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="vocabulary file to write")
     parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
     options = parser.parse_args(argv)
-    captions = [record["caption"] for record in json.loads(options.split.read_text())]
+    with exit_on_input_error():
+        captions = [text for number, record in enumerate(read_json(options.split))
+                    for text in check_record(record, number, options.split)[1]]
     tokens = build_vocabulary(captions, options.size)
     options.output.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     print(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
