@@ -25,7 +25,7 @@ PRESETS = {
     # a frozen image encoder sees each photo once, since no augmentation changes it.
     "flickr8k": dict(
         text_encoder="small-bert", augment="none", batch_size_train=128, batch_size_test=128,
-        num_epochs=12, easy_epochs=4, warmup_epochs=5, learning_rate=5e-4, lr_milestones=[8],
+        num_epochs=8, easy_epochs=4, warmup_epochs=5, learning_rate=5e-4, lr_milestones=[4],
         queue_size=4096, momentum=0.99, val_times=0,
     ),
     # The embedded dataset: both encoders from scratch, in about five minutes on two cores.
