@@ -22,6 +22,7 @@ from memory_bank import EMPTY
 from model import DualEncoder, build_model, quiet_transformers, unknown_encoder
 
 FORMAT = "fne-1"
+RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"
 PATHS = "data_path", "json_path", "logger_name"
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
@@ -51,7 +52,7 @@ def prepare_folder(folder: Path, fresh: bool) -> None:
     """Make the run's folder; a fresh run moves the files of a former one into `previous_N`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        former = [path for path in folder.iterdir() if path.is_file()]
+        former = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
         if fresh and former:
             number = 1
             while (aside := folder / f"previous_{number}").exists():

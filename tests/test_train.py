@@ -174,9 +174,11 @@ def test_a_fresh_run_moves_a_former_one_aside(data, tmp_path):
     arguments = command(data, tmp_path, "--num_epochs", "1")
     train.main(arguments)
     former = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    (tmp_path / "notes.txt").write_text("not the run's")
     train.main([*arguments, "--seed", "2"])
     assert (tmp_path / "previous_1" / "checkpoint.pth.tar").read_bytes() == former
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() != former
+    assert len(list((tmp_path / "previous_1").iterdir())) == 4 and (tmp_path / "notes.txt").exists()
 
 
 def spoil(name):
