@@ -267,7 +267,8 @@ def train_and_test(options, state: dict | None) -> None:
     run = build_run(options, tokenizer, matches, len(sampler), state)
     if seen_once:
         run.features = encode_photos(run.model, photos, options, project=False).to(device)
-    checkpoint.prepare_folder(options.logger_name, fresh=state is None)
+    fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten
+    checkpoint.prepare_folder(options.logger_name, fresh)
     train(run, loader, val_set, tokenizer.pad_token_id)
     best = options.logger_name / "model_best.pth.tar"
     test_and_write(options, checkpoint.read(best), best)

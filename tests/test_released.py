@@ -137,6 +137,18 @@ def test_fine_tuning_carries_everything_over(photos, tmp_path, capsys):
     assert (momentum - released_momentum).abs().max() < (online - released_momentum).abs().max()
 
 
+def test_fine_tuning_in_its_own_folder_does_not_overwrite_it(photos, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    released = (FOLDER / "model_best.pth.tar").read_bytes()
+    (folder / "model_best.pth.tar").write_bytes(released)
+    arguments = command(photos, tmp_path, "--num_epochs", "1", "--batch_size_train", "4")
+    arguments[arguments.index("--resume") + 1] = str(folder / "model_best.pth.tar")
+    train.main(arguments)
+    assert (folder / "previous_1" / "model_best.pth.tar").read_bytes() == released
+    assert (folder / "model_best.pth.tar").read_bytes() != released
+
+
 def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expected):
     """Dropout off, captions of one length: our loop's loss is the oracle's, draw by draw."""
     options, given = parse("", command(photos, tmp_path))
