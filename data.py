@@ -50,10 +50,8 @@ def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None)
     """The file that holds a split: under `json_path`, or `json/`, or beside the photos.
 
     Raises:
-        InputError: it is in none of these places, or `data_path` is no folder.
+        InputError: it is in none of these places.
     """
-    if not data_path.is_dir():
-        raise InputError(f"--data_path {data_path} is not a folder")
     prefix = FILE_PREFIX[dataset]
     folders = [json_path] if json_path else [Path("json"), data_path, data_path.parent]
     names = f"{prefix}_{split}.json", f"dataset_{prefix}.json"
@@ -61,6 +59,8 @@ def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None)
         for name in names:
             if (folder / name).is_file():
                 return folder / name
+    if not data_path.is_dir():
+        raise InputError(f"--data_path {data_path} is not a folder")
     raise InputError(f"neither {names[0]} nor {names[1]} is in {', '.join(map(str, folders))}: "
                      "name their folder with --json_path")
 

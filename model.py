@@ -8,7 +8,6 @@ import copy
 import inspect
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -257,7 +256,8 @@ def load_tokenizer(name: str, vocab: Path | str):
         raise InputError(f"--vocab {vocab}: not a WordPiece vocabulary ({error})") from error
     missing = [token for token in SPECIAL_TOKENS.values() if token not in words]
     if missing:
-        raise InputError(f"--vocab {vocab}: lacks {missing}; make one with vocab/build_vocab.py")
+        raise InputError(f"--vocab {vocab}: lacks {', '.join(missing)}; make one with "
+                         "vocab/build_vocab.py")
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [(token, words[token]) for token in ("[SEP]", "[CLS]")]
@@ -281,10 +281,10 @@ def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
                        options.image_res)
 
 
-def image_statistics(options) -> tuple[Sequence[float], Sequence[float]]:
+def image_statistics(options) -> tuple[list[float], list[float]]:
     """Mean and std (3 numbers each) that pixels in [0, 1] are standardised with."""
     if options.image_stats == "clip":
-        return CLIP_MEAN, CLIP_STD
+        return list(CLIP_MEAN), list(CLIP_STD)
     try:
         if options.image_encoder in BUILT_IN:
             raise OSError("a built-in encoder has none")
@@ -292,7 +292,7 @@ def image_statistics(options) -> tuple[Sequence[float], Sequence[float]]:
     except Exception as error:
         raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "
                          "to take mean and std from; use --image_stats clip") from error
-    return processor.image_mean, processor.image_std
+    return list(processor.image_mean), list(processor.image_std)
 
 
 def quiet_transformers() -> None:

@@ -12,7 +12,6 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume FIL
 import argparse
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +63,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     momentum_model: DualEncoder | None  # None for the controls, as is the bank
     bank: MemoryBank | None
-    pixel_statistics: tuple[Sequence[float], Sequence[float]]  # mean and std of the three channels
+    pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
     steps_per_epoch: int
     matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented

@@ -71,7 +71,8 @@ def assert_same(left, right, where="state"):
 
 def test_a_run_leaves_checkpoints_results_and_logs(finished):
     results = json.loads((finished / "test_results.json").read_text())
-    assert results.keys() == METRICS
+    assert results.keys() == METRICS | {f"{side}_{key}" for side in ("i2t", "t2i")
+                                       for key in ("map_at_r", "r_precision")}
     state = checkpoint.read(finished / "checkpoint.pth.tar")
     assert (state["epoch"], state["step"], state["global_step"]) == (3, 0, 21)
     assert int((state["bank"]["image_ids"] >= 0).sum()) == 40
@@ -237,7 +238,8 @@ def expect_one_line(arguments, told, capsys):
 
 
 @pytest.mark.parametrize("more, told", [
-    (["--data_path", "{tmp}/nothing", "--dataset", "flickr8k"], "--json_path"),
+    (["--data_path", "{tmp}/nothing", "--dataset", "flickr8k"], "--data_path"),
+    (["--json_path", "{tmp}"], "--json_path"),
     (["--image_encoder", "{tmp}/nothing"], "--image_encoder"),
     (["--text_encoder", "{tmp}/nothing"], "--text_encoder"),
     (["--image_stats", "encoder"], "--image_stats"),
