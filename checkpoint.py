@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from errors import InputError
 from memory_bank import EMPTY
-from model import DualEncoder, build_model, quiet_transformers, unknown_encoder
+from model import DualEncoder, build_model, load_config, quiet_transformers
 
 FORMAT = "fne-1"
 RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"
@@ -246,10 +246,7 @@ def released_dual_encoder(
     encoders = []
     for side, name, prefix in (("image", options.image_encoder, "visual_encoder"),
                                ("text", options.text_encoder, "text_encoder")):
-        try:
-            config = AutoConfig.from_pretrained(name)
-        except Exception as error:
-            raise unknown_encoder(name, side, error) from error
+        config = load_config(name, side)
         weights = {key.removeprefix(prefix + suffix): value
                    for key, value in state["model"][0].items() if key.startswith(prefix + suffix)}
         # A buffer that transformers no longer keeps; it holds 0, 1, 2, ...

@@ -217,17 +217,25 @@ def load_encoder(
     if name in BUILT_IN:
         words = len(tokenizer) if tokenizer is not None else 0
         return AutoModel.from_config(BUILT_IN[name](image_res, words))
+    config = load_config(name, side)
     try:
-        config = AutoConfig.from_pretrained(name)
         if pretrained:  # transformers 5 would keep a half precision that the weights were saved in
             model = AutoModel.from_pretrained(name, dtype=torch.float32)
         else:
             model = AutoModel.from_config(config, dtype=torch.float32)
-    except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
+    except Exception as error:
         raise unknown_encoder(name, side, error) from error
     if not hasattr(config, "vision_config"):
         return model
     return ClipTower(model, side, tokenizer.pad_token_id if tokenizer is not None else None)
+
+
+def load_config(name: str, side: str):
+    """The configuration of encoder `name`, no built-in one; InputError where it cannot be had."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
+        raise unknown_encoder(name, side, error) from error
 
 
 def unknown_encoder(name: str, side: str, error: Exception) -> InputError:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from errors import InputError
+from errors import InputError, exit_on_input_error
 
 VERSION = 1  # goes up whenever the same seed makes other files
 DEFAULT_SIZES = {"train": 2000, "val": 250, "test": 500}  # photos
@@ -288,10 +288,8 @@ def main():
     parser.add_argument("--image_size", type=int, default=64,
                         help="width and height of a photo in pixels (%(default)s)")
     args = parser.parse_args()
-    try:
+    with exit_on_input_error():
         print(make_shapes(args.root, args.seed, image_size=args.image_size))
-    except (InputError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":
