@@ -225,11 +225,9 @@ def add_table(metrics: dict, more: dict[str, float] | None, title: str) -> list[
     return lines
 
 
-def embed_split(options, state: dict, path: Path, split: str) -> Embeddings:
+def embed_split(options, state: dict, path: Path, eval_set: EvalSet, tokenizer) -> Embeddings:
     """The embeddings of a split under checkpoint `state`, read from `path`."""
-    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
-    eval_set = load_eval_set(options, split, tokenizer)
     embeds = encode_split(model.to(pick_device(options.device)), eval_set, options,
                           tokenizer.pad_token_id)
     statistics = checkpoint.fitted_statistics(state)
@@ -257,7 +255,9 @@ def main(argv: list[str] | None = None) -> None:
             state = checkpoint.read(options.checkpoint)
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
-            embeddings = embed_split(options, state, options.checkpoint, options.split)
+            tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+            eval_set = load_eval_set(options, options.split, tokenizer)
+            embeddings = embed_split(options, state, options.checkpoint, eval_set, tokenizer)
             title = f"{options.dataset} {options.split}, {options.checkpoint}"
         if options.save_embeddings:
             save_embeddings(embeddings, options.save_embeddings)

@@ -270,12 +270,12 @@ def train_and_test(options, state: dict | None) -> None:
     checkpoint.prepare_folder(options.logger_name, fresh)
     train(run, loader, val_set, tokenizer.pad_token_id)
     best = options.logger_name / "model_best.pth.tar"
-    test_and_write(options, checkpoint.read(best), best)
+    test(options, checkpoint.read(best), best, test_set, tokenizer)
 
 
-def test_and_write(options, state: dict, path: Path) -> None:
+def test(options, state: dict, path: Path, test_set: EvalSet, tokenizer) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
-    embeddings = embed_split(options, state, path, "test")
+    embeddings = embed_split(options, state, path, test_set, tokenizer)
     report(embeddings, options, f"{options.dataset} test, {path}",
            options.logger_name / "test_results.json")
 
@@ -292,7 +292,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.dataset == "shapes":
             make_shapes(options.data_path)
         if options.test:
-            test_and_write(options, state, path)
+            tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+            test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)
         else:
             train_and_test(options, state)
 
