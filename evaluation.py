@@ -8,6 +8,7 @@ for a photo, "t2i" all photos for a caption.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ from errors import InputError, exit_on_input_error
 from judgements import judge, judgement_table
 from model import DualEncoder, load_tokenizer, pick_device
 from options import check, parse_scoring
-from relevance import coco_metrics, multi_positive_metrics
+from relevance import BLOCK, coco_metrics, multi_positive_metrics
 
-BLOCK = 2**23  # similarities held at a time (32 MiB in float32)
+ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
 
 
 def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +41,7 @@ def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor
             without caption, or an embedding that is not finite.
     """
     images, texts = torch.as_tensor(image_embeds), torch.as_tensor(text_embeds)
-    dtype = torch.promote_types(images.dtype, texts.dtype)
+    dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)
     images, texts = images.to(dtype), texts.to(images.device, dtype)
     image_of_text = torch.as_tensor(image_of_text, device=images.device)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
@@ -52,7 +53,9 @@ def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor
     if len(texts) == 0 or not torch.equal(image_of_text.unique().cpu(), torch.arange(len(images))):
         raise ValueError(f"image_of_text must name each of the photos 0 to {len(images) - 1}, and "
                          "no other")
-    if not (images.isfinite().all() and texts.isfinite().all()):
+    # The largest entry, since asking each would take a quarter of the memory again.
+    largest = (torch.linalg.vector_norm(embeds, torch.inf) for embeds in (images, texts))
+    if not all(value.isfinite() for value in largest):
         raise ValueError("an embedding holds NaN or infinity")
     return images, texts, image_of_text
 
@@ -74,55 +77,48 @@ def retrieval_ranks(image_embeds, text_embeds, image_of_text) -> tuple[np.ndarra
         ValueError: see `as_tensors`.
     """
     images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
-    numbers = torch.arange(len(images), device=image_of_text.device)
-    i2t = ranks_of_best(images, texts, numbers, image_of_text)
-    t2i = ranks_of_best(texts, images, image_of_text, numbers)
+    scale = float(images.norm(dim=1).max() * texts.norm(dim=1).max())
+    tie = 64 * torch.finfo(torch.float64).eps * scale  # between sums in double, in any order
+    # A product of matrices sums its edges in another order than its middle, so that equal rows may
+    # differ in the last bits. What comes this close to its bar is compared again, in double.
+    close = max(tie, 16 * torch.finfo(images.dtype).eps * scale)
+    texts_bar = paired_products(images, texts, image_of_text,
+                                torch.arange(len(texts), device=texts.device))  # (N_t,)
+    images_bar = texts_bar.new_full((len(images),), -torch.inf).scatter_reduce(
+        0, image_of_text, texts_bar, "amax")  # (N_i,) the best own caption
+    i2t = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    t2i = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
+    numbers = torch.arange(len(images), device=images.device)
+    for rows, columns in blocks(len(images), len(texts)):
+        part = images[rows], texts[columns]
+        similarity = part[0] @ part[1].T  # (b, c), for both directions
+        wrong = numbers[rows, None] != image_of_text[columns]  # (b, c)
+        for ranks, bar, along in ((i2t[rows], images_bar[rows, None], 1),
+                                  (t2i[columns], texts_bar[None, columns], 0)):
+            above = similarity > (bar + close).to(similarity.dtype)  # never the own one
+            ranks += above.float().sum(along).long()  # of floats: bools add up far more slowly
+            near = wrong & (above ^ (similarity >= (bar - close).to(similarity.dtype)))
+            pairs = near.nonzero(as_tuple=True)  # (P,), (P,)
+            reached = paired_products(*part, *pairs) >= bar.expand_as(near)[pairs] - tie
+            ranks.index_add_(0, pairs[1 - along], reached.long())
     return i2t.cpu().numpy(), t2i.cpu().numpy()
 
 
-def ranks_of_best(
-    queries: Tensor, gallery: Tensor, photo_of_query: Tensor, photo_of_item: Tensor
-) -> Tensor:
-    """(N_q,) wrong items at or above each query's best right one, a block of queries at a time.
-
-    A matrix product sums its edges in another order than its middle, so that equal rows may differ
-    in the last bits. What lies that close to the best right item is compared again, exactly.
-    """
-    ranks = []
-    scale = float(queries.norm(dim=1).max() * gallery.norm(dim=1).max())
-    tolerance = 16 * torch.finfo(queries.dtype).eps * scale
-    step = max(1, BLOCK // len(gallery))
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step]
-        similarity = block @ gallery.T  # (b, N_g)
-        right = photo_of_query[start : start + step, None] == photo_of_item[None, :]  # (b, N_g)
-        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (b, 1)
-        lead = (similarity - best).masked_fill_(right, -torch.inf)  # (b, N_g) of wrong items
-        above = (lead > tolerance).sum(dim=1)
-        ranks.append(above + close_calls(block, gallery, right, lead.abs() <= tolerance))
-    return torch.cat(ranks)
+def blocks(images: int, texts: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of the (images, texts) similarity matrix of at most `BLOCK` entries, all of them."""
+    width = min(texts, BLOCK, 8192)
+    height = BLOCK // width
+    for start in range(0, images, height):
+        for column in range(0, texts, width):
+            yield slice(start, start + height), slice(column, column + width)
 
 
-def close_calls(block: Tensor, gallery: Tensor, right: Tensor, close: Tensor) -> Tensor:
-    """(b,) how many of the `close` wrong items are at or above the best `right` one, in float64.
-
-    Row by row sums have one order, so that equal embeddings have equal similarities.
-    """
-    def products(pairs: Tensor) -> tuple[Tensor, Tensor]:
-        rows, items = pairs.nonzero(as_tuple=True)
-        parts = [(block[r].double() * gallery[i].double()).sum(dim=1)
-                 for r, i in zip(rows.split(2**16), items.split(2**16))]
-        return rows, torch.cat(parts)
-
-    counts = torch.zeros(len(block), dtype=torch.int64, device=block.device)
-    if not close.any():
-        return counts
-    affected = close.any(dim=1)[:, None]
-    rows, similarity = products(right & affected)
-    best = torch.full((len(block),), -torch.inf, dtype=torch.float64, device=block.device)
-    best.scatter_reduce_(0, rows, similarity, "amax")
-    rows, similarity = products(close)
-    return counts.index_add_(0, rows, (similarity >= best[rows]).long())
+def paired_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(P,) products images[rows] . texts[columns] in float64."""
+    if len(rows) > ALL_AT_ONCE * len(images) * len(texts):  # a collapsed model's
+        return (images.double() @ texts.double().T)[rows, columns]
+    return torch.cat([(images[r].double() * texts[c].double()).sum(dim=1)
+                      for r, c in zip(rows.split(4096), columns.split(4096))])
 
 
 def metrics_of_ranks(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errors import InputError
 
-BLOCK = 2**23  # similarities held at a time
+BLOCK = 2**22  # similarities held at a time (16 MiB in float32)
 TOP = 256  # retrieved items that the COCO metrics look at; no query there has as many matches
 
 

@@ -1,6 +1,8 @@
 """Retrieval metrics against ranks by hand, the released program's, and a plain sort."""
 
+import operator
 from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,44 @@ def test_a_caption_that_two_photos_share_counts_against_both():
 def test_two_photos_that_look_the_same_count_against_both():
     images = np.eye(3)[[0, 0, 2]]
     check_ranks(retrieval_ranks(images, images, [0, 1, 2]), [1, 1, 0], [1, 1, 0])
+
+
+def nearly_equal(seed, images=40, per_image=3, dim=24):
+    """Float32 rows whose products differ in the last bits alone; some rows are equal."""
+    rng = np.random.default_rng(seed)
+    vector = rng.normal(size=dim) / np.sqrt(dim)
+    rows = [vector + 2e-8 * rng.normal(size=(count, dim)) for count in (images, images * per_image)]
+    rows = [array.astype(np.float32) for array in rows]
+    rows[0][5], rows[1][7] = rows[0][9], rows[1][100]
+    return *rows, np.repeat(np.arange(images), per_image)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("block", [60, 2**22])
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_what_float32_cannot_tell_apart_is_ranked_by_exact_products(
+        monkeypatch, seed, block, one_by_one):
+    """Against sums in rational numbers; both ways of comparing again give the same."""
+    monkeypatch.setattr(evaluation, "BLOCK", block)
+    if one_by_one:
+        monkeypatch.setattr(evaluation, "ALL_AT_ONCE", 1)
+    images, texts, image_of_text = nearly_equal(seed)
+    left, right = ([[Fraction(float(x)) for x in row] for row in rows] for rows in (images, texts))
+    exact = [[sum(map(operator.mul, a, b)) for b in right] for a in left]
+    assert len({float(value) for row in exact for value in row}) > 1000
+    own = [exact[image][text] for text, image in enumerate(image_of_text)]
+    best = [max(own[3 * image : 3 * image + 3]) for image in range(len(images))]
+    i2t = [sum(row[text] >= best[image] for text, other in enumerate(image_of_text)
+               if other != image) for image, row in enumerate(exact)]
+    t2i = [sum(exact[other][text] >= own[text] for other in range(len(images)) if other != image)
+           for text, image in enumerate(image_of_text)]
+    check_ranks(retrieval_ranks(images, texts, image_of_text), i2t, t2i)
+
+
+def test_half_precision_is_scored_in_float32():
+    case = [array.astype(np.float16) for array in random_case()[:2]] + [random_case()[2]]
+    assert retrieval_metrics(*case) == retrieval_metrics(
+        *(array.astype(np.float32) for array in case[:2]), case[2])
 
 
 # -------------------------------------------------------------------------------------------- folds
