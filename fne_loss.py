@@ -10,6 +10,7 @@ texts as candidates, "t2i" the reverse. Needs only `memory_bank.py` beside it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from memory_bank import EMPTY, MemoryBank
 
+# Similarities that a step looks at together; on a CPU they stay in its cache.
+PART, PART_ON_CPU = 2**24, 2**18
 NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
 
 
@@ -68,6 +71,12 @@ def cosine(embeds: Tensor, others: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
     with torch.autocast(embeds.device.type, enabled=False):
         return embeds.to(dtype) @ others.to(dtype).T
+
+
+def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
+    """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
+    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
+    return (embeds.to(dtype) * others.to(dtype)).sum(dim=1)
 
 
 def same_image(ids: Tensor, other_ids: Tensor) -> Tensor:
@@ -166,14 +175,14 @@ def sampling_weights(
     distance = (similarity - positive_similarity[:, None]).square()
     weights = torch.exp(-tau * torch.where(suspicious, posterior, distance))
     cut = similarity <= (positive.mean - margin).to(similarity.dtype)
-    return weights.masked_fill(excluded | cut, 0.0)
+    return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
 
 
 def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
     """Draw one candidate per row with probability proportional to its weight.
 
-    A race of exponentials: the least of Exp(rate w) is candidate c with probability w_c / sum w.
-    Unlike a cumulative sum, rounding can never let a candidate of weight 0 win.
+    The weights are summed along the row, and the first sum above a random share of the total wins.
+    One random number a row: to race C exponentials instead costs as much as the similarities do.
 
     Args:
         weights: (B, C), not negative.
@@ -182,9 +191,11 @@ def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
     Returns:
         (B,) int64 candidate indices.
     """
-    race = weights / torch.empty_like(weights).exponential_()
-    best, drawn = race.max(dim=1)
-    return torch.where(best > 0, drawn, fallback)
+    sums = weights.cumsum(dim=1, dtype=torch.float64)  # (B, C)
+    share = torch.rand_like(sums[:, :1]) * sums[:, -1:]  # (B, 1)
+    drawn = torch.searchsorted(sums, share, right=True).clamp(max=weights.shape[1] - 1)  # (B, 1)
+    # Rounding may not let a candidate of weight 0 win, be it once in 1e15 draws.
+    return drawn[:, 0].where(weights.gather(1, drawn)[:, 0] > 0, fallback)
 
 
 def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
@@ -252,6 +263,14 @@ def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor) -> tuple[Te
     drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (B, D)
     rows = torch.arange(batch, 2 * batch, device=keys.device)
     return torch.cat([keys, drawn]), rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
+
+
+def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Bounds that part M = `size` bank slots so that no (B, c) gets large, nor a step's memory."""
+    count = math.ceil(size * batch / (PART_ON_CPU if device.type == "cpu" else PART))
+    width = math.ceil(size / count)
+    for start in range(0, size, width):
+        yield start, min(start + width, size)
 
 
 class Draw(NamedTuple):
@@ -323,24 +342,41 @@ class FNELoss(nn.Module):
             bank_keys: (M, D) stored keys of the other side.
             image_ids, bank_ids: (B,), (M,) photo ids.
         """
-        # Two products rather than one over a joined (C, D): the bank is never copied.
-        similarity = torch.cat([cosine(anchors, keys), cosine(anchors, bank_keys)], dim=1)  # (B, C)
-        candidate_ids = torch.cat([image_ids, bank_ids])  # (C,)
-        excluded = same_image(image_ids, candidate_ids) | (candidate_ids == EMPTY)  # (B, C)
-        hardest, fallback = similarity.masked_fill(excluded, -torch.inf).max(dim=1)
-        fallback = fallback.where(hardest.isfinite(), NO_NEGATIVE)
-        weights = sampling_weights(
-            similarity, similarity.diagonal(), excluded, self.positive, self.negative,
-            margin=self.margin, tau=self.tau, prior=self.prior,
-            posterior_floor=self.posterior_floor, min_count=self.min_count,
-        )  # (B, C)
-        negatives = sample_negatives(weights, fallback)  # (B,)
-        drawn = similarity.gather(1, negatives.clamp(min=0)[:, None])[:, 0]
-        posterior = false_negative_posterior(drawn, self.positive, self.negative, self.prior)
+        batch, size = len(anchors), len(bank_keys)
+        own = cosine_of_pairs(anchors, keys)  # (B,) s+
+        hardest = torch.full_like(own, -torch.inf)  # (B,) of the allowed candidates so far
+        hardest_at = torch.full_like(image_ids, NO_NEGATIVE)  # (B,)
+        drawn, total = hardest_at, torch.zeros_like(own, dtype=torch.float64)  # (B,), (B,)
+        kept = allowed = 0
+        for start, stop in parts(size, batch, anchors.device):
+            similarity, ids = cosine(anchors, bank_keys[start:stop]), bank_ids[start:stop]
+            if start == 0:
+                similarity = torch.cat([cosine(anchors, keys), similarity], dim=1)
+                ids = torch.cat([image_ids, ids])
+            first = start + batch if start else 0  # index of this part's first candidate
+            excluded = same_image(image_ids, ids) | (ids == EMPTY)  # (B, c)
+            weights = sampling_weights(
+                similarity, own, excluded, self.positive, self.negative,
+                margin=self.margin, tau=self.tau, prior=self.prior,
+                posterior_floor=self.posterior_floor, min_count=self.min_count,
+            )  # (B, c)
+            highest, at = similarity.masked_fill(excluded, -torch.inf).max(dim=1)  # (B,), (B,)
+            hardest_at = torch.where(highest > hardest, first + at, hardest_at)
+            hardest = hardest.maximum(highest)
+            # A part's draw replaces the earlier one with the part's share of the weight so far:
+            # the same as one draw from all candidates.
+            weight = weights.sum(dim=1, dtype=torch.float64)
+            total = total + weight
+            replace = torch.rand_like(total) * total < weight
+            fallback = at.where(highest.isfinite(), NO_NEGATIVE)
+            drawn = torch.where(replace, first + sample_negatives(weights, fallback), drawn)
+            kept, allowed = kept + weights.count_nonzero(), allowed + (~excluded).count_nonzero()
+        negatives = torch.where(total > 0, drawn, hardest_at)
+        keys, rows = gather_drawn(keys, bank_keys, negatives)
+        posterior = false_negative_posterior(
+            cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
         used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (B,)
-        posterior = posterior.where(used, 0.0)
-        cut = ((weights == 0) & ~excluded).sum() / (~excluded).sum().clamp(min=1)
-        return Draw(negatives, posterior, cut)
+        return Draw(negatives, posterior.where(used, 0.0), 1 - kept / allowed.clamp(min=1))
 
     def forward(
         self,

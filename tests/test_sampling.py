@@ -190,9 +190,11 @@ def test_rows_without_weight_take_their_fallback():
     assert fne_loss.sample_negatives(weights, fallback).tolist() == [2, 1, NO_NEGATIVE]
 
 
-def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots():
+@pytest.mark.parametrize("part", [2**18, 500, 1])
+def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(monkeypatch, part):
     """100 equal anchors of one photo, so only the bank has candidates. In it the photo itself
     (slot 9) and two empty slots are as similar as can be, and must not be drawn."""
+    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)  # 12 slots at a time, 4 or 1
     case = make_case("wrapped")
     case.criterion.tau, case.criterion.prior = 3.0, 0.5
     axes = torch.eye(7, dtype=torch.float64)
@@ -214,8 +216,10 @@ def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots():
     assert chi_square(slots, weights) < 24.32  # 7 degrees of freedom, by chance 1 in 1000
 
 
+@pytest.mark.parametrize("part", [2**18, 20])
 @pytest.mark.parametrize("name", ["partly_filled", "captions_of_one_photo"])
-def test_every_candidate_with_weight_is_drawn_and_no_other(name):
+def test_every_candidate_with_weight_is_drawn_and_no_other(monkeypatch, name, part):
+    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
     case = make_case(name)
     seen = [[set() for _ in case.ids] for _ in range(2)]
     for _ in range(300):
@@ -228,3 +232,27 @@ def test_every_candidate_with_weight_is_drawn_and_no_other(name):
         for i, weights in enumerate(oracle_weights(case, anchors, candidates)):
             wanted = {c for c, weight in enumerate(weights) if weight} or {fallback[i]}
             assert direction[i] == wanted
+
+
+@pytest.mark.parametrize("part", [1, 20, 77])
+@pytest.mark.parametrize("name", ["partly_filled", "wrapped", "captions_of_one_photo"])
+def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, part):
+    """Weights, share that is cut, and the hardest candidate where all weights are 0."""
+    case = make_case(name)
+
+    def look(part):
+        monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
+        sampled.clear()
+        _, *draws = case.criterion(*case.inputs, case.bank, return_draws=True)
+        count = len(sampled) // 2  # parts of a direction
+        weights = [torch.cat([weights for weights, _ in sampled[start : start + count]], dim=1)
+                   for start in (0, count)]
+        return count, weights, [draw.cut for draw in draws], [draw.negatives for draw in draws]
+
+    _, weights, cut, _ = look(2**18)
+    count, weights_in_parts, cut_in_parts, _ = look(part)
+    assert count > 1
+    torch.testing.assert_close(weights_in_parts, weights, rtol=1e-12, atol=1e-12)
+    assert cut_in_parts == cut
+    case.criterion.positive.mean.fill_(10.0)  # all is cut, so the hardest is drawn everywhere
+    torch.testing.assert_close(look(part)[-1], look(2**18)[-1])
