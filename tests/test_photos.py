@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2 as T
+from torchvision.transforms.v2 import functional as TF
 
 import photos
 from errors import InputError
@@ -24,13 +25,18 @@ from photos import (
 
 NAMES = ("identity", "autocontrast", "equalize", "brightness", "sharpness", "shear_x", "shear_y",
          "translate_x", "translate_y", "rotate")
-OPERATION = dict(zip(NAMES, OPERATIONS, strict=True))
 SIZE = 65
 
 
 def noise(height=37, width=53, low=0, high=256, seed=0):
     values = np.random.default_rng(seed).integers(low, high, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+def apply(name, image):
+    """An operation by name, on a PIL image."""
+    operation = OPERATIONS[NAMES.index(name)]
+    return TF.to_pil_image(operation(TF.pil_to_tensor(image)))
 
 
 def waves(size=SIZE):
@@ -145,7 +151,7 @@ def test_normalize():
     ("sharpness", lambda image: ImageEnhance.Sharpness(image).enhance(1.36))])
 def test_colour_operations_are_those_of_pil(name, plain):
     image = noise(low=30, high=200)
-    got = OPERATION[name](image)
+    got = apply(name, image)
     np.testing.assert_array_equal(array(got), array(plain(image)))
     assert name == "identity" or (array(got) != array(image)).mean() > 0.5
 
@@ -168,16 +174,18 @@ PLAIN_WARPS = {
 
 @pytest.mark.parametrize("name", PLAIN_WARPS)
 def test_warps_are_those_of_pil_with_both_signs(name):
-    """Within rounding; along one edge of the grey more may differ."""
+    """Within rounding; along the edge of the grey, which a rotation has in four corners, more may
+    differ."""
+    edge = 2 * SIZE if name == "rotate" else SIZE  # pixels
     image = waves()
     wanted = {sign: PLAIN_WARPS[name](image, sign) for sign in (-1, 1)}
     signs = []
     for seed in range(40):
         torch.manual_seed(seed)
-        got = array(OPERATION[name](image))
+        got = array(apply(name, image))
         off = {sign: np.abs(got - wanted[sign]).max(axis=2) for sign in wanted}
         signs.append(min(off, key=lambda sign: off[sign].mean()))
-        assert (off[signs[-1]] > 1).sum() <= SIZE
+        assert (off[signs[-1]] > 1).sum() <= edge
         assert off[-signs[-1]].mean() > 50
     assert 10 <= signs.count(1) <= 30
 
@@ -186,7 +194,7 @@ def test_warps_are_those_of_pil_with_both_signs(name):
     ("shear_x", 0.21 / 2), ("shear_y", 0.21 / 2), ("translate_x", 7 / SIZE),
     ("translate_y", 7 / SIZE), ("rotate", None)])
 def test_what_a_warp_uncovers_is_grey(name, share):
-    got = array(OPERATION[name](Image.new("RGB", (SIZE, SIZE), (250, 0, 250))))
+    got = array(apply(name, Image.new("RGB", (SIZE, SIZE), (250, 0, 250))))
     grey = (got == 128).all(axis=2)
     assert (grey | (got == [250, 0, 250]).all(axis=2)).mean() > 0.97  # the rest is a seam
     corners = grey[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -196,7 +204,7 @@ def test_what_a_warp_uncovers_is_grey(name, share):
 
 @pytest.mark.parametrize(("name", "axis"), [("shear_x", 0), ("shear_y", 1)])
 def test_shears_keep_the_top_left_corner(name, axis):
-    got = array(OPERATION[name](waves()))
+    got = array(apply(name, waves()))
     edges = [np.abs(np.take(got - array(waves()), index, axis)).mean() for index in (0, -1)]
     assert edges[0] < 3 and edges[1] > 20
 
