@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from encoders import load_config, quiet_transformers
 from errors import InputError
 from memory_bank import EMPTY
-from model import DualEncoder, build_model, load_config, quiet_transformers
+from model import DualEncoder, build_model
 
 FORMAT = "fne-1"
 RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"

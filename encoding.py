@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Captions, Split, make_loader, pad_captions, read_split
+from encoders import image_statistics
 from errors import InputError
-from model import DualEncoder, image_statistics
+from model import DualEncoder
 from photos import PhotoDataset, find_photos, normalize
 
 

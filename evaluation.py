@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
+from encoders import load_tokenizer
 from encoding import (
     Embeddings,
     EvalSet,
@@ -26,7 +27,7 @@ from encoding import (
 )
 from errors import InputError, exit_on_input_error
 from judgements import judge, judgement_table
-from model import DualEncoder, load_tokenizer, pick_device
+from model import DualEncoder, pick_device, use_bf16
 from options import check, parse_scoring
 from relevance import BLOCK, coco_metrics, multi_positive_metrics
 
@@ -223,9 +224,10 @@ def add_table(metrics: dict, more: dict[str, float] | None, title: str) -> list[
 
 def embed_split(options, state: dict, path: Path, eval_set: EvalSet, tokenizer) -> Embeddings:
     """The embeddings of a split under checkpoint `state`, read from `path`."""
-    model = checkpoint.model_for_testing(options, state, path, tokenizer)
-    embeds = encode_split(model.to(pick_device(options.device)), eval_set, options,
-                          tokenizer.pad_token_id)
+    device = pick_device(options.device)
+    model = checkpoint.model_for_testing(options, state, path, tokenizer).to(device)
+    model.bf16 = use_bf16(options.precision, device)
+    embeds = encode_split(model, eval_set, options, tokenizer.pad_token_id)
     statistics = checkpoint.fitted_statistics(state)
     return Embeddings(*embeds, eval_set.split, statistics, options.prior)
 

@@ -1,63 +1,16 @@
-"""The dual encoder, its momentum copy, and encoders by name.
+"""The dual encoder and its momentum copy."""
 
-An encoder is any Hugging Face vision or text model by Hub name or local folder, a tower of a
-CLIP-style checkpoint, or one of the small built-in configurations, trained from scratch.
-"""
-
+import contextlib
 import copy
 import inspect
-import logging
-import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
+from encoders import ClipTower, load_encoder, quiet_transformers
 from errors import InputError
-from photos import CLIP_MEAN, CLIP_STD
-
-SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
-                  "sep_token": "[SEP]", "mask_token": "[MASK]"}
-BUILT_IN = {
-    "small-convnext": lambda size, words: transformers.ConvNextConfig(
-        patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[1, 1, 2],
-        layer_scale_init_value=0.0),
-    "small-vit": lambda size, words: transformers.ViTConfig(
-        image_size=size, patch_size=8, hidden_size=192, num_hidden_layers=6,
-        num_attention_heads=3, intermediate_size=768),
-    "small-bert": lambda size, words: transformers.BertConfig(
-        vocab_size=words, hidden_size=256, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=512, max_position_embeddings=128, attention_probs_dropout_prob=0.0),
-    "tiny-bert": lambda size, words: transformers.BertConfig(
-        vocab_size=words, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=256, max_position_embeddings=128, attention_probs_dropout_prob=0.0),
-}
-
-
-class ClipTower(nn.Module):
-    """One side of a CLIP-style model, with the pooling and projection that it was trained with."""
-
-    def __init__(self, clip: nn.Module, side: str, pad_id: int | None):
-        super().__init__()
-        self.clip, self.side, self.config = clip, side, clip.config
-        setattr(clip, "text_model" if side == "image" else "vision_model", None)  # the other half
-        # SigLIP reads its last token, so its captions always had one length, and no mask.
-        fixed = side == "text" and clip.config.model_type.startswith("siglip")
-        self.length = clip.config.text_config.max_position_embeddings if fixed else None
-        self.pad_id = clip.config.text_config.pad_token_id if pad_id is None else pad_id
-
-    def forward(self, **inputs) -> Tensor:
-        if self.length:
-            ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, self.pad_id)
-            padding = 0, max(0, self.length - ids.shape[1])
-            inputs = {"input_ids": F.pad(ids, padding, value=self.pad_id)}
-        output = getattr(self.clip, f"get_{self.side}_features")(**inputs)
-        # transformers 4 gives the (B, D) features, 5 wraps them.
-        return output if isinstance(output, Tensor) else output.pooler_output
 
 
 class DualEncoder(nn.Module):
@@ -73,6 +26,9 @@ class DualEncoder(nn.Module):
         freeze: None, "image" or "text": an encoder that stays as it is.
         image_res: side of the photos in pixels, needed to try the encoder out.
 
+    Set `bf16` to run the encoders under bfloat16 autocast; features, projections and embeddings are
+    float32 all the same.
+
     Raises:
         InputError: the widths differ without `embed_size`, or an encoder cannot take the photos.
     """
@@ -83,7 +39,7 @@ class DualEncoder(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.text_pooling, self.freeze = text_pooling, freeze
         self.image_call = resolution_arguments(image_encoder, image_res)
-        self.channels_last = False
+        self.channels_last = self.bf16 = False
         image_dim, text_dim = self.feature_dims(image_res)
         if embed_size == 0 and image_dim != text_dim:
             raise InputError(f"the image encoder is {image_dim} wide and the text encoder "
@@ -128,26 +84,34 @@ class DualEncoder(nn.Module):
                 module.eval()
         return self
 
+    @contextlib.contextmanager
+    def computing(self, side: str, device: torch.device) -> Iterator[None]:
+        """Around the encoder of `side`: no gradient if it is frozen, bfloat16 if that is set."""
+        with (torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != side),
+              torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)):
+            yield
+
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, R, R) standardised pixels to (B, image width) features, before projection."""
         if self.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != "image"):
-            return pool(self.image_encoder(pixel_values=pixel_values, **self.image_call))
+        with self.computing("image", pixel_values.device):
+            output = self.image_encoder(pixel_values=pixel_values, **self.image_call)
+        return pool(output)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) token ids and mask to (B, text width) features, before projection."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != "text"):
+        with self.computing("text", input_ids.device):
             output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
-            return pool(output, attention_mask if self.text_pooling == "tokens" else None)
+        return pool(output, attention_mask if self.text_pooling == "tokens" else None)
 
     def project_image(self, features: Tensor) -> Tensor:
         """Image features to (B, D) unit rows."""
-        return F.normalize(self.image_projection(features).float(), dim=1)
+        return F.normalize(self.image_projection(features), dim=1)
 
     def project_text(self, features: Tensor) -> Tensor:
         """Text features to (B, D) unit rows."""
-        return F.normalize(self.text_projection(features).float(), dim=1)
+        return F.normalize(self.text_projection(features), dim=1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, R, R) standardised pixels to (B, D) unit rows."""
@@ -164,8 +128,8 @@ def hidden(output) -> Tensor:
 
 
 def pool(output, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens or places, (B, W); over the tokens where `mask` (B, L) is 1, if given."""
-    states = hidden(output)
+    """Mean over tokens or places, float32 (B, W); of tokens where `mask` (B, L) is 1, if given."""
+    states = hidden(output).float()
     if states.ndim == 2:
         return states
     if states.ndim == 4:
@@ -203,81 +167,47 @@ def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -
         key.copy_(query)
 
 
-def load_encoder(
-    name: str, side: str, image_res: int, tokenizer=None, pretrained: bool = True
-) -> nn.Module:
-    """The encoder `name` for `side` "image" or "text", in float32.
-
-    `pretrained=False` makes the architecture with random weights, for a checkpoint to fill. The
-    tokenizer decides a built-in text encoder's number of words, and SigLIP's padding.
-
-    Raises:
-        InputError: `name` is no built-in, no folder and cannot be had from the Hub.
-    """
-    if name in BUILT_IN:
-        words = len(tokenizer) if tokenizer is not None else 0
-        return AutoModel.from_config(BUILT_IN[name](image_res, words))
-    config = load_config(name, side)
-    try:
-        if pretrained:  # transformers 5 would keep a half precision that the weights were saved in
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
-        else:
-            model = AutoModel.from_config(config, dtype=torch.float32)
-    except Exception as error:
-        raise unknown_encoder(name, side, error) from error
-    if not hasattr(config, "vision_config"):
-        return model
-    return ClipTower(model, side, tokenizer.pad_token_id if tokenizer is not None else None)
-
-
-def load_config(name: str, side: str):
-    """The configuration of encoder `name`, no built-in one; InputError where it cannot be had."""
-    try:
-        return AutoConfig.from_pretrained(name)
-    except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
-        raise unknown_encoder(name, side, error) from error
-
-
-def unknown_encoder(name: str, side: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"--{side}_encoder {name}: not one of {', '.join(BUILT_IN)}, and no local "
-                      f"folder or reachable Hugging Face model ({reason})")
-
-
-def load_tokenizer(name: str, vocab: Path | str):
-    """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`."""
-    if name not in BUILT_IN:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except Exception as error:
-            raise unknown_encoder(name, "text", error) from error
-        # transformers 5 makes one without words for a folder that has no tokenizer files.
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise InputError(f"--text_encoder {name}: has no tokenizer files; save its tokenizer "
-                             "there too")
-        return tokenizer
-    path = Path(vocab) if Path(vocab).is_file() else Path(__file__).parent / vocab
-    try:
-        words = models.WordPiece.read_file(str(path))
-        core = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
-    except Exception as error:
-        raise InputError(f"--vocab {vocab}: not a WordPiece vocabulary ({error})") from error
-    missing = [token for token in SPECIAL_TOKENS.values() if token not in words]
-    if missing:
-        raise InputError(f"--vocab {vocab}: lacks {', '.join(missing)}; make one with "
-                         "vocab/build_vocab.py")
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(token, words[token]) for token in ("[SEP]", "[CLS]")]
-    core.post_processor = processors.BertProcessing(*ends)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
-
-
 def pick_device(name: str) -> torch.device:
     """The device of --device; InputError where CUDA is asked for and not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether --precision means bfloat16 on `device`: auto does on a GPU that has it.
+
+    Raises:
+        InputError: bf16 is asked for on a GPU without it.
+    """
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+    return precision == "bf16" or precision == "auto" and device.type == "cuda" and able
+
+
+def checkpoint_gradients(model: DualEncoder) -> None:
+    """Keep the activations of each block's ends only and compute the rest again going backwards.
+
+    Raises:
+        InputError: an encoder that is trained cannot do that.
+    """
+    for side in {"image", "text"} - {model.freeze}:
+        encoder = getattr(model, f"{side}_encoder")
+        encoder = getattr(encoder, "clip", encoder)
+        if not encoder.supports_gradient_checkpointing:
+            raise InputError(f"--grad_checkpointing: the {side} encoder, a "
+                             f"{type(encoder).__name__}, has none; leave the flag out")
+        enable = (getattr(encoder, "activation_checkpointing_enable", None)  # its newer name
+                  or encoder.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+
+def compile_encoders(*models: DualEncoder) -> None:
+    """torch.compile the encoders in place; the names of their weights stay."""
+    for model in models:
+        model.image_encoder.compile()
+        model.text_encoder.compile()
 
 
 def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
@@ -287,24 +217,3 @@ def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
     text = load_encoder(options.text_encoder, "text", options.image_res, tokenizer, pretrained)
     return DualEncoder(image, text, options.embed_size, options.text_pooling, options.freeze,
                        options.image_res)
-
-
-def image_statistics(options) -> tuple[list[float], list[float]]:
-    """Mean and std (3 numbers each) that pixels in [0, 1] are standardised with."""
-    if options.image_stats == "clip":
-        return list(CLIP_MEAN), list(CLIP_STD)
-    try:
-        if options.image_encoder in BUILT_IN:
-            raise OSError("a built-in encoder has none")
-        processor = transformers.AutoImageProcessor.from_pretrained(options.image_encoder)
-    except Exception as error:
-        raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "
-                         "to take mean and std from; use --image_stats clip") from error
-    return list(processor.image_mean), list(processor.image_std)
-
-
-def quiet_transformers() -> None:
-    """Keep its loading bars and its notes on unused heads off the terminal."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity(logging.ERROR)

@@ -80,6 +80,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="encoder that is not trained (its projection is)")
     group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
                        help="auto takes a GPU where there is one")
+    group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto",
+                       help="of the encoders; similarities, statistics and loss are float32. auto: "
+                            "bf16 on a GPU that has it")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +123,11 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                        help="steps over which the learning rate rises from 0 at the start")
     group.add_argument("--grad_clip", type=float, default=2.0,
                        help="largest norm of the gradient; 0 for no limit")
+    group.add_argument("--grad_checkpointing", action="store_true",
+                       help="less memory for a third more computing: activations are made again "
+                            "on the way back")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile the encoders: a slow start, then faster steps")
     group.add_argument("--seed", type=int, default=3407, help="of weights, order and draws")
 
 

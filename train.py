@@ -30,6 +30,7 @@ from data import (
     make_loader,
     read_split,
 )
+from encoders import image_statistics, load_tokenizer
 from encoding import EvalSet, encode_photos, load_eval_set
 from errors import exit_on_input_error
 from evaluation import embed_split, report, score
@@ -39,11 +40,12 @@ from memory_bank import MemoryBank
 from model import (
     DualEncoder,
     build_model,
-    image_statistics,
-    load_tokenizer,
+    checkpoint_gradients,
+    compile_encoders,
     momentum_copy,
     pick_device,
     update_momentum,
+    use_bf16,
 )
 from monitor import draw_logs, hardest_logs, write_logs
 from options import check, parse
@@ -212,7 +214,12 @@ def build_run(options, tokenizer, matches, steps_per_epoch: int, state: dict | N
     else:
         model = build_model(options, tokenizer, pretrained=state is None)
     model = model.to(device)
+    model.bf16 = use_bf16(options.precision, device)
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
+    if options.grad_checkpointing:
+        checkpoint_gradients(model)
+    if options.compile:
+        compile_encoders(*filter(None, (model, momentum_model)))
     log_scale = nn.Parameter(torch.tensor(1 / 0.07, device=device).log())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if options.loss == "infonce":

@@ -10,16 +10,9 @@ import transformers
 from conftest import ROOT
 from test_data import GOLDEN
 
+from encoders import BUILT_IN, image_statistics, load_encoder, load_tokenizer
 from errors import InputError
-from model import (
-    BUILT_IN,
-    DualEncoder,
-    build_model,
-    image_statistics,
-    load_encoder,
-    load_tokenizer,
-    pick_device,
-)
+from model import DualEncoder, build_model, pick_device
 from photos import CLIP_MEAN, CLIP_STD
 
 SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)

@@ -15,9 +15,10 @@ from test_train import command, data, small_dataset  # noqa: F401  (fixtures)
 import evaluation
 import train
 from data import Captions, Collator, read_split
+from encoders import load_tokenizer
 from encoding import encode_split, load_eval_set
 from evaluation import retrieval_metrics
-from model import build_model, load_tokenizer
+from model import build_model
 from options import parse
 
 VOCAB = ROOT / "vocab" / "flickr30k.txt"

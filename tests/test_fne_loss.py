@@ -6,6 +6,7 @@ import oracle
 import pytest
 import torch
 from cases import CASES, DTYPES, SETTINGS, directions, embeddings, make_case, oracle_weights
+from torch._subclasses import FakeTensorMode
 
 import fne_loss
 from fne_loss import NO_NEGATIVE, FNELoss
@@ -235,3 +236,33 @@ def test_gradients_of_the_in_batch_losses(use):
         torch.autograd.gradcheck(
             lambda a, b: fne_loss.triplet_loss(a, b, ids, 0.4, hardest), inputs
         )
+
+
+def step(criterion, bank, device):
+    """Everything that the method does in a step of 8 pairs, D 6."""
+    images, texts = (torch.rand(8, 6, device=device, requires_grad=True) for _ in range(2))
+    image_keys, text_keys = torch.rand(2, 8, 6, device=device)
+    ids = torch.arange(8, device=device)
+    criterion.update_statistics(images, texts, ids)
+    loss, *_ = criterion(images, texts, image_keys, text_keys, ids, bank, return_draws=True)
+    bank.enqueue(image_keys, text_keys, ids, ids)
+    loss.backward()
+
+
+def test_a_step_reads_no_number_back():
+    """Fake tensors have no data, so whatever would make a GPU wait for a number raises here."""
+    with FakeTensorMode() as mode:
+        step(FNELoss(), MemoryBank(20, 6), "cpu")
+        with pytest.raises(Exception, match="item|local_scalar|data"):
+            float(mode.from_tensor(torch.ones(())))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_never_waits_for_the_gpu():
+    criterion, bank = FNELoss().cuda(), MemoryBank(20, 6).cuda()
+    step(criterion, bank, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(criterion, bank, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -5,8 +5,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from encoders import load_encoder
 from errors import InputError
-from model import DualEncoder, load_encoder, momentum_copy, update_momentum
+from model import (
+    DualEncoder,
+    checkpoint_gradients,
+    compile_encoders,
+    momentum_copy,
+    update_momentum,
+    use_bf16,
+)
 
 WIDTH, WORDS, RES = 32, 40, 32
 PAD, FIRST, LAST = 1, 2, 3
@@ -265,3 +273,86 @@ def test_momentum_follows_by_the_formula(dual, m, image, freeze):
     changed = any(not torch.equal(wanted[name], model.state_dict()[name]) for name in parameters)
     assert changed == (m > 0)
     assert image == "vit" or len(wanted) > len(parameters)  # there were buffers
+
+
+# --------------------------------------------------------------------------------- speed and memory
+
+
+@pytest.mark.parametrize("image", IMAGE_KINDS)
+@pytest.mark.parametrize("text", TEXT_KINDS)
+def test_bf16_runs_the_encoders_alone_and_stays_near(dual, image, text):
+    model, seen = dual(image, text, embed_size=16), set()
+    wanted = model.encode_image(photos()), model.encode_text(IDS, MASK)
+    for encoder in model.image_encoder, model.text_encoder:
+        for module in encoder.modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model.bf16 = True
+    assert model.image_features(photos()).dtype == torch.float32
+    got = model.encode_image(photos()), model.encode_text(IDS, MASK)
+    assert seen == {torch.bfloat16}
+    for rows, exact in zip(got, wanted):
+        assert rows.dtype == torch.float32
+        same(rows.norm(dim=1), torch.ones(3))
+        assert (rows * exact).sum(dim=1).min() > 0.99 and not torch.equal(rows, exact)
+    got[0].sum().backward()
+    assert all(parameter.grad is None or parameter.grad.dtype == torch.float32
+               for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("able", "cpu", "cuda"), [
+    (True, {"auto": False, "fp32": False, "bf16": True},
+     {"auto": True, "fp32": False, "bf16": True}),
+    (False, {"auto": False, "bf16": True}, {"auto": False, "fp32": False, "bf16": None})])
+def test_when_bf16_is_used(monkeypatch, able, cpu, cuda):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    for device, wanted in ("cpu", cpu), ("cuda", cuda):
+        for precision, answer in wanted.items():
+            if answer is None:
+                with pytest.raises(InputError, match="--precision bf16: this GPU"):
+                    use_bf16(precision, torch.device(device))
+            else:
+                assert use_bf16(precision, torch.device(device)) == answer
+
+
+@pytest.mark.parametrize(("image", "text"), [("vit", "bert"), ("clip", "clip")])
+def test_gradients_with_checkpointing_are_the_gradients(dual, image, text):
+    """With dropout on, too: the second forward pass drops what the first did."""
+    model, kept = dual(image, text, embed_size=16).train(), []
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1],
+                                                      lambda x: x):
+            loss = (model.encode_image(photos()) * model.encode_text(IDS, MASK)).sum()
+        loss.backward()
+        count = len(kept)
+        kept.clear()
+        return count, [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    plain, wanted = gradients()
+    checkpoint_gradients(model)
+    saved, got = gradients()
+    assert saved < 0.7 * plain
+    same(got, wanted, 1e-6)
+
+
+def test_checkpointing_is_refused_where_an_encoder_has_none(dual):
+    with pytest.raises(InputError, match="--grad_checkpointing: the image encoder, a MobileNetV2"):
+        checkpoint_gradients(dual("mobilenet", embed_size=16))
+    checkpoint_gradients(dual("mobilenet", embed_size=16, freeze="image"))  # which needs none
+
+
+def test_compiled_encoders_keep_their_names(dual):
+    model = dual()
+    names = list(model.state_dict())
+    compile_encoders(model)
+    assert list(model.state_dict()) == names
+    for encoder in model.image_encoder, model.text_encoder:
+        assert encoder._compiled_call_impl is not None
+
+
+def test_attention_is_the_fused_one(dual):
+    for encoder in dual().image_encoder, dual().text_encoder:
+        assert encoder.config._attn_implementation == "sdpa"

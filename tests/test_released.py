@@ -14,8 +14,8 @@ from PIL import Image
 import checkpoint
 import train
 from data import Batch, Captions, pad_captions
+from encoders import load_tokenizer
 from errors import InputError
-from model import load_tokenizer
 from options import parse
 
 FOLDER = ROOT / "tests" / "golden" / "released_checkpoint"

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from model import SPECIAL_TOKENS
+from encoders import SPECIAL_TOKENS
 from shapes import make_shapes
 
 
