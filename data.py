@@ -172,6 +172,15 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     return " ".join(words[:max_words])
 
 
+def token_ids(texts: list[str], tokenizer, max_tokens: int) -> list[list[int]]:
+    """Token ids of texts, special ones included, at most `max_tokens` each."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    core.enable_truncation(max_tokens)  # asked itself, in half the time of its wrapper
+    return [encoding.ids for encoding in core.encode_batch_fast(texts)]
+
+
 class Captions:
     """Token ids of many captions in one array, which worker processes can share without copying.
 
@@ -183,7 +192,7 @@ class Captions:
         chunk = 4096
         for start in tqdm(range(0, len(texts), chunk), "tokenising", leave=False, disable=None):
             cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
-            rows += tokenizer(cleaned, truncation=True, max_length=max_tokens)["input_ids"]
+            rows += token_ids(cleaned, tokenizer, max_tokens)
         self.lengths = np.array([len(row) for row in rows])  # (N_t,)
         self.ends = self.lengths.cumsum()
         self.ids = np.concatenate([np.array(row, dtype=np.int32) for row in rows])
