@@ -1,93 +1,77 @@
-"""Checkpoints: saving atomically, reading safely, going on exactly, and the authors' own files.
+"""Checkpoints: what is in them, going on exactly, and the authors' own files.
 
 Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts and
-loaded through transformers' own conversion of old parameter names. Nothing here runs code from a
-file: every read is `weights_only`.
+loaded through transformers' own conversion of old parameter names. `storage.py` writes and reads
+the files; nothing in them is ever run as code.
 """
 
 import argparse
-import os
-import pickle
-import warnings
-import zipfile
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel
 
+import storage
 from encoders import load_config, quiet_transformers
-from errors import InputError
+from errors import InputError, one_line
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
 
 FORMAT = "fne-1"
-RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"
+# Where a run stands, beside its tensors.
+PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_photos"
 PATHS = "data_path", "json_path", "logger_name"
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "queue_size", "loss", "dataset", "batch_size_train", "seed")
 
 
-def save(path: Path, state: dict) -> None:
-    """Write a checkpoint so that `path` always holds a whole one: beside, flushed, renamed.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full; `path` is as it was.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"checkpoint {path} cannot be written ({error}): free some space or "
-                         "choose another --logger_name; the last one is untouched") from error
-
-
-def prepare_folder(folder: Path, fresh: bool) -> None:
-    """Make the run's folder; a fresh run moves the files of a former one into `previous_N`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        former = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-        if fresh and former:
-            number = 1
-            while (aside := folder / f"previous_{number}").exists():
-                number += 1
-            aside.mkdir()
-            for path in former:
-                path.rename(aside / path.name)
-            print(f"{folder} held a run already: its files are now in {aside}")
-    except OSError as error:
-        raise InputError(f"--logger_name {folder} cannot be written: {error}") from error
-
-
 def read(path: Path) -> dict:
-    """A checkpoint's content, its tensors mapped from the file rather than read.
+    """A checkpoint's content, ours or released, its tensors mapped from the file.
 
     Raises:
-        InputError: missing, not a checkpoint, cut short, or holding code.
+        InputError: missing, not a checkpoint, damaged, holding code, or without its main parts.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a remark on the pickle protocol of foreign files
-            state = torch.load(path, map_location="cpu", weights_only=True,
-                               mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is no checkpoint, or holds objects that are not numbers and "
-                         "could run code; it is not loaded") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no checkpoint or is cut short: fetch or save it again"
-                         ) from error
+    state = storage.load(path)
     if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
+    if is_released(state):
+        return state
+    for name in "options", "model", "criterion":
+        if not isinstance(state.get(name), dict):
+            raise InputError(f"{path} is no whole checkpoint: it lacks {name!r}")
     return state
+
+
+def find(options: argparse.Namespace) -> tuple[Path, dict] | tuple[None, None]:
+    """The checkpoint that a command starts from, and its content: None, None for a fresh run.
+
+    Raises:
+        InputError: --resume names none that can be read, or --test finds no best one.
+    """
+    auto = options.resume == Path("auto")
+    if auto and not options.test:
+        return newest(options.logger_name)
+    best = options.logger_name / storage.BEST if options.test else None
+    path = best if auto else options.resume or best
+    return (path, read(path)) if path else (None, None)
+
+
+def newest(folder: Path) -> tuple[Path, dict] | tuple[None, None]:
+    """The run's own newest checkpoint that is whole, for --resume auto; None, None without one.
+
+    The best one is a whole checkpoint as well: it serves where the last one is damaged.
+    """
+    for path in folder / storage.NEWEST, folder / storage.BEST:
+        try:
+            if path.is_file() and not is_released(state := read(path)):
+                return path, state
+        except InputError as error:
+            print(f"--resume auto passes over {error}", file=sys.stderr)
+    return None, None
 
 
 def stored_options(state: dict) -> dict:
@@ -116,19 +100,20 @@ def merge_options(options: argparse.Namespace, given: set[str], state: dict, pat
 
 
 def pack(run) -> dict:
-    """Everything that a `train.Run` needs to go on as if it had never stopped."""
+    """Everything that a `run.Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
-               for name, value in vars(run.options).items()}
+               for name, value in vars(run.options).items() if name not in ("resume", "test")}
     state = {
         "format": FORMAT, "options": options,
-        "epoch": run.epoch, "step": run.step, "global_step": run.global_step,
-        "best_rsum": run.best_rsum,
+        **{name: getattr(run, name) for name in PROGRESS},
+        "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         "model": run.model.state_dict(),
         "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
         "criterion": run.criterion.state_dict(),
+        "skips": run.skips.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
     }
     if run.momentum_model is not None:
         state["momentum_model"] = run.momentum_model.state_dict()
@@ -146,21 +131,31 @@ def model_for_testing(options, state: dict, path: Path, tokenizer) -> DualEncode
 
 
 def unpack(run, state: dict, path: Path) -> None:
-    """Put a packed state into a `train.Run` that was built with the same options."""
+    """Put a packed state into a `run.Run` that was built with the same options.
+
+    Raises:
+        InputError: the state does not fit the options, or is not what `pack` makes.
+    """
     if is_released(state):
         return unpack_released(run, state, path)
-    load_weights(run.model, state["model"], path)
-    if run.momentum_model is not None:
-        load_weights(run.momentum_model, state["momentum_model"], path)
-        load_weights(run.bank, state["bank"], path)
-    load_weights(run.criterion, state["criterion"], path)
-    run.log_scale.data.copy_(state["log_scale"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    for name in "epoch", "step", "global_step", "best_rsum":
-        setattr(run, name, state[name])
-    torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    try:
+        for name in "model", "criterion", "skips", "momentum_model", "bank":
+            if getattr(run, name) is not None:
+                load_weights(getattr(run, name), state[name], path)
+        run.log_scale.data.copy_(state["log_scale"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        for name in PROGRESS:
+            setattr(run, name, state[name])
+        run.logs = [{name: torch.tensor(value, device=run.device) for name, value in logs.items()}
+                    for logs in state["logs"]]
+        torch.set_rng_state(state["rng"])
+        if run.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], run.device)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "
+                         f"from it ({type(error).__name__}: {one_line(error)})") from error
 
 
 def fitted_statistics(state: dict) -> np.ndarray | None:
@@ -177,6 +172,9 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """Copy weights in; InputError lists all that are missing, left over or of another shape."""
+    if not all(isinstance(key, str) and isinstance(value, Tensor)
+               for key, value in weights.items()):
+        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
     own = module.state_dict()
     fault(path,
           sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),

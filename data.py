@@ -1,28 +1,21 @@
-"""Splits, captions, photos and batches.
+"""Splits and captions.
 
 Reads the json triples that the method's data comes in (`flickr30k_{train,val,test}.json`, ...) and
-Karpathy's single `dataset_*.json`, checks that the photos are there, and makes batches of uint8
-photos and token ids. Captions are tokenised once. What is random about a training example follows
-from (seed, epoch, position) alone, so neither the number of workers nor a restart changes it.
+Karpathy's single `dataset_*.json`, and cleans and tokenises captions, once.
 """
 
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from errors import InputError
-from photos import eval_pixels, load_photo, train_pixels
+from errors import InputError, one_line
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
@@ -69,8 +62,8 @@ def read_json(path: Path):
     """The parsed file; InputError where it cannot be read or is not json."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as json: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
 
 def flatten_karpathy(content: dict, split: str, path: Path) -> list[dict]:
@@ -155,7 +148,7 @@ def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
     matches = np.zeros((captions, images), dtype=bool)
     for number, found in enumerate(lists):
         if not isinstance(found, list) or not all(
-                isinstance(image, int) and 0 <= image < images for image in found):
+                type(image) is int and 0 <= image < images for image in found):
             raise InputError(f"{path}: the matches of caption {number} are not a list of numbers "
                              f"from 0 to {images - 1}")
         matches[number, found] = True
@@ -193,6 +186,10 @@ class Captions:
         for start in tqdm(range(0, len(texts), chunk), "tokenising", leave=False, disable=None):
             cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
             rows += token_ids(cleaned, tokenizer, max_tokens)
+        if not all(rows):
+            empty = rows.index([])
+            raise InputError(f"caption {empty} (counted from 0), {texts[empty]!r}, has no tokens: "
+                             "take it out of the split")
         self.lengths = np.array([len(row) for row in rows])  # (N_t,)
         self.ends = self.lengths.cumsum()
         self.ids = np.concatenate([np.array(row, dtype=np.int32) for row in rows])
@@ -214,95 +211,3 @@ def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[T
         input_ids[number, : len(row)] = row
         mask[number, : len(row)] = 1
     return input_ids, mask
-
-
-class Batch(NamedTuple):
-    """B training pairs."""
-
-    pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
-    input_ids: Tensor  # (B, L) int64
-    attention_mask: Tensor  # (B, L) int64, 1 on real tokens
-    image_ids: Tensor  # (B,) int64, index of the photo in the split
-    text_ids: Tensor  # (B,) int64, index of the caption in the split
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-
-class PairDataset(Dataset):
-    """Photo-caption pairs of a split, one for each caption.
-
-    An item is asked for as (caption index, seed); the seed decides its augmentation. `photos` None
-    leaves the pixels empty, (0,), for a run that has the features of all photos already.
-    """
-
-    def __init__(self, split: Split, photos: list[Path] | None, captions: Captions, size: int,
-                 augment: bool):
-        self.photos, self.captions, self.size = photos, captions, size
-        self.image_of_text = split.image_of_text
-        self.pixels = train_pixels if augment else eval_pixels
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
-        text_id, seed = item
-        image_id = int(self.image_of_text[text_id])
-        if self.photos is None:
-            return torch.empty(0, dtype=torch.uint8), self.captions[text_id], image_id, text_id
-        image = load_photo(self.photos[image_id])
-        with torch.random.fork_rng(devices=[]):  # the caller's dropout and draws stay as they were
-            torch.default_generator.manual_seed(seed)
-            pixels = self.pixels(image, self.size)
-        return pixels, self.captions[text_id], image_id, text_id
-
-
-class Collator:
-    """Joins items of a `PairDataset` to a `Batch`; captions padded to `length`, or the longest."""
-
-    def __init__(self, pad_id: int, length: int | None = None):
-        self.pad_id, self.length = pad_id, length
-
-    def __call__(self, items: list[tuple[Tensor, Tensor, int, int]]) -> Batch:
-        pixels, rows, image_ids, text_ids = zip(*items, strict=True)
-        input_ids, mask = pad_captions(rows, self.pad_id, self.length)
-        return Batch(torch.stack(pixels), input_ids, mask, torch.tensor(image_ids),
-                     torch.tensor(text_ids))
-
-
-class EpochSampler(Sampler):
-    """Batches of (caption index, augmentation seed), a new order each epoch; the rest is dropped.
-
-    Set `epoch` and `start` (the first batch to give) before iterating: order and seeds follow
-    from (seed, epoch) alone, so an interrupted epoch goes on exactly where it stopped.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int):
-        if size < batch_size:
-            raise InputError(f"--batch_size_train {batch_size} is more than the {size} pairs of "
-                             "the training split")
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return self.size // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.size, generator=generator).tolist()
-        seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
-        pairs = list(zip(order, seeds, strict=True))
-        for batch in range(self.start, len(self)):
-            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
-def make_loader(dataset: Dataset, workers: int, pin: bool, **order) -> DataLoader:
-    """A DataLoader whose workers live on between epochs; `order` is its batching.
-
-    More workers than the machine has cores would only get in each other's way, so it takes fewer.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers, cores)
-    # Its own generator: the loader must not take a number from the stream that dropout uses.
-    return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                      persistent_workers=workers > 0, **order)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Captions, Split, make_loader, pad_captions, read_split
+from batches import make_loader
+from data import Captions, Split, pad_captions, read_split
 from encoders import image_statistics
 from errors import InputError
 from model import DualEncoder
@@ -35,7 +36,8 @@ def load_eval_set(options, split: str, tokenizer) -> EvalSet:
     """Read, check and tokenise a split as the options say; COCO keeps five captions a photo."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     content = read_split(options.dataset, split, options.data_path, options.json_path, limit)
-    photos = find_photos(content.images, content.source, options.data_path)
+    photos = find_photos(content.images, content.source, options.data_path,
+                         options.follow_links)
     captions = Captions(content.captions, tokenizer, options.max_words, options.max_tokens)
     return EvalSet(content, photos, captions)
 

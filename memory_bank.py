@@ -48,6 +48,8 @@ class MemoryBank(nn.Module):
     ) -> None:
         """Write a batch over the oldest slots, wrapping at the end.
 
+        A pair whose keys are not finite leaves its slot empty, so that it is never drawn.
+
         Args:
             image_keys, text_keys: (B, D), the momentum encoders' unit rows, B <= M.
             image_ids: (B,) ids of the photos, not negative.
@@ -70,6 +72,10 @@ class MemoryBank(nn.Module):
                              f"{tuple(image_ids.shape)} and {tuple(text_ids.shape)}")
         if batch > size:
             raise ValueError(f"a batch of {batch} does not fit a memory bank of {size} slots")
+        finite = image_keys.isfinite().all(dim=1) & text_keys.isfinite().all(dim=1)  # (B,)
+        image_keys, text_keys = (keys.where(finite[:, None], 0.0)
+                                 for keys in (image_keys, text_keys))
+        image_ids, text_ids = (ids.where(finite, EMPTY) for ids in (image_ids, text_ids))
         # All of it stays on the device: no slice bound has to be read back from the pointer.
         slots = (self.pointer + torch.arange(batch, device=self.pointer.device)) % size  # (B,)
         self.image_keys.index_copy_(0, slots, image_keys.to(self.image_keys.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from data import Batch
+from batches import Batch
 from fne_loss import Draw, cosine, hardest_negatives
 
 
@@ -20,6 +20,15 @@ def draw_logs(run, batch: Batch, i2t: Draw, t2i: Draw) -> dict[str, Tensor]:
     text_ids = torch.cat([batch.text_ids, run.bank.text_ids])[i2t.negatives]  # (B,)
     image_ids = torch.cat([batch.image_ids, run.bank.image_ids])[t2i.negatives]  # (B,)
     return logs | false_negative_logs(run, batch, text_ids, image_ids)
+
+
+@torch.no_grad()
+def step_logs(loss: Tensor, norm: Tensor, image_embeds: Tensor, text_embeds: Tensor
+              ) -> dict[str, Tensor]:
+    """Of every step, as () tensors: the loss, the gradient's norm before clipping, and the
+    deviation of the batch's similarities, which a collapse takes to 0; embeddings (B, D)."""
+    spread = cosine(image_embeds, text_embeds).std(correction=0)
+    return {"loss": loss.detach(), "gradient_norm": norm, "similarity_spread": spread}
 
 
 @torch.no_grad()
@@ -45,12 +54,15 @@ def false_negative_logs(
     return {"false_negative_share": torch.cat([false_texts, false_images]).float().mean()}
 
 
-def write_logs(run, writer: SummaryWriter, photos_per_second: float) -> None:
-    """Write the mean of each value since the last time; the only place that waits for the GPU."""
-    values = {f"train/{name}": torch.stack([logs[name] for logs in run.logs if name in logs]).mean()
-              for name in run.logs[-1]}
+def write_logs(run, writer: SummaryWriter) -> dict[str, float]:
+    """Write the mean of each value since the last time, steps that were left out aside, and give
+    them; the only place that waits for the GPU."""
+    values = {f"train/{name}": torch.stack(
+        [logs[name] for logs in run.logs if name in logs]).nanmean() for name in run.logs[-1]}
+    values["train/skipped_steps"] = run.skips.count
     values["train/learning_rate"] = run.optimizer.param_groups[0]["lr"]
-    values["train/photos_per_second"] = photos_per_second
+    if run.seconds:  # a resumed run may write what its predecessor had to leave
+        values["train/photos_per_second"] = run.photos_seen / run.seconds
     if run.options.loss == "infonce":
         values["train/temperature"] = (-run.log_scale.detach()).exp()
     if run.bank is not None:
@@ -60,6 +72,9 @@ def write_logs(run, writer: SummaryWriter, photos_per_second: float) -> None:
             values[f"statistics/{name}_mean"] = gaussian.mean
             values[f"statistics/{name}_std"] = gaussian.variance.sqrt()
             values[f"statistics/{name}_count"] = gaussian.count
+    values = {name: float(value) for name, value in values.items()}
     for name, value in values.items():
-        writer.add_scalar(name, float(value), run.global_step)
+        writer.add_scalar(name, value, run.global_step)
     run.logs.clear()
+    run.photos_seen, run.seconds = 0, 0.0
+    return values

@@ -15,7 +15,7 @@ AT_LEAST_ONE = ("image_res", "max_words", "max_tokens", "batch_size_train", "bat
                 "queue_size", "num_epochs", "log_step")
 NOT_NEGATIVE = ("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers",
                 "val_times", "val_step", "lr_update", "lr_warmup", "grad_clip", "margin", "tau",
-                "posterior_floor", "learning_rate", "seed")
+                "posterior_floor", "learning_rate", "seed", "save_step", "max_bad_photos")
 
 # What a dataset changes in the published setting. Flickr30K and COCO change nothing.
 PRESETS = {
@@ -39,7 +39,7 @@ PRESETS = {
 }
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=PRESETS, default="flickr",
                        help="which split files to read and which preset to start from")
@@ -47,12 +47,19 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                        help="folder of the photos (shapes: made there, default data/shapes)")
     group.add_argument("--json_path", type=Path,
                        help="folder of the split files (default: json/, or beside the photos)")
+    group.add_argument("--follow_links", action="store_true",
+                       help="allow photos that links inside --data_path fetch from elsewhere")
+    group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
+    group.add_argument("--workers", type=int, default=4, help="processes that load photos")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("photos and captions")
     group.add_argument("--image_res", type=int, default=384, help="photo side in pixels")
     group.add_argument("--image_stats", choices=["clip", "encoder"], default="clip",
                        help="mean and std of the pixels: CLIP's, or the image encoder's own")
     group.add_argument("--augment", choices=["published", "none"], default="published",
                        help="training photos: crop, flip and two random operations, or as in tests")
-    group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
     group.add_argument("--max_tokens", type=int, default=30,
                        help="tokens kept of a caption, special ones included")
     group.add_argument("--all_captions", action="store_true",
@@ -61,7 +68,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                        help="people's answers on photo-caption pairs of the test split, to score "
                             "the model on: json, or Flickr8k's CrowdFlower or Expert annotations")
     group.add_argument("--batch_size_test", type=int, default=32, help="photos encoded at a time")
-    group.add_argument("--workers", type=int, default=4, help="processes that load photos")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,13 +141,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--logger_name", type=Path,
                        help="folder of checkpoints and logs (default: runs/DATASET_LOSS)")
-    group.add_argument("--resume", type=Path, help="checkpoint to go on from, or to test")
+    group.add_argument("--resume", type=Path,
+                       help="checkpoint to go on from, or to test; auto: the newest good one of "
+                            "the run's own folder, or a fresh start where there is none")
     group.add_argument("--test", action="store_true",
                        help="score the test split with the run's best checkpoint, or --resume's")
     group.add_argument("--val_times", type=int, default=3,
                        help="validations inside an epoch, beside the one at its end")
     group.add_argument("--val_step", type=int, default=0,
                        help="validate every so many steps instead of --val_times; 0 for not")
+    group.add_argument("--save_step", type=int, default=0,
+                       help="save every so many steps, beside after each validation; 0 for not")
+    group.add_argument("--max_bad_photos", type=int, default=100,
+                       help="photos of the training split that may turn out broken, and be "
+                            "replaced, before the run stops")
     group.add_argument("--log_step", type=int, default=10, help="steps between logged values")
 
 
@@ -157,8 +170,10 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
                        help="score these, of this program or any other, instead of a checkpoint")
 
 
-TRAINING = add_data_flags, add_model_flags, add_method_flags, add_training_flags, add_run_flags
-SCORING = add_scoring_flags, add_data_flags, add_model_flags
+TRAINING = (add_source_flags, add_data_flags, add_model_flags, add_method_flags,
+            add_training_flags, add_run_flags)
+SCORING = add_scoring_flags, add_source_flags, add_data_flags, add_model_flags
+CHECKING = (add_source_flags,)
 
 
 def build_parser(description: str, groups, defaults: dict) -> argparse.ArgumentParser:
@@ -190,7 +205,9 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[argparse.Nam
     options = parser.parse_args(argv)
     if options.logger_name is None:
         options.logger_name = Path("runs") / f"{options.dataset}_{options.loss.upper()}"
-    return options, named(parser, argv)
+    # An automatic resume stays in the folder in which it looks, wherever that was moved to.
+    found_there = {"logger_name"} if options.resume == Path("auto") else set()
+    return options, named(parser, argv) | found_there
 
 
 def parse_scoring(
@@ -203,8 +220,23 @@ def parse_scoring(
     return parser.parse_args(argv, options), named(parser, argv)
 
 
+def check_kinds(options: argparse.Namespace) -> None:
+    """Raise InputError where a value is none that its flag could give: a checkpoint can hold
+    anything."""
+    for action in build_parser("", TRAINING, {})._actions:
+        value = getattr(options, action.dest, None)
+        kinds = {int: int, float: (int, float), Path: Path, None: (str, bool)}[action.type]
+        values = value if action.nargs == "*" and isinstance(value, list) else [value]
+        if value is not None and (
+                not all(isinstance(value, kinds) for value in values)
+                or action.choices and value not in action.choices):
+            choices = f", one of {', '.join(action.choices)}" if action.choices else ""
+            raise InputError(f"--{action.dest} {value}: not of its kind{choices}")
+
+
 def check(options: argparse.Namespace) -> None:
     """Raise InputError where a value cannot work; called once all layers are in place."""
+    check_kinds(options)
     for name in AT_LEAST_ONE:
         if getattr(options, name) < 1:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")

@@ -4,12 +4,15 @@ Everything here works on one photo at a time, as PIL image or uint8 tensor; only
 a batch, on whichever device it lies.
 """
 
+import functools
 import math
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -20,33 +23,45 @@ from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from errors import InputError
+from errors import InputError, one_line
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 128  # of what a warp uncovers
+FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
+MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
+LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
 
 
-def find_photos(images: list[str], source: Path, data_path: Path) -> list[Path]:
+class TooLarge(InputError):
+    """A photo whose pixels would fill the memory."""
+
+    def __init__(self, path: Path, pixels: str):
+        super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
+                         "decoded: make it smaller")
+
+
+def find_photos(
+    images: list[str], source: Path, data_path: Path, follow_links: bool = False
+) -> list[Path]:
     """The files of photos that split file `source` names, by relative path or by bare name.
 
-    Each is checked without decoding it.
-
-    A file that does not end as a JPEG or PNG should is decoded, to be sure that it is cut short.
+    Each is checked without decoding it; a file that does not end as a JPEG or PNG should is
+    decoded, to be sure that it is cut short.
 
     Raises:
-        InputError: the folder is missing or empty, or a photo is missing or broken (says which).
+        InputError: the folder is missing or empty, or a photo is missing, broken, enormous, or,
+            without `follow_links`, reached by a link out of the folder (says which).
     """
     if not data_path.is_dir() or not any(data_path.iterdir()):
         raise InputError(f"--data_path {data_path} is not a folder with photos in it")
-    found = []
-    for name in images:
-        path = data_path / name
-        found.append(path if path.is_file() else data_path / PurePosixPath(name).name)
+    found = [photo_path(name, data_path) for name in images]
+    leads_out = (lambda path: None) if follow_links else link_check(data_path)
     with ThreadPoolExecutor(16) as pool:
         checks = pool.map(photo_fault, found)
         bar = tqdm(checks, f"checking photos of {source.name}", len(found),
                    leave=False, disable=None)
-        faults = [(path, fault) for path, fault in zip(found, bar, strict=True) if fault]
+        faults = [(path, fault or leads_out(path)) for path, fault in zip(found, bar, strict=True)]
+    faults = [(path, fault) for path, fault in faults if fault]
     if faults:
         raise InputError(f"{len(faults)} of {len(found)} photos of {source} cannot be used "
                          f"under --data_path {data_path}; the first, {faults[0][0]}, "
@@ -54,30 +69,92 @@ def find_photos(images: list[str], source: Path, data_path: Path) -> list[Path]:
     return found
 
 
+def photo_path(name: str, data_path: Path) -> Path:
+    """Where a photo should be: at its relative path, or else at its bare name."""
+    path = data_path / name
+    return path if os.path.isfile(path) else data_path / PurePosixPath(name).name
+
+
+def link_check(data_path: Path) -> Callable[[Path], str | None]:
+    """A function that tells of a photo's path whether a link leads out of `data_path`, or None.
+
+    `data_path` itself may be a link. Folders are looked up once, photos only if they are links.
+    """
+    root = data_path.resolve()
+    resolve = functools.cache(os.path.realpath)
+
+    def leads_out(path: Path) -> str | None:
+        real = os.path.realpath(path) if path.is_symlink() else resolve(path.parent)
+        if Path(real).is_relative_to(root):
+            return None
+        return f"is reached by a link out of that folder, to {real}: allow it with --follow_links"
+
+    return leads_out
+
+
 def photo_fault(path: Path) -> str | None:
     """What is wrong with a photo, or None."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 64))
             end = file.read()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have is a ValueError
         return "is missing"
-    if b"\xff\xd9" in end or b"IEND" in end:
+    whole = b"\xff\xd9" in end or b"IEND" in end
+    if whole and size < LARGE_FILE:
         return None
     try:
-        load_photo(path)
+        (open_photo if whole else load_photo)(path).close()
+    except TooLarge as error:
+        return one_line(error)
     except InputError:
         return "is cut short or no photo: fetch it again"
     return None
 
 
-def load_photo(path: Path) -> Image.Image:
-    """A decoded RGB photo; InputError names one that cannot be decoded."""
+def open_photo(path: Path) -> Image.Image:
+    """A photo whose header is read, but no pixel yet.
+
+    Only `FORMATS` are tried: Pillow would have another program, Ghostscript, run what an EPS file
+    says.
+
+    Raises:
+        InputError: it is none of `FORMATS`, or has more than `MAX_PIXELS`.
+    """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(path, "too many") from error
+    except Exception as error:  # of a dozen kinds, as bytes come
+        raise undecodable(path, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise TooLarge(path, f"{image.width} x {image.height}")
+    return image
+
+
+def load_photo(path: Path) -> Image.Image:
+    """A decoded RGB photo, the first of an animation, as the published pipeline sees it.
+
+    Except that of 16 bits of grey the upper eight are taken: Pillow alone makes nearly all white.
+
+    Raises:
+        InputError: see `open_photo`; or its pixels cannot be decoded.
+    """
+    with open_photo(path) as image:
+        try:
+            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"photo {path} cannot be decoded ({error}): fetch it again") from error
+        except Exception as error:  # as above
+            raise undecodable(path, error) from error
+
+
+def undecodable(path: Path, error: Exception) -> InputError:
+    return InputError(f"photo {path} cannot be decoded ({one_line(error)}): fetch it again")
 
 
 def eval_pixels(image: Image.Image, size: int) -> Tensor:

@@ -7,8 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: tests nev
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from runs import SIZES  # noqa: E402
 
 import fne_loss  # noqa: E402
+import shapes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,15 @@ def shared():
     if not folder.is_dir():
         pytest.skip("no ../shared with real data beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The embedded dataset, in a size for tests."""
+    before = dict(shapes.DEFAULT_SIZES)
+    shapes.DEFAULT_SIZES.update(SIZES)
+    yield shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+    shapes.DEFAULT_SIZES.update(before)
 
 
 @pytest.fixture

@@ -11,15 +11,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from batches import NO_PHOTO, Collator, EpochSampler, PairDataset, make_loader
 from data import (
     Captions,
-    Collator,
-    EpochSampler,
-    PairDataset,
     Split,
     clean_caption,
     find_json,
-    make_loader,
     pad_captions,
     read_split,
 )
@@ -211,8 +208,8 @@ def test_padding(length, width):
 
 
 def test_collator():
-    items = [(torch.full((3, 2, 2), i, dtype=torch.uint8), torch.arange(i + 1), i + 10, i + 20)
-             for i in range(3)]
+    items = [(torch.full((3, 2, 2), i, dtype=torch.uint8), torch.arange(i + 1), i + 10, i + 20,
+              NO_PHOTO) for i in range(3)]
     batch = Collator(pad_id=0, length=4)(items)
     assert batch.pixels.shape == (3, 3, 2, 2) and batch.pixels[2].unique() == 2
     assert batch.input_ids.shape == (3, 4)
@@ -270,7 +267,7 @@ def test_the_seed_decides_a_training_photo_and_the_callers_draws_stay(dataset):
     assert torch.equal(torch.rand(8), wanted)
     assert all(torch.equal(dataset[6, seed][0], item[0]) for seed, item in seen.items())
     assert len({item[0].numpy().tobytes() for item in seen.values()}) == 8
-    assert {item[2:] for item in seen.values()} == {(2, 6)}
+    assert {item[2:] for item in seen.values()} == {(2, 6, NO_PHOTO)}
     assert seen[0][0].shape == (3, 16, 16) and len(dataset) == 8
 
 

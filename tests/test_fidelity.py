@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_train import command, data, small_dataset  # noqa: F401  (fixtures)
+from runs import command
 
 import evaluation
 import train
-from data import Captions, Collator, read_split
+from batches import Collator
+from data import Captions, read_split
 from encoders import load_tokenizer
 from encoding import encode_split, load_eval_set
 from evaluation import retrieval_metrics

@@ -13,7 +13,8 @@ from PIL import Image
 
 import checkpoint
 import train
-from data import Batch, Captions, pad_captions
+from batches import Batch
+from data import Captions, pad_captions
 from encoders import load_tokenizer
 from errors import InputError
 from options import parse

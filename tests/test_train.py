@@ -5,38 +5,15 @@ import shutil
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import command, events, expect_one_line
 
 import checkpoint
-import shapes
+import run
 import train
 from options import parse
 
-SIZES = {"train": 24, "val": 8, "test": 8}
 METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
            for key in ("r1", "r5", "r10", "medr", "meanr")} | {"rsum"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_dataset():
-    """The embedded dataset, in a size for tests."""
-    before = dict(shapes.DEFAULT_SIZES)
-    shapes.DEFAULT_SIZES.update(SIZES)
-    yield
-    shapes.DEFAULT_SIZES.update(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, small_dataset):
-    return shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
-
-
-def command(data, folder, *more):
-    """A run of 3 epochs of 7 steps: warm-up, then FNE, validating after steps 3 and 7."""
-    return ["--dataset", "shapes", "--max_violation", "--data_path", str(data), "--logger_name",
-            str(folder), "--num_epochs", "3", "--easy_epochs", "0", "--warmup_epochs", "1",
-            "--batch_size_train", "16", "--queue_size", "40", "--val_step", "3", "--workers", "0",
-            "--nums_right_sims", "2", "--log_step", "2", "--seed", "1", "--embed_size", "24", *more]
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +22,6 @@ def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train.main(command(data, folder))
     return folder
-
-
-def events(folder):
-    accumulator = EventAccumulator(str(folder)).Reload()
-    return {tag: [event.step for event in accumulator.Scalars(tag)]
-            for tag in accumulator.Tags()["scalars"]}
-
-
-def assert_same(left, right, where="state"):
-    """Equal to the bit, through dictionaries and lists."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for number, (a, b) in enumerate(zip(left, right)):
-            assert_same(a, b, f"{where}[{number}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    else:
-        assert left == right, where
 
 
 def test_a_run_leaves_checkpoints_results_and_logs(finished):
@@ -93,34 +48,6 @@ def test_the_warm_up_leaves_the_bank_alone(data, tmp_path):
     assert (state["bank"]["image_ids"] == -100).all() and state["bank"]["pointer"] == 0
 
 
-@pytest.mark.parametrize("saves, more", [(1, []), (3, []), (4, []), (5, ["--workers", "1"])])
-def test_resume_gives_the_run_that_never_stopped(data, finished, tmp_path, monkeypatch, saves,
-                                                 more):
-    """Stopped in the warm-up, at its end, and inside an FNE epoch: every tensor is the same."""
-    save, count = checkpoint.save, 0
-
-    def stop_after(path, state):
-        nonlocal count
-        save(path, state)
-        count += path.name == "checkpoint.pth.tar"
-        if count == saves:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save", stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(command(data, tmp_path, *more))
-    monkeypatch.setattr(checkpoint, "save", save)
-    train.main(["--resume", str(tmp_path / "checkpoint.pth.tar"), "--workers", "0"])
-    resumed, whole = (checkpoint.read(folder / "checkpoint.pth.tar")
-                      for folder in (tmp_path, finished))
-    for state in resumed, whole:
-        for name in "logger_name", "resume", "workers":
-            del state["options"][name]
-    assert_same(resumed, whole)
-    assert (tmp_path / "model_best.pth.tar").exists()
-    assert events(tmp_path) == events(finished)  # no gap and no repeat
-
-
 @pytest.mark.parametrize("more", [
     ["--loss", "triplet", "--lr_update", "1"], ["--loss", "infonce", "--grad_clip", "0"],
     ["--freeze", "image", "--text_pooling", "padded"], ["--freeze", "text", "--lr_warmup", "3"],
@@ -140,7 +67,7 @@ def test_a_frozen_encoder_stays_and_its_projection_learns(data, tmp_path, side):
     options, _ = parse("", command(data, tmp_path, "--freeze", side))
     torch.manual_seed(options.seed)
     tokenizer = train.load_tokenizer(options.text_encoder, options.vocab)
-    before = train.build_model(options, tokenizer).state_dict()
+    before = run.build_model(options, tokenizer).state_dict()
     train.main(command(data, tmp_path, "--freeze", side))
     state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
     changed = {key for key, value in state["model"].items() if not torch.equal(value, before[key])}
@@ -153,7 +80,7 @@ def test_a_frozen_encoder_stays_and_its_projection_learns(data, tmp_path, side):
 def test_learning_rate_falls(data, tmp_path):
     def factors(*more):
         options, _ = parse("", command(data, tmp_path, *more))
-        return [train.learning_rate_factor(options, step, 10) for step in (0, 4, 39, 40, 50)]
+        return [run.learning_rate_factor(options, step, 10) for step in (0, 4, 39, 40, 50)]
 
     milestones = ["--lr_milestones", "4", "5"]
     assert factors(*milestones) == pytest.approx([1, 1, 1, 0.1, 0.01])
@@ -227,14 +154,6 @@ def test_a_photo_that_breaks_on_the_way_is_named(data, tmp_path, capsys, workers
     content[300:400] = bytes(100)
     photo.write_bytes(content)
     expect_one_line(command(folder, tmp_path / "run", "--workers", workers), photo.name, capsys)
-
-
-def expect_one_line(arguments, told, capsys):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        train.main(arguments)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and told in error and error.count("\n") == 1, error
 
 
 @pytest.mark.parametrize("more, told", [

@@ -1,0 +1,70 @@
+"""A run small enough for tests, and how two runs are compared."""
+
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import checkpoint
+import train
+
+SIZES = {"train": 24, "val": 8, "test": 8}
+
+
+def command(data, folder, *more):
+    """A run of 3 epochs of 7 steps: warm-up, then FNE, validating after steps 3 and 7."""
+    return ["--dataset", "shapes", "--max_violation", "--data_path", str(data), "--logger_name",
+            str(folder), "--num_epochs", "3", "--easy_epochs", "0", "--warmup_epochs", "1",
+            "--batch_size_train", "16", "--queue_size", "40", "--val_step", "3", "--workers", "0",
+            "--nums_right_sims", "2", "--log_step", "2", "--seed", "1", "--embed_size", "24", *more]
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return {tag: [event.step for event in accumulator.Scalars(tag)]
+            for tag in accumulator.Tags()["scalars"]}
+
+
+def assert_same(left, right, where="state"):
+    """Equal to the bit, through dictionaries and lists."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for number, (a, b) in enumerate(zip(left, right)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def final_state(folder):
+    """A run's last checkpoint, but for the folder that it lies in."""
+    state = checkpoint.read(folder / "checkpoint.pth.tar")
+    for name in "logger_name", "workers":
+        del state["options"][name]
+    return state
+
+
+def expect_exit(arguments, status, capsys, told=(), main=train.main):
+    """The command ends with `status` and one line on stderr that tells all of `told`; the line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == status and error.count("\n") == 1, error
+    assert all(word in error for word in told), error
+    return error
+
+
+def expect_one_line(arguments, told, capsys):
+    return expect_exit(arguments, 2, capsys, [told])
+
+
+def copy_of(data, folder):
+    """A copy of the dataset, to be spoilt."""
+    return shutil.copytree(data, folder / "data")
