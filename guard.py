@@ -99,7 +99,8 @@ class Skips(nn.Module):
         self.count += ~good
         self.in_a_row.copy_((self.in_a_row + 1) * ~good)
         self.step.copy_(self.step.where(good, step + 1))
-        self.image_ids.copy_(self.image_ids.where(good, image_ids))
+        last = self.image_ids[: len(image_ids)]
+        last.copy_(last.where(good, image_ids))
 
 
 @torch.no_grad()

@@ -37,9 +37,9 @@ class Run:
     bank: MemoryBank | None
     pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
     steps_per_epoch: int
+    matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     photos: list[Path]  # (N_i,) files of the training split
     skips: Skips  # steps that were not finite
-    matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
     epoch: int = 0
     step: int = 0  # steps done in this epoch
@@ -54,10 +54,10 @@ class Run:
 
 
 def build_run(
-    options, tokenizer, photos: list[Path], matches: Tensor | None, steps_per_epoch: int,
-    state: dict | None,
+    options, tokenizer, matches: Tensor | None, steps_per_epoch: int, state: dict | None,
+    photos: list[Path] = (),
 ) -> Run:
-    """A fresh run, or the one in checkpoint `state`."""
+    """A fresh run, or the one in checkpoint `state`; `photos` (N_i,) are named in warnings."""
     torch.manual_seed(options.seed)
     device = pick_device(options.device)
     if state is not None and checkpoint.is_released(state):
@@ -81,8 +81,8 @@ def build_run(
                         options.nums_right_sims).to(device)
     bank = MemoryBank(options.queue_size, model.embed_size).to(device) if momentum_model else None
     run = Run(options, device, model, criterion, log_scale, optimizer, momentum_model, bank,
-              image_statistics(options), steps_per_epoch, photos,
-              Skips(options.batch_size_train).to(device), matches)
+              image_statistics(options), steps_per_epoch, matches, photos,
+              Skips(options.batch_size_train).to(device))
     if state is not None:
         checkpoint.unpack(run, state, options.resume)
     return run

@@ -222,7 +222,7 @@ def train_and_test(options, state: dict | None) -> None:
         collate_fn=Collator(tokenizer.pad_token_id,
                             options.max_tokens if options.text_pooling == "padded" else None))
     matches = None if split.matches is None else torch.from_numpy(split.matches).to(device)
-    run = build_run(options, tokenizer, photos, matches, len(sampler), state)
+    run = build_run(options, tokenizer, matches, len(sampler), state, photos)
     if seen_once:
         run.features = encode_photos(run.model, photos, options, project=False).to(device)
     fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten

@@ -14,7 +14,7 @@ from runs import command
 
 import evaluation
 import train
-from batches import Collator
+from batches import NO_PHOTO, Collator
 from data import Captions, read_split
 from encoders import load_tokenizer
 from encoding import encode_split, load_eval_set
@@ -45,7 +45,7 @@ def test_fidelity_note_3_long_captions_are_cut_in_training_too():
     released = tokenizer([" ".join(text.split()[:30])])["input_ids"][0]
     ours = Captions([text], tokenizer, 30, 30)[0]
     assert len(released) > 60 and len(ours) == 30
-    items = [(torch.zeros(3, 2, 2, dtype=torch.uint8), ours, 0, 0)]
+    items = [(torch.zeros(3, 2, 2, dtype=torch.uint8), ours, 0, 0, NO_PHOTO)]
     assert Collator(tokenizer.pad_token_id)(items).input_ids.shape == (1, 30)
 
 

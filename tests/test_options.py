@@ -105,7 +105,7 @@ BAD = {name: values for names, values in (
     (("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test", "num_epochs",
       "queue_size", "log_step"), ["0", "-1"]),
     (("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers", "val_times",
-      "val_step", "lr_update", "lr_warmup", "seed"), ["-1"]),
+      "val_step", "lr_update", "lr_warmup", "seed", "save_step", "max_bad_photos"), ["-1"]),
     (("grad_clip", "margin", "tau", "posterior_floor", "learning_rate"), ["-0.1", "inf", "nan"]),
     (("prior",), ["0", "1", "-0.1", "nan"]),
     (("momentum",), ["1", "1.5", "-0.1", "nan"])) for name in names}

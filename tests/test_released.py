@@ -13,11 +13,12 @@ from PIL import Image
 
 import checkpoint
 import train
-from batches import Batch
+from batches import NO_PHOTO, Batch
 from data import Captions, pad_captions
 from encoders import load_tokenizer
 from errors import InputError
 from options import parse
+from run import build_run
 
 FOLDER = ROOT / "tests" / "golden" / "released_checkpoint"
 RELEASED, IMAGE, TEXT = (str(FOLDER / name)
@@ -156,12 +157,12 @@ def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expecte
     path = FOLDER / "model_best.pth.tar"
     state = checkpoint.read(path)
     checkpoint.merge_options(options, given, state, path)
-    run = train.build_run(options, load_tokenizer(TEXT, ""), None, 10, state)
+    run = build_run(options, load_tokenizer(TEXT, ""), None, 10, state)
     run.model.eval()
     run.momentum_model.eval()
     pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     batch = Batch(pixels, expected["input_ids"][:6], expected["attention_mask"][:6],
-                  torch.arange(1000, 1006), torch.arange(6))
+                  torch.arange(1000, 1006), torch.arange(6), torch.full((6,), NO_PHOTO))
     seen = {}
     forward = run.criterion.forward
 

@@ -144,18 +144,6 @@ def test_bad_data_ends_in_one_line_before_training(data, tmp_path, capsys, told)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_photo_that_breaks_on_the_way_is_named(data, tmp_path, capsys, workers):
-    """Its end is whole, so only decoding finds it, in a worker process or not."""
-    folder = tmp_path / "data"
-    shutil.copytree(data, folder)
-    photo = folder / "images" / "train_00005.png"
-    content = bytearray(photo.read_bytes())
-    content[300:400] = bytes(100)
-    photo.write_bytes(content)
-    expect_one_line(command(folder, tmp_path / "run", "--workers", workers), photo.name, capsys)
-
-
 @pytest.mark.parametrize("more, told", [
     (["--data_path", "{tmp}/nothing", "--dataset", "flickr8k"], "--data_path"),
     (["--json_path", "{tmp}"], "--json_path"),
