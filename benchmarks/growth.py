@@ -1,0 +1,112 @@
+"""How time and memory grow with the memory bank and with the test set.
+
+    python benchmarks/growth.py --save
+    python benchmarks/growth.py --photos 1000 10000 100000 --banks
+
+"extra memory" is the highest resident memory during the work, less that before it: what the work
+takes beside the bank or the embeddings themselves. Read from Linux's /proc.
+"""
+
+import argparse
+import ctypes
+import datetime
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+from speed import RESULTS, filled_bank, fitted_loss, machine, unit_rows
+
+from evaluation import retrieval_metrics
+
+
+def measured(work) -> tuple[float, float]:
+    """Seconds of a call, and MiB of resident memory that it took on top."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed counts again
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes the present one
+    before, began = resident("VmRSS"), time.perf_counter()
+    work()
+    return time.perf_counter() - began, resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """A field of the process's memory in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def bank_rows(sizes: list[int], batch: int, dim: int, repeats: int) -> list[str]:
+    lines = ["| bank M | bank's own memory | loss and gradient | per slot | extra memory |",
+             "|---|---|---|---|---|"]
+    criterion = fitted_loss(dim, "cpu")
+    for size in sizes:
+        bank = filled_bank(size, dim, "cpu")
+
+        def step(bank=bank):
+            base = unit_rows(batch, dim, "cpu")
+            images, texts, *keys = (unit_rows(batch, dim, "cpu", base) for _ in range(4))
+            criterion(images.requires_grad_(), texts.requires_grad_(), *keys,
+                      torch.randint(29_000, (batch,)), bank).backward()
+
+        step()
+        seconds, extra = zip(*(measured(step) for _ in range(repeats)))
+        lines.append(f"| {size:,} | {2 * size * dim * 4 / 2**20:,.0f} MiB | "
+                     f"{1000 * min(seconds):,.1f} ms | {1e9 * min(seconds) / size:,.0f} ns | "
+                     f"{max(extra):,.0f} MiB |")
+    return lines
+
+
+def test_set_rows(photos: list[int], dim: int) -> list[str]:
+    lines = ["| photos x captions | embeddings' own memory | all metrics | per similarity | "
+             "extra memory |", "|---|---|---|---|---|"]
+    retrieval_metrics(*test_set(100, dim))
+    for count in photos:
+        case = test_set(count, dim)
+        seconds, extra = measured(lambda case=case: retrieval_metrics(*case))
+        lines.append(f"| {count:,} x {5 * count:,} | {6 * count * dim * 4 / 2**20:,.0f} MiB | "
+                     f"{seconds:,.1f} s | {1e9 * seconds / (5 * count**2):.1f} ns | "
+                     f"{extra:,.0f} MiB |")
+    return lines
+
+
+def test_set(count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    images, image_of_text = unit_rows(count, dim, "cpu"), torch.arange(5 * count) // 5
+    texts = torch.empty(5 * count, dim)
+    for start in range(0, len(texts), 8192):  # made in parts, so that memory shows the work's own
+        rows = images[image_of_text[start : start + 8192]]
+        texts[start : start + 8192] = F.normalize(rows + 0.3 * torch.randn_like(rows))
+    return images, texts, image_of_text
+
+
+def main(argv: list[str] | None = None) -> str:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--banks", type=int, nargs="*", default=[8192, 65_536, 262_144, 1_048_576],
+                        help="sizes of the memory bank")
+    parser.add_argument("--photos", type=int, nargs="*", default=[1000, 5000, 20_000],
+                        help="sizes of the test set; 100,000 takes a quarter of an hour")
+    parser.add_argument("--batch", type=int, default=32, help="B, pairs in a step")
+    parser.add_argument("--dim", type=int, default=768, help="D of the embeddings")
+    parser.add_argument("--repeats", type=int, default=3, help="steps measured, the best counts")
+    parser.add_argument("--save", action="store_true", help="keep tables in benchmarks/results/")
+    options = parser.parse_args(argv)
+    tables = []
+    if options.banks:
+        tables.append(bank_rows(options.banks, options.batch, options.dim, options.repeats))
+    if options.photos:
+        tables.append(test_set_rows(options.photos, options.dim))
+    text = "\n\n".join([f"{datetime.date.today()}, {machine('cpu')}, D {options.dim}",
+                        *("\n".join(lines) for lines in tables)])
+    print(text)
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.date.today()}_cpu_growth.md"
+        path.write_text(f"`python benchmarks/growth.py {' '.join(argv or sys.argv[1:])}`: {text}\n")
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""How fast the parts of this program are beside what limits them on this machine.
+
+    python benchmarks/speed.py                     all of it, some minutes on two cores
+    python benchmarks/speed.py --sections loss evaluation --threads 1
+    python benchmarks/speed.py --save              keep the table in benchmarks/results/
+
+Each row is a ratio: the time of our code over that of its limit (or of the plain way over ours),
+measured in turns in one process, after a warm-up, on fresh random inputs and synchronised where
+there is a GPU. Absolute times drift with whatever else a machine does; ratios far less.
+"""
+
+import argparse
+import datetime
+import io
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+import transformers
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+from torchvision.transforms.v2 import functional as TF
+
+from evaluation import five_fold, retrieval_metrics
+from fne_loss import FNELoss, cosine
+from memory_bank import MemoryBank
+from photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    section: str
+    what: str
+    beside: str
+    ratios: list[float]  # one for each repeat
+    seconds: float  # of ours, median
+
+
+def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
+             fresh: Callable = tuple) -> tuple[list[float], list[float]]:
+    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each."""
+    def clock(function, arguments):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        function(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    times = []
+    for _ in range(repeats + 1):
+        arguments = fresh()
+        times.append((clock(ours, arguments), clock(other, arguments)))
+    ours_times, other_times = zip(*times[1:])
+    return list(ours_times), list(other_times)
+
+
+def row(section, what, beside, times, inverse=False) -> Row:
+    """Ours over the other, or with `inverse` the other over ours."""
+    ratios = [b / a if inverse else a / b for a, b in zip(*times)]
+    return Row(section, what, beside, ratios, statistics.median(times[0]))
+
+
+def unit_rows(count: int, dim: int, device: str, near: torch.Tensor | None = None) -> torch.Tensor:
+    """Random unit rows (count, dim) around one direction, or around the rows of `near`."""
+    rows = torch.randn(count, dim, device=device)
+    rows = rows + 0.6 if near is None else near + 0.03 * rows
+    return F.normalize(rows, dim=1)
+
+
+# --------------------------------------------------------------------------------------------- loss
+
+
+def filled_bank(size: int, dim: int, device: str) -> MemoryBank:
+    bank = MemoryBank(size, dim).to(device)
+    for start in range(0, size, 8192):
+        images = unit_rows(min(8192, size - start), dim, device)
+        bank.enqueue(images, unit_rows(len(images), dim, device, images),
+                     torch.randint(29_000, (len(images),), device=device))
+    return bank
+
+
+def fitted_loss(dim: int, device: str) -> FNELoss:
+    criterion = FNELoss().to(device)
+    while criterion.positive.count <= criterion.min_count:
+        images = unit_rows(64, dim, device)
+        criterion.update_statistics(images, unit_rows(64, dim, device, images),
+                                    torch.arange(64, device=device))
+    return criterion
+
+
+def loss_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """The FNE loss, forward and backward, beside the similarities alone that it ranks by."""
+    sizes = [(4, 64, 16)] if short else [(32, 8224, 768), (256, 65_536, 768), (1024, 262_144, 768)]
+    rows = []
+    for batch, size, dim in sizes:
+        bank, criterion = filled_bank(size, dim, device), fitted_loss(dim, device)
+
+        def fresh(batch=batch, dim=dim):
+            base = unit_rows(batch, dim, device)
+            embeds = [unit_rows(batch, dim, device, base) for _ in range(4)]
+            return (embeds[0].requires_grad_(), embeds[1].requires_grad_(), *embeds[2:],
+                    torch.randint(29_000, (batch,), device=device))
+
+        def step(images, texts, image_keys, text_keys, ids, bank=bank, criterion=criterion):
+            criterion(images, texts, image_keys, text_keys, ids, bank).backward()
+
+        @torch.no_grad()
+        def products(images, texts, image_keys, text_keys, ids, bank=bank):
+            for anchors, keys, stored in ((images, text_keys, bank.text_keys),
+                                          (texts, image_keys, bank.image_keys)):
+                cosine(anchors, keys)
+                cosine(anchors, stored)
+
+        times = in_turns(repeats if size < 1e5 else min(repeats, 3), step, products, device, fresh)
+        rows.append(row("loss", f"FNE loss and gradient, B {batch}, M {size:,}, D {dim}",
+                        "its similarity products", times))
+    return rows
+
+
+# --------------------------------------------------------------------------------------- evaluation
+
+
+def evaluation_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """Ranks and recalls of COCO's test split beside the one matrix product that they need."""
+    images, dim = (50, 16) if short else (5000, 768)
+    image_of_text = torch.arange(images, device=device).repeat_interleave(5)
+
+    def fresh():
+        rows = unit_rows(images, dim, device)
+        texts = F.normalize(rows[image_of_text] + 0.3 * torch.randn(5 * images, dim, device=device))
+        return rows, texts, image_of_text
+
+    def both(*case):
+        retrieval_metrics(*case)
+        five_fold(*case)
+
+    def product(rows, texts, _):
+        rows @ texts.T
+
+    beside = "one matrix product"
+    size = f"{images:,} x {5 * images:,}, D {dim}"
+    return [row("evaluation", f"all metrics of {size}", beside,
+                in_turns(repeats, retrieval_metrics, product, device, fresh)),
+            row("evaluation", f"with five folds, {size}", beside,
+                in_turns(repeats, both, product, device, fresh))]
+
+
+# -------------------------------------------------------------------------------------------- input
+
+
+def make_photos(count: int) -> list[bytes]:
+    """JPEGs of 500 x 375 and about 110 kB, as hard to decode as photos: noise of every scale."""
+    rng, photos = np.random.default_rng(), []
+    for _ in range(count):
+        pixels = np.full((375, 500, 3), 128.0)
+        for scale in (64, 32, 16, 8, 4, 2, 1):
+            part = rng.normal(size=(375 // scale + 1, 500 // scale + 1, 3)) * 12 * scale**0.4
+            grown = np.kron(part, np.ones((scale, scale, 1)))[:375, :500]
+            pixels += grown
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        photos.append(buffer.getvalue())
+    return photos
+
+
+def decode(photo: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(photo)).convert("RGB")
+
+
+def plain_affine(image, angle=0.0, shift=(0, 0), shear=(0.0, 0.0), center=None):
+    sign = 1 if torch.rand(()) < 0.5 else -1
+    return TF.affine(image, sign * angle, [sign * x for x in shift], 1.0, [sign * x for x in shear],
+                     InterpolationMode.BILINEAR, [128.0] * 3, center)
+
+
+PLAIN_OPERATIONS = (
+    lambda image: image, TF.autocontrast, TF.equalize,
+    lambda image: TF.adjust_brightness(image, 1.36),
+    lambda image: TF.adjust_sharpness(image, 1.36),
+    lambda image: plain_affine(image, shear=(11.86, 0.0), center=[0, 0]),
+    lambda image: plain_affine(image, shear=(0.0, 11.86), center=[0, 0]),
+    lambda image: plain_affine(image, shift=(7, 0)),
+    lambda image: plain_affine(image, shift=(0, 7)),
+    lambda image: plain_affine(image, angle=21.0),
+)
+
+
+def plain_float(image: Image.Image) -> torch.Tensor:
+    pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
+    return TF.normalize(pixels, list(CLIP_MEAN), list(CLIP_STD))
+
+
+def plain_training(photo: bytes, size: int) -> torch.Tensor:
+    """The published transform as it is usually written: all of it on PIL images, then floats."""
+    crop = T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
+    image = T.RandomHorizontalFlip()(crop(decode(photo)))
+    for operation in torch.randint(len(PLAIN_OPERATIONS), (2,)).tolist():
+        if torch.rand(()) < 0.5:
+            image = PLAIN_OPERATIONS[operation](image)
+    return plain_float(image)
+
+
+def input_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """A loader's work on a photo, on one core, against PIL and floats. Ours leaves normalising to
+    the device, where it is a small share of an encoder's work."""
+    size, threads = 48 if short else 384, torch.get_num_threads()
+    torch.set_num_threads(1)
+    photos = make_photos(2 if short else 64)
+
+    def over(function):
+        return lambda: [function(photo) for photo in photos]
+
+    plain_eval = over(lambda photo: plain_float(
+        decode(photo).resize((size, size), Image.Resampling.BICUBIC)))
+    plain_train = over(lambda photo: plain_training(photo, size))
+    train = over(lambda photo: train_pixels(decode(photo), size))
+    evaluate = over(lambda photo: eval_pixels(decode(photo), size))
+    what = f"a photo of 500 x 375, on one core, {size} x {size}"
+    times = {f"training: {what}": in_turns(repeats, train, plain_train),
+             f"evaluation: {what}": in_turns(repeats, evaluate, plain_eval)}
+    torch.set_num_threads(threads)
+    return [row("input", name, "PIL and floats take (times ours)",
+                [[seconds / len(photos) for seconds in side] for side in pair], inverse=True)
+            for name, pair in times.items()]
+
+
+# --------------------------------------------------------------------------------------- the script
+
+SECTIONS = {"loss": loss_rows, "evaluation": evaluation_rows, "input": input_rows}
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table: median ratio, its spread, and our median time."""
+    lines = ["| part | beside | ratio | least to most | ours |", "|---|---|---|---|---|"]
+    for r in rows:
+        lines.append(f"| {r.what} | {r.beside} | {statistics.median(r.ratios):.2f} | "
+                     f"{min(r.ratios):.2f} to {max(r.ratios):.2f} | {1000 * r.seconds:,.1f} ms |")
+    return "\n".join(lines)
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    cores = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
+    name = torch.cuda.get_device_name() if device == "cuda" else cores[0] if cores else "CPU"
+    return (f"{name}, {len(cores) or '?'} cores, {torch.get_num_threads()} threads; Python "
+            f"{platform.python_version()}, torch {torch.__version__}, torchvision "
+            f"{torchvision.__version__}, transformers {transformers.__version__}")
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS),
+                        help="what to measure")
+    parser.add_argument("--repeats", type=int, default=7, help="times that each is measured")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch on a CPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"],
+                        default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--short", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results/")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = []
+    for name in options.sections:
+        rows += SECTIONS[name](options.short, options.repeats, options.device)
+    text = f"{datetime.date.today()}, {machine(options.device)}\n\n{table(rows)}"
+    print(text)
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.date.today()}_{options.device}_speed.md"
+        path.write_text(f"`python benchmarks/speed.py {' '.join(argv or sys.argv[1:])}`: {text}\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
