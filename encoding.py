@@ -53,9 +53,9 @@ def encode_photos(
     loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
                          device.type == "cuda", batch_size=options.batch_size_test)
     return torch.cat([
-        encode(normalize(pixels.to(device, non_blocking=True), mean, std)).cpu()
+        encode(normalize(pixels.to(device, non_blocking=True), mean, std))
         for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
-    ])
+    ]).cpu()  # once, since it waits for the device
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def encode_captions(model: DualEncoder, captions: Captions, options, pad_id: int
     for start in range(0, len(order), 256):
         rows = [captions[index] for index in order[start : start + 256]]
         input_ids, mask = pad_captions(rows, pad_id, length)
-        texts.append(model.encode_text(input_ids.to(device), mask.to(device)).cpu())
-    return torch.cat(texts)[torch.from_numpy(np.argsort(order))]
+        texts.append(model.encode_text(input_ids.to(device), mask.to(device)))
+    return torch.cat(texts).cpu()[torch.from_numpy(np.argsort(order))]
 
 
 def encode_split(

@@ -187,7 +187,8 @@ def random_sign() -> int:
 
 def translate(pixels: Tensor, x: int, y: int) -> Tensor:
     """Shift by whole pixels, both ways equally likely; what is uncovered is grey."""
-    x, y = random_sign() * x, random_sign() * y
+    sign = random_sign()
+    x, y = sign * x, sign * y
     return F.pad(pixels, (x, -x, y, -y), value=GREY)
 
 
@@ -214,7 +215,7 @@ def rotate(pixels: Tensor, degrees: float) -> Tensor:
     """Turn about the centre, both ways equally likely."""
     angle = random_sign() * math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    return warp(pixels, ((cos, -sin), (sin, cos)), fixed=0.0)
+    return warp(pixels, ((cos, sin), (-sin, cos)), fixed=0.0)
 
 
 # Level 7 of 10 of the usual random augmentation.

@@ -15,10 +15,7 @@ import io
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,9 +25,11 @@ import torch.nn.functional as F
 import torchvision
 import transformers
 from PIL import Image
+from timing import Row, in_turns, row
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
+from training import training_rows
 
 from evaluation import five_fold, retrieval_metrics
 from fne_loss import FNELoss, cosine
@@ -38,42 +37,6 @@ from memory_bank import MemoryBank
 from photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 
 RESULTS = Path(__file__).parent / "results"
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    section: str
-    what: str
-    beside: str
-    ratios: list[float]  # one for each repeat
-    seconds: float  # of ours, median
-
-
-def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
-             fresh: Callable = tuple) -> tuple[list[float], list[float]]:
-    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each."""
-    def clock(function, arguments):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        function(*arguments)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    times = []
-    for _ in range(repeats + 1):
-        arguments = fresh()
-        times.append((clock(ours, arguments), clock(other, arguments)))
-    ours_times, other_times = zip(*times[1:])
-    return list(ours_times), list(other_times)
-
-
-def row(section, what, beside, times, inverse=False) -> Row:
-    """Ours over the other, or with `inverse` the other over ours."""
-    ratios = [b / a if inverse else a / b for a, b in zip(*times)]
-    return Row(section, what, beside, ratios, statistics.median(times[0]))
 
 
 def unit_rows(count: int, dim: int, device: str, near: torch.Tensor | None = None) -> torch.Tensor:
@@ -242,7 +205,8 @@ def input_rows(short: bool, repeats: int, device: str) -> list[Row]:
 
 # --------------------------------------------------------------------------------------- the script
 
-SECTIONS = {"loss": loss_rows, "evaluation": evaluation_rows, "input": input_rows}
+SECTIONS = {"loss": loss_rows, "training": training_rows, "input": input_rows,
+            "evaluation": evaluation_rows}
 
 
 def table(rows: list[Row]) -> str:

@@ -1,0 +1,44 @@
+"""Timing two pieces of work in turns."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    section: str
+    what: str
+    beside: str
+    ratios: list[float]  # one for each repeat
+    seconds: float  # of ours, median
+
+
+def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
+             fresh: Callable = tuple) -> tuple[list[float], list[float]]:
+    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each."""
+    def clock(function, arguments):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        function(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    times = []
+    for _ in range(repeats + 1):
+        arguments = fresh()
+        times.append((clock(ours, arguments), clock(other, arguments)))
+    ours_times, other_times = zip(*times[1:])
+    return list(ours_times), list(other_times)
+
+
+def row(section, what, beside, times, inverse=False) -> Row:
+    """Ours over the other, or with `inverse` the other over ours."""
+    ratios = [b / a if inverse else a / b for a, b in zip(*times)]
+    return Row(section, what, beside, ratios, statistics.median(times[0]))
