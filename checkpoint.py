@@ -19,6 +19,7 @@ from encoders import load_config, quiet_transformers
 from errors import InputError, one_line
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
+from terminal import say
 
 FORMAT = "fne-1"
 # Where a run stands, beside its tensors.
@@ -79,7 +80,7 @@ def stored_options(state: dict) -> dict:
     if is_released(state):
         return released_options(state)
     options = {name: value for name, value in state["options"].items()
-               if name not in ("resume", "test", "device", "workers", "judgements")}
+               if name not in ("resume", "test", "device", "workers", "judgements", "quiet")}
     return {name: Path(value) if name in PATHS and value is not None else value
             for name, value in options.items()}
 
@@ -229,8 +230,8 @@ def unpack_released(run, state: dict, path: Path) -> None:
         }, path)
     except (KeyError, IndexError) as error:
         raise InputError(f"{path} is a released checkpoint without a whole memory bank") from error
-    print(f"{path} is a released checkpoint: weights, momentum weights and memory bank carry over; "
-          "optimizer, statistics and epoch count start fresh")
+    say(f"{path} is a released checkpoint: weights, momentum weights and memory bank carry over; "
+        "optimizer, statistics and epoch count start fresh")
 
 
 def released_dual_encoder(

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from errors import InputError, one_line
+from terminal import progress
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
@@ -183,7 +183,7 @@ class Captions:
     def __init__(self, texts: list[str], tokenizer, max_words: int, max_tokens: int):
         rows: list[list[int]] = []
         chunk = 4096
-        for start in tqdm(range(0, len(texts), chunk), "tokenising", leave=False, disable=None):
+        for start in progress(range(0, len(texts), chunk), "tokenising"):
             cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
             rows += token_ids(cleaned, tokenizer, max_tokens)
         if not all(rows):

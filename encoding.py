@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from batches import make_loader
 from data import Captions, Split, pad_captions, read_split
@@ -22,6 +21,7 @@ from encoders import image_statistics
 from errors import InputError
 from model import DualEncoder
 from photos import PhotoDataset, find_photos, normalize
+from terminal import progress
 
 
 class EvalSet(NamedTuple):
@@ -54,7 +54,7 @@ def encode_photos(
                          device.type == "cuda", batch_size=options.batch_size_test)
     return torch.cat([
         encode(normalize(pixels.to(device, non_blocking=True), mean, std))
-        for pixels in tqdm(loader, "encoding photos", leave=False, disable=None)
+        for pixels in progress(loader, "encoding photos")
     ]).cpu()  # once, since it waits for the device
 
 

@@ -29,6 +29,7 @@ from errors import InputError, exit_on_input_error
 from judgements import judge, judgement_table
 from model import DualEncoder, pick_device, use_bf16
 from options import check, parse_scoring
+from photos import find_photos
 from relevance import BLOCK, coco_metrics, multi_positive_metrics
 
 ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
@@ -168,14 +169,16 @@ def table(metrics: dict[str, float]) -> str:
 # --------------------------------------------------------------------------------------- the report
 
 
-def score(model: DualEncoder, eval_set: EvalSet, options, pad_id: int) -> dict[str, float]:
-    """`retrieval_metrics` of a split, encoded with `model`.
+def score(
+    model: DualEncoder, eval_set: EvalSet, options, pad_id: int
+) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+    """`retrieval_metrics` of a split, encoded with `model`, and the embeddings that they score.
 
     Raises:
         InputError: the model's embeddings are not finite.
     """
     embeds = encode_split(model, eval_set, options, pad_id)
-    return input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text)
+    return input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text), embeds
 
 
 def input_errors(function, *arguments):
@@ -247,8 +250,14 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_input_error():
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
+        if options.report:
+            from report import write_report  # loads matplotlib, which only this needs
+        photos = None
         if options.embeddings:
             embeddings, title = read_embeddings(options.embeddings), str(options.embeddings)
+            if options.report and options.data_path:
+                photos = find_photos(embeddings.split.images, options.embeddings, options.data_path,
+                                     options.follow_links)
         else:
             state = checkpoint.read(options.checkpoint)
             checkpoint.merge_options(options, given, state, options.checkpoint)
@@ -257,9 +266,12 @@ def main(argv: list[str] | None = None) -> None:
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, tokenizer)
             title = f"{options.dataset} {options.split}, {options.checkpoint}"
+            photos = eval_set.photos
         if options.save_embeddings:
             save_embeddings(embeddings, options.save_embeddings)
-        report(embeddings, options, title, options.output)
+        metrics = report(embeddings, options, title, options.output)
+        if options.report:
+            print(write_report(embeddings, metrics, options, title, photos, options.report))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from batches import NO_PHOTO, Batch
 from errors import InputError, Stopped
@@ -178,5 +179,5 @@ def report_bad_photos(run, batch: Batch) -> None:
 
 
 def say(line: str) -> None:
-    """A warning, past the progress bar."""
-    print(f"warning: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    """A warning, above the progress bar."""
+    tqdm.write(f"warning: {' '.join(line.split())}", file=sys.stderr)

@@ -182,14 +182,20 @@ def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
 
 def fitted_posterior(similarity: torch.Tensor, embeddings: Embeddings) -> torch.Tensor:
     """P(false negative) of similarities (J,), from the statistics beside the embeddings."""
+    gaussians = fitted_gaussians(embeddings.statistics)
+    return false_negative_posterior(similarity, *gaussians, embeddings.prior)
+
+
+def fitted_gaussians(statistics: np.ndarray) -> list[RunningGaussian]:
+    """The positive and the negative Gaussian of `checkpoint.fitted_statistics`, (2, 3)."""
     gaussians = []
-    for count, mean, m2 in embeddings.statistics:
+    for count, mean, m2 in statistics:
         gaussian = RunningGaussian()
         gaussian.count.fill_(int(count))
         gaussian.mean.fill_(mean)
         gaussian.m2.fill_(m2)
         gaussians.append(gaussian)
-    return false_negative_posterior(similarity, *gaussians, embeddings.prior)
+    return gaussians
 
 
 def judgement_table(result: dict) -> str:

@@ -1,12 +1,15 @@
-"""What TensorBoard gets to see of a run; nothing here changes the run.
+"""What is measured of a run while it trains; nothing here changes the run.
 
 Where every true match of the training split is known (`shapes`), the share of false negatives
 among the negatives that the loss used is measured too.
 """
 
+import itertools
+import time
+from collections import Counter
+
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from batches import Batch
 from fne_loss import Draw, cosine, hardest_negatives
@@ -54,15 +57,45 @@ def false_negative_logs(
     return {"false_negative_share": torch.cat([false_texts, false_images]).float().mean()}
 
 
-def write_logs(run, writer: SummaryWriter) -> dict[str, float]:
-    """Write the mean of each value since the last time, steps that were left out aside, and give
-    them; the only place that waits for the GPU."""
-    values = {f"train/{name}": torch.stack(
+class StepClock:
+    """How long the parts of a step take. On a GPU it marks its stream with events, which are read
+    when logs are written: no step waits for it. "data" is then the time that the GPU stood idle."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.marks = []  # (name of the part that ended here, when)
+
+    def lap(self, name: str | None) -> None:
+        """Book the time since the last lap under `name`; None: under nothing."""
+        if self.cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self.marks.append((name, mark))
+
+    def seconds(self) -> Counter:
+        """Name to seconds since this was last asked."""
+        totals = Counter()
+        if self.cuda and self.marks:
+            self.marks[-1][1].synchronize()
+        for (_, start), (name, end) in itertools.pairwise(self.marks):
+            if name is not None:
+                totals[name] += start.elapsed_time(end) / 1000 if self.cuda else end - start
+        del self.marks[:-1]
+        return totals
+
+
+def mean_values(run) -> dict[str, Tensor]:
+    """The means over the steps since the last time, those that were left out aside."""
+    return {f"train/{name}": torch.stack(
         [logs[name] for logs in run.logs if name in logs]).nanmean() for name in run.logs[-1]}
-    values["train/skipped_steps"] = run.skips.count
-    values["train/learning_rate"] = run.optimizer.param_groups[0]["lr"]
-    if run.seconds:  # a resumed run may write what its predecessor had to leave
-        values["train/photos_per_second"] = run.photos_seen / run.seconds
+
+
+def state_values(run) -> dict[str, Tensor | float]:
+    """Learning rate, temperature, bank and statistics as they are now."""
+    values = {"train/skipped_steps": run.skips.count,
+              "train/learning_rate": run.optimizer.param_groups[0]["lr"]}
     if run.options.loss == "infonce":
         values["train/temperature"] = (-run.log_scale.detach()).exp()
     if run.bank is not None:
@@ -72,9 +105,16 @@ def write_logs(run, writer: SummaryWriter) -> dict[str, float]:
             values[f"statistics/{name}_mean"] = gaussian.mean
             values[f"statistics/{name}_std"] = gaussian.variance.sqrt()
             values[f"statistics/{name}_count"] = gaussian.count
-    values = {name: float(value) for name, value in values.items()}
-    for name, value in values.items():
-        writer.add_scalar(name, value, run.global_step)
-    run.logs.clear()
-    run.photos_seen, run.seconds = 0, 0.0
     return values
+
+
+def time_values(run) -> dict[str, float]:
+    """Milliseconds of a step by part, and photos per second, since this was last asked; nothing
+    where a resumed run writes what its predecessor had to leave."""
+    steps = sum(name == "data" for name, _ in run.clock.marks)
+    seconds = run.clock.seconds()
+    if not steps:
+        return {}
+    values = {f"time/{name}_ms": 1000 * total / steps for name, total in seconds.items()}
+    photos = steps * run.options.batch_size_train
+    return values | {"train/photos_per_second": photos / seconds.total()}

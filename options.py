@@ -156,6 +156,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
                        help="photos of the training split that may turn out broken, and be "
                             "replaced, before the run stops")
     group.add_argument("--log_step", type=int, default=10, help="steps between logged values")
+    group.add_argument("--no_figures", action="store_true",
+                       help="no figures and galleries in TensorBoard")
+    group.add_argument("--quiet", action="store_true",
+                       help="no progress bars and no line per validation; results and errors only")
 
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +168,9 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", choices=["train", "val", "test"], default="test",
                        help="which split to score")
     group.add_argument("--output", type=Path, help="write the metrics here, as json")
+    group.add_argument("--report", type=Path, metavar="DIR",
+                       help="write DIR/report.html, one file with figures and photos in it; to "
+                            "have photos with --embeddings, give their --data_path")
     group.add_argument("--save_embeddings", type=Path, metavar="NPZ",
                        help="write embeddings, file names and captions here")
     group.add_argument("--embeddings", type=Path, metavar="NPZ",

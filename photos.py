@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
 
 from errors import InputError, one_line
+from terminal import progress
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 128  # of what a warp uncovers
@@ -58,8 +58,7 @@ def find_photos(
     leads_out = (lambda path: None) if follow_links else link_check(data_path)
     with ThreadPoolExecutor(16) as pool:
         checks = pool.map(photo_fault, found)
-        bar = tqdm(checks, f"checking photos of {source.name}", len(found),
-                   leave=False, disable=None)
+        bar = progress(checks, f"checking photos of {source.name}", len(found))
         faults = [(path, fault or leads_out(path)) for path, fault in zip(found, bar, strict=True)]
     faults = [(path, fault) for path, fault in faults if fault]
     if faults:

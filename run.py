@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import checkpoint
 from encoders import image_statistics
 from fne_loss import FNELoss
+from galleries import BINS
 from guard import Skips
 from memory_bank import MemoryBank
 from model import (
@@ -21,6 +22,7 @@ from model import (
     pick_device,
     use_bf16,
 )
+from monitor import StepClock
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Run:
     matches: Tensor | None  # (N_t, N_i) bool, all true matches of the training split, where known
     photos: list[Path]  # (N_i,) files of the training split
     skips: Skips  # steps that were not finite
+    clock: StepClock
+    counts: Tensor | None = None  # (2, BINS) similarities of this epoch, where figures are drawn
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
     epoch: int = 0
     step: int = 0  # steps done in this epoch
@@ -49,8 +53,6 @@ class Run:
     bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
     collapsed: bool = False  # as last said
     logs: list[dict[str, Tensor]] = field(default_factory=list)  # since they were last written
-    photos_seen: int = 0  # in this process, and
-    seconds: float = 0.0  # how long they took; validations do not count
 
 
 def build_run(
@@ -82,7 +84,9 @@ def build_run(
     bank = MemoryBank(options.queue_size, model.embed_size).to(device) if momentum_model else None
     run = Run(options, device, model, criterion, log_scale, optimizer, momentum_model, bank,
               image_statistics(options), steps_per_epoch, matches, photos,
-              Skips(options.batch_size_train).to(device))
+              Skips(options.batch_size_train).to(device), StepClock(device))
+    if bank is not None and not options.no_figures:
+        run.counts = torch.zeros(2, BINS, dtype=torch.int64, device=device)
     if state is not None:
         checkpoint.unpack(run, state, options.resume)
     return run

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from errors import InputError, exit_on_input_error
+from terminal import progress
 
 VERSION = 1  # goes up whenever the same seed makes other files
 DEFAULT_SIZES = {"train": 2000, "val": 250, "test": 500}  # photos
@@ -235,7 +235,7 @@ def make_shapes(root, seed=0, sizes=None, image_size=64):
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         folder = Path(scratch) / root.name  # moved into place as a whole, or not at all
         (folder / "images").mkdir(parents=True)
-        with tqdm(total=sum(sizes.values()), desc="shapes", unit="photo", disable=None) as bar:
+        with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
             for split, size in sizes.items():
                 _write_split(folder, split, size, seed, image_size, bar)
         (folder / "shapes_info.json").write_text(info)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from errors import InputError, one_line
+from terminal import say
 
 NEWEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"
@@ -105,4 +106,4 @@ def move_aside(folder: Path) -> None:
     aside.mkdir()
     for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
         path.rename(aside / path.name)
-    print(f"{folder} held a run already: its files are now in {aside}")
+    say(f"{folder} held a run already: its files are now in {aside}")

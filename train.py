@@ -11,27 +11,27 @@ the run stopped.
 """
 
 import math
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 import checkpoint
 import guard
 import storage
+import terminal
 from batches import Batch, Collator, EpochSampler, PairDataset, close_workers, make_loader
 from data import Captions, read_split
+from display import Display
 from encoders import load_tokenizer
 from encoding import EvalSet, encode_photos, load_eval_set
 from errors import exit_on_input_error
 from evaluation import embed_split, report, score
 from fne_loss import infonce_loss, triplet_loss
+from galleries import count_similarities
 from judgements import read_judgements
 from model import pick_device, update_momentum
-from monitor import draw_logs, hardest_logs, step_logs, write_logs
+from monitor import draw_logs, hardest_logs, step_logs
 from options import check, parse
 from photos import find_photos, normalize
 from run import Run, build_run, set_learning_rate
@@ -42,15 +42,20 @@ from shapes import make_shapes
 
 def training_step(run: Run, batch: Batch) -> Tensor:
     """One step of the method on a batch of B pairs; the loss, detached."""
-    options = run.options
+    options, lap = run.options, run.clock.lap
+    lap("data")
     pixels, image_features = look_at_photos(run, batch)
     text_features = run.model.text_features(batch.input_ids, batch.attention_mask)
     image_embeds = run.model.project_image(image_features)  # (B, D)
     text_embeds = run.model.project_text(text_features)  # (B, D)
+    lap("encoders")
 
     if options.loss == "fne":
         run.criterion.update_statistics(image_embeds, text_embeds, batch.image_ids)
         update_momentum(run.momentum_model, run.model, options.momentum)
+        if run.counts is not None:
+            count_similarities(run.counts, image_embeds, text_embeds, batch.image_ids)
+        lap("loss")
     if options.loss == "infonce":
         loss = infonce_loss(image_embeds, text_embeds, batch.image_ids, run.log_scale)
         logs = {}
@@ -60,10 +65,12 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         logs = hardest_logs(run, batch, image_embeds, text_embeds)
     else:
         image_keys, text_keys = encode_keys(run, pixels, image_features, text_features, batch)
+        lap("encoders")
         loss, i2t, t2i = run.criterion(image_embeds, text_embeds, image_keys, text_keys,
                                        batch.image_ids, run.bank, return_draws=True)
         logs = draw_logs(run, batch, i2t, t2i)
         run.bank.enqueue(image_keys, text_keys, batch.image_ids, batch.text_ids)
+    lap("loss")
 
     set_learning_rate(run)
     run.optimizer.zero_grad()
@@ -74,6 +81,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     guard.skip_unless(good, run, batch)
     run.optimizer.step()
     run.log_scale.data.clamp_(max=math.log(100.0))
+    lap("backward")
     logs |= step_logs(loss, norm, image_embeds, text_embeds)
     run.logs.append(guard.kept(logs, good))
     return loss.detach()
@@ -106,7 +114,7 @@ def encode_keys(
 # ------------------------------------------------------------------------------------------ a run
 
 
-def train(run: Run, loader, val_set: EvalSet, pad_id: int) -> None:
+def train(run: Run, loader, train_set: EvalSet, val_set: EvalSet, pad_id: int) -> None:
     """Train to the last epoch; what follows each step is in `settle`.
 
     Raises:
@@ -115,10 +123,10 @@ def train(run: Run, loader, val_set: EvalSet, pad_id: int) -> None:
     options, sampler = run.options, loader.batch_sampler
     # What a stop left open after its step is made up for, so that step's entries are written again.
     left_open = run.validation_due or logs_due(run)
-    writer = SummaryWriter(options.logger_name, purge_step=run.global_step + (not left_open))
-    with guard.stop_on_signals(lambda: save_run(run, writer)) as signals:
+    display = Display(run, train_set, val_set, pad_id, run.global_step + (not left_open))
+    with guard.stop_on_signals(lambda: save_run(run, display)) as signals, display:
         if left_open:
-            settle(run, val_set, pad_id, writer, signals)
+            settle(run, val_set, pad_id, display, signals)
         while run.epoch < options.num_epochs:
             sampler.epoch, sampler.start = run.epoch, run.step
             if run.step == 0:
@@ -127,24 +135,15 @@ def train(run: Run, loader, val_set: EvalSet, pad_id: int) -> None:
             if run.momentum_model is not None:
                 run.momentum_model.train()
             validate_at = validation_steps(options, len(sampler))
-            bar = tqdm(loader, f"epoch {run.epoch + 1}/{options.num_epochs}", len(sampler),
-                       initial=run.step, disable=None, leave=False, mininterval=1.0)
-            began = time.perf_counter()
-            for batch in bar:
+            for batch in display.batches(loader):
                 guard.report_bad_photos(run, batch)
-                loss = training_step(run, batch.to(run.device))
+                training_step(run, batch.to(run.device))
                 run.step += 1
                 run.global_step += 1
                 run.validation_due = run.step in validate_at
                 if run.step == len(sampler):
                     run.epoch, run.step = run.epoch + 1, 0
-                if logs_due(run) or run.validation_due:
-                    bar.set_postfix(loss=f"{loss.item():.4f}")  # waits for the device
-                run.photos_seen += len(batch.image_ids)
-                run.seconds += time.perf_counter() - began
-                settle(run, val_set, pad_id, writer, signals)
-                began = time.perf_counter()
-    writer.close()
+                settle(run, val_set, pad_id, display, signals)
 
 
 def logs_due(run: Run) -> bool:
@@ -152,21 +151,23 @@ def logs_due(run: Run) -> bool:
     return bool(run.logs) and run.global_step % run.options.log_step == 0
 
 
-def settle(run: Run, val_set: EvalSet, pad_id: int, writer: SummaryWriter, signals) -> None:
+def settle(run: Run, val_set: EvalSet, pad_id: int, display: Display, signals) -> None:
     """All that follows a step: stop if a signal came, validate, log, save, where it is time to."""
     with signals.allowed():  # nothing has changed yet that a stopped run would not do again
-        metrics = score(run.model, val_set, run.options, pad_id) if run.validation_due else None
+        scored = score(run.model, val_set, run.options, pad_id) if run.validation_due else None
     best = False
-    if metrics:
+    if scored:
+        metrics, embeds = scored
         best = metrics["rsum"] > run.best_rsum
+        display.tell_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
-        tell_validation(run, metrics, best, writer)
     if logs_due(run):
-        values = write_logs(run, writer)
+        values = display.write_logs()
         guard.watch(run, values["train/similarity_spread"], values["train/loss"])
     save_step = run.options.save_step
-    if metrics or save_step and run.global_step % save_step == 0:
-        save_run(run, writer, best)
+    if scored or save_step and run.global_step % save_step == 0:
+        save_run(run, display, best)
+        display.pause()
 
 
 def validation_steps(options, steps: int) -> set[int]:
@@ -177,19 +178,10 @@ def validation_steps(options, steps: int) -> set[int]:
     return {steps * part // parts for part in range(1, parts + 1)} - {0}
 
 
-def tell_validation(run: Run, metrics: dict, best: bool, writer: SummaryWriter) -> None:
-    """Log and print a validation."""
-    for name, value in metrics.items():
-        writer.add_scalar(f"val/{name}", value, run.global_step)
-    recalls = "  ".join(f"{side} {metrics[f'{side}_r1']:.1f}/{metrics[f'{side}_r5']:.1f}/"
-                        f"{metrics[f'{side}_r10']:.1f}" for side in ("i2t", "t2i"))
-    print(f"step {run.global_step} (epoch {run.epoch}, step {run.step}): val R@1/5/10  {recalls}  "
-          f"rsum {metrics['rsum']:.1f}{'  best so far' if best else ''}", flush=True)
-
-
-def save_run(run: Run, writer: SummaryWriter, best: bool = False) -> str:
+def save_run(run: Run, display: Display, best: bool = False) -> str:
     """Save `checkpoint.pth.tar`, and `model_best.pth.tar` if it is the best; says how to go on."""
-    writer.flush()  # before the checkpoint: a resumed run writes nothing up to its step again
+    # Before the checkpoint: a resumed run writes nothing up to its step again.
+    display.writer.flush()
     folder, state = run.options.logger_name, checkpoint.pack(run)
     # The best first: a run killed between the two goes on from before it, and saves it again.
     if best:
@@ -228,7 +220,7 @@ def train_and_test(options, state: dict | None) -> None:
     fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten
     storage.prepare_folder(options.logger_name, fresh)
     try:
-        train(run, loader, val_set, tokenizer.pad_token_id)
+        train(run, loader, EvalSet(split, photos, captions), val_set, tokenizer.pad_token_id)
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
@@ -250,6 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         if state is not None:
             checkpoint.merge_options(options, given, state, path)
         check(options)
+        terminal.quiet = options.quiet
         if options.dataset == "shapes":
             make_shapes(options.data_path)
         if options.test:

@@ -38,7 +38,7 @@ def test_the_file_table_is_whole():
     table = README[README.index("## Files"):README.index("## Citation")]
     named = set(re.findall(r"^\| `([\w./]+)`", table, re.MULTILINE))
     modules = {path.name for path in ROOT.glob("*.py")}
-    assert named == modules | {"vocab/", "tests/"}
+    assert named == modules | {"docs/", "vocab/", "tests/"}
 
 
 def test_every_test_that_it_names_exists():
@@ -47,3 +47,9 @@ def test_every_test_that_it_names_exists():
     for number in range(1, 10):
         assert f"test_fidelity_note_{number}_..." in README
         assert any(f"def test_fidelity_note_{number}_" in text for text in sources.values())
+
+
+def test_its_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[[^\]]+\]\((\S+)\)", README)
+    assert len(pictures) == 2
+    assert all(0 < (ROOT / path).stat().st_size < 150_000 for path in pictures)
