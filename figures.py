@@ -44,22 +44,26 @@ def distribution_figure(counts: np.ndarray, criterion: FNELoss, title: str) -> F
         criterion: the loss; its Gaussians have at least two values each.
         title: where in the training this is.
     """
-    figure = Figure(figsize=(5.6, 6.6), layout="constrained")
+    figure = Figure(figsize=(5.8, 7.0), layout="constrained")
     top, middle, low = figure.subplots(3, sharex=True, height_ratios=(2.2, 1, 1))
     for row, name, colour, gaussian in (
             (counts[0], "confident positives", POSITIVE, criterion.positive),
-            (counts[1], "their hardest negatives", NEGATIVE, criterion.negative)):
+            (counts[1], "hardest negatives", NEGATIVE, criterion.negative)):
         draw_histogram(top, row, name, colour)
         spread = float(gaussian.variance) ** 0.5
         top.plot(GRID, density(gaussian), color=colour, linewidth=2,
                  label=f"fitted: {float(gaussian.mean):.2f} ± {spread:.2f}")
     cut = draw_curves(middle, low, criterion)
-    top.set(ylabel="density", yticks=[], title=title)
+    figure.suptitle(title, fontsize=10, color=INK)
+    top.set(ylabel="density", yticks=[])
     top.set_xlim(*shown_range(counts, criterion, cut))
     for axes in top, middle, low:
         axes.axvspan(-1, cut, color=SHADE, alpha=0.25, linewidth=0,
                      label=f"cut-down: s ≤ {cut:.2f}, never drawn" if axes is top else None)
-    top.legend(fontsize=8.5, framealpha=0.6)
+    parts = top.get_legend_handles_labels()
+    legend_above(top, *([part[number] for number in (0, 1, 4, 2, 3)] for part in parts))
+    legend_above(middle, *middle.get_legend_handles_labels())
+    legend_above(low, *low.get_legend_handles_labels())
     low.set_xlabel("similarity of an anchor and a candidate")
     return finished(figure)
 
@@ -74,7 +78,7 @@ def draw_histogram(axes, counts: np.ndarray, name: str, colour: str) -> None:
     joined = counts.reshape(-1, join).sum(axis=1)
     edges = np.linspace(-1, 1, len(joined) + 1)
     axes.stairs(joined / max(1, joined.sum()) / (edges[1] - edges[0]), edges, fill=True, alpha=0.45,
-                color=colour, label=f"{name} (n = {joined.sum():,})")
+                color=colour, label=f"{name}, n = {joined.sum():,}")
 
 
 def density(gaussian: RunningGaussian) -> np.ndarray:
@@ -100,15 +104,19 @@ def draw_curves(middle, low, criterion: FNELoss) -> float:
                     label=f"posterior, prior {criterion.prior:g}" if used else
                     f"posterior, not used yet ({count} of {criterion.min_count} pairs)")
     middle.axhline(criterion.posterior_floor, color=POSTERIOR, linewidth=1, linestyle="--",
-                   label=f"floor: above it a false negative, {criterion.posterior_floor:g}")
+                   label=f"a false negative above {criterion.posterior_floor:g}")
     middle.set(ylim=(min(criterion.prior, criterion.posterior_floor) / 100, 2),
                ylabel="P(false\nnegative)")
     low.plot(GRID, weight, color=WEIGHT, linewidth=2,
              label=f"for an anchor with s+ = {float(criterion.positive.mean):.2f}, the mean")
     low.set(ylim=(0, 1.15), ylabel="sampling\nweight")
-    for axes in middle, low:  # the curves leave this corner free, at least under the posterior
-        axes.legend(fontsize=8.5, loc="lower right", framealpha=0.6)
     return float(criterion.positive.mean) - criterion.margin
+
+
+def legend_above(axes, handles: list, labels: list[str]) -> None:
+    """Above the axes: inside there is no corner that no curve ever comes to."""
+    axes.legend(handles, labels, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.1, 1),
+                borderaxespad=0.2, columnspacing=1.5)
 
 
 def shown_range(counts: np.ndarray, criterion: FNELoss, cut: float) -> tuple[float, float]:
@@ -143,7 +151,7 @@ def calibration_figure(rows: list[dict], who: str) -> Figure:
                       textcoords="offset points", ha="center")
     axes.set(xlabel="mean posterior of a bin (number: its pairs)", ylabel=who, ylim=(least / 3, 4),
              xlim=(least / 3, 4))
-    axes.legend(fontsize=8.5, loc="lower right", framealpha=0.6)
+    axes.legend(fontsize=8.5, loc="lower right")
     return finished(figure)
 
 
@@ -153,12 +161,11 @@ def finished(figure: Figure) -> Figure:
         axes.set_facecolor("none")
         axes.tick_params(colors=INK, labelsize=8.5)
         axes.spines[["top", "right"]].set_visible(False)
-        for part in [*axes.spines.values(), axes.title, axes.xaxis.label, axes.yaxis.label]:
+        for part in [*axes.spines.values(), axes.xaxis.label, axes.yaxis.label]:
             part.set_color(INK)
         for text in axes.get_legend().get_texts():
             text.set_color(INK)
-        axes.get_legend().get_frame().set(facecolor="none", edgecolor="none")
-        axes.title.set_fontsize(10)
+        axes.get_legend().set_frame_on(False)
         for label in axes.xaxis.label, axes.yaxis.label:
             label.set_fontsize(9)
     return figure
@@ -168,7 +175,7 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure on white; few colours are enough for line art, and make it small."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    image = Image.open(buffer).convert("RGB").quantize(48, dither=Image.Dither.NONE)
+    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -39,7 +39,9 @@ def counts():
 
 
 def test_bars_sum_to_the_counts(criterion, counts):
-    top = distribution_figure(counts, criterion, "epoch 1").axes[0]
+    figure = distribution_figure(counts, criterion, "epoch 1")
+    top = figure.axes[0]
+    assert figure.get_suptitle() == "epoch 1"
     for bars, row in zip(top.patches, counts):
         values, edges, _ = bars.get_data()
         back = values * np.diff(edges) * row.sum()
