@@ -31,9 +31,14 @@ from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 from training import training_rows
 
+from data import Captions, pad_captions
+from encoders import load_tokenizer
+from encoding import encode_captions
 from evaluation import five_fold, retrieval_metrics
 from fne_loss import FNELoss, cosine
 from memory_bank import MemoryBank
+from model import build_model
+from options import parse
 from photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 
 RESULTS = Path(__file__).parent / "results"
@@ -203,10 +208,43 @@ def input_rows(short: bool, repeats: int, device: str) -> list[Row]:
             for name, pair in times.items()]
 
 
+def make_captions(count: int, words: list[str]) -> list[str]:
+    """Captions of 5 to 24 words, 12 on average, with a capital and a full stop."""
+    rng = np.random.default_rng()
+    lengths = 5 + rng.binomial(19, 0.37, size=count)
+    return [" ".join(rng.choice(words, length)).capitalize() + " ." for length in lengths]
+
+
+def caption_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """Flickr30K's captions, cleaned and tokenised once a run; and embedded, as a test does."""
+    tokenizer = load_tokenizer("small-bert", "vocab/flickr30k.txt")
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    captions = make_captions(200 if short else 145_000, words)
+    core = tokenizer.backend_tokenizer
+    read = in_turns(min(repeats, 3), lambda: Captions(captions, tokenizer, 30, 30),
+                    lambda: core.encode_batch_fast(captions))
+    some = Captions(captions[: 40 if short else 5000], tokenizer, 30, 30)
+    options, _ = parse("", ["--dataset", "shapes", "--image_encoder", "small-vit",
+                            "--text_encoder", "tiny-bert" if short else "small-bert"])
+    model = build_model(options, tokenizer).to(device).eval()
+
+    @torch.no_grad()
+    def in_order():
+        for start in range(0, len(some), 256):
+            rows = [some[index] for index in range(start, min(start + 256, len(some)))]
+            model.encode_text(*(part.to(device) for part in pad_captions(rows, 0, None)))
+
+    embed = in_turns(repeats, lambda: encode_captions(model, some, options, 0), in_order, device)
+    return [row("captions", f"{len(captions):,} captions cleaned, tokenised and packed",
+                "the tokenizer alone", read),
+            row("captions", f"{len(some):,} captions embedded, sorted by length",
+                "in their own order they take (times ours)", embed, inverse=True)]
+
+
 # --------------------------------------------------------------------------------------- the script
 
 SECTIONS = {"loss": loss_rows, "training": training_rows, "input": input_rows,
-            "evaluation": evaluation_rows}
+            "captions": caption_rows, "evaluation": evaluation_rows}
 
 
 def table(rows: list[Row]) -> str:

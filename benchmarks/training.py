@@ -25,7 +25,7 @@ def make_run(flags: list[str], device: str) -> Run:
     """A run past its warm-up, with a full bank and fitted statistics."""
     options, _ = parse("", [*flags, "--device", device, "--warmup_epochs", "0"])
     tokenizer = load_tokenizer("small-bert", options.vocab)
-    run = build_run(options, tokenizer, [], None, 1000, None)
+    run = build_run(options, tokenizer, matches=None, steps_per_epoch=1000, state=None)
     run.epoch = options.easy_epochs
     for gaussian, mean in (run.criterion.positive, 0.6), (run.criterion.negative, 0.4):
         gaussian.count.fill_(1000)
