@@ -13,8 +13,8 @@ from run import Run, build_run
 from train import training_step
 
 # The published encoders' configurations, with random weights: no hub is asked.
-encoders.BUILT_IN["vit-base"] = lambda size, words: ViTConfig(image_size=size)
-encoders.BUILT_IN["bert-base"] = lambda size, words: BertConfig()
+PUBLISHED_ENCODERS = {"vit-base": lambda size, words: ViTConfig(image_size=size),
+                      "bert-base": lambda size, words: BertConfig()}
 TOKENS = 16  # L, about what a caption of Flickr30K has
 
 PUBLISHED = ["--dataset", "flickr", "--image_encoder", "vit-base", "--text_encoder", "bert-base"]
@@ -97,6 +97,7 @@ def training_rows(short: bool, repeats: int, device: str) -> list[Row]:
     """A step beside the bare encoders; on a GPU the published setting, on a CPU `shapes`."""
     if device == "cuda":
         rate = matrix_rate(repeats)
+        encoders.BUILT_IN.update(PUBLISHED_ENCODERS)
         return [row for batch in (32, 128, 512) for row in gpu_rows(batch, rate, repeats)]
     run = make_run([*SMALL, *(["--batch_size_train", "4", "--queue_size", "8"] if short else [])],
                    device)

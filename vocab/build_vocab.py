@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, 
 
 from data import check_record, clean_caption, read_json  # noqa: E402
 from errors import exit_on_input_error  # noqa: E402
-from model import SPECIAL_TOKENS  # noqa: E402
+from encoders import SPECIAL_TOKENS  # noqa: E402
 
 
 def build_vocabulary(captions: list[str], size: int) -> list[str]:
