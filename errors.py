@@ -8,6 +8,7 @@ import contextlib
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 # What the machine refuses wherever a file is written. Any other OSError is a fault of the program.
@@ -34,6 +35,7 @@ def one_line(error: BaseException | str) -> str:
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError`, also one from a worker process, into that line and exit status 2."""
+    threading.excepthook = quiet_excepthook
     try:
         yield
         return
@@ -43,10 +45,16 @@ def exit_on_input_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        line, status = f"error: {error}: free some space there, or name another folder", 2
+        line, status = f"error: {error}: free some space, or name another folder", 2
     except Stopped as stop:
         line, status = f"stopped by {stop.number.name}: {stop.told}", 128 + stop.number
     except KeyboardInterrupt:
         line, status = "stopped at once: what was last saved is whole", 128 + signal.SIGINT
     print(one_line(line), file=sys.stderr)
     sys.exit(status)
+
+
+def quiet_excepthook(failure) -> None:
+    """TensorBoard's thread hands an error of the disk on to the main one: one telling will do."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in NO_ROOM):
+        threading.__excepthook__(failure)

@@ -6,11 +6,12 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from errors import InputError, one_line
+from errors import NO_ROOM, InputError, one_line
 from terminal import say
 
 NEWEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
@@ -32,12 +33,13 @@ def save(path: Path, state: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise InputError(f"checkpoint {path} cannot be written ({one_line(error)}): free some "
-                         "space or choose another --logger_name; the last one is untouched"
-                         ) from error
+        # Where the disk is full, torch tells of its own file format instead.
+        reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
+        raise InputError(f"checkpoint {path} cannot be written ({reason}): free some space or "
+                         "choose another --logger_name; the last one is untouched") from error
     flush_folder(path.parent)
 
 
@@ -96,6 +98,18 @@ def prepare_folder(folder: Path, fresh: bool) -> None:
     except OSError as error:
         raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free "
                          "some space, or name another folder") from error
+
+
+@contextlib.contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Inside, a disk that takes no more is an InputError that names the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free some "
+                         "space, and go on with --resume auto") from error
 
 
 def move_aside(folder: Path) -> None:

@@ -220,7 +220,8 @@ def train_and_test(options, state: dict | None) -> None:
     fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten
     storage.prepare_folder(options.logger_name, fresh)
     try:
-        train(run, loader, EvalSet(split, photos, captions), val_set, tokenizer.pad_token_id)
+        with storage.written_to(options.logger_name):
+            train(run, loader, EvalSet(split, photos, captions), val_set, tokenizer.pad_token_id)
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
