@@ -227,6 +227,13 @@ def parse_scoring(
     return parser.parse_args(argv, options), named(parser, argv)
 
 
+def parse_checking(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of check_data.py; those of the dataset's preset that it has."""
+    options = build_parser(description, CHECKING, {}).parse_args(argv)
+    own = {name: value for name, value in PRESETS[options.dataset].items() if name in options}
+    return build_parser(description, CHECKING, own).parse_args(argv)
+
+
 def check_kinds(options: argparse.Namespace) -> None:
     """Raise InputError where a value is none that its flag could give: a checkpoint can hold
     anything."""

@@ -224,7 +224,7 @@ def small_disk(tmp_path):
     if made.returncode:
         pytest.skip("mounting a small file system is not permitted here")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # its logs may still be open
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(data, small_disk, capsys):
