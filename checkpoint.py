@@ -92,6 +92,8 @@ def merge_options(options: argparse.Namespace, given: set[str], state: dict, pat
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
     for name, value in stored_options(state).items():
+        if name not in options:
+            continue  # of a later or an earlier version
         if name not in given:
             setattr(options, name, value)
         elif getattr(options, name) != value and (
@@ -107,6 +109,7 @@ def pack(run) -> dict:
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
+        "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         "model": run.model.state_dict(),
         "log_scale": run.log_scale.detach(),
@@ -146,7 +149,14 @@ def unpack(run, state: dict, path: Path) -> None:
         run.log_scale.data.copy_(state["log_scale"])
         run.optimizer.load_state_dict(state["optimizer"])
         for name in PROGRESS:
+            if type(state[name]) is not type(getattr(run, name)):
+                raise TypeError(f"{name} is {state[name]!r}")
             setattr(run, name, state[name])
+        if state["steps_per_epoch"] != run.steps_per_epoch:
+            raise InputError(
+                f"{path} was made with {state['steps_per_epoch']} steps in an epoch and the "
+                f"training split now has {run.steps_per_epoch}: bring back its old files, or start "
+                "a new run")
         run.logs = [{name: torch.tensor(value, device=run.device) for name, value in logs.items()}
                     for logs in state["logs"]]
         torch.set_rng_state(state["rng"])
@@ -167,8 +177,11 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
     if is_released(state) or "bank" not in state:
         return None
     criterion = state["criterion"]
-    return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
-                     for side in ("positive", "negative")])
+    try:
+        return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
+                         for side in ("positive", "negative")])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
 
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:

@@ -20,6 +20,7 @@ from photos import CLIP_MEAN, CLIP_STD
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"}
+NO_CODE = {"trust_remote_code": False}  # else transformers offers to run what a folder brings along
 BUILT_IN = {
     "small-convnext": lambda size, words: transformers.ConvNextConfig(
         patch_size=4, num_stages=3, hidden_sizes=[48, 96, 192], depths=[1, 1, 2],
@@ -75,7 +76,7 @@ def load_encoder(
     config = load_config(name, side)
     try:
         if pretrained:  # transformers 5 would keep a half precision that the weights were saved in
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32, **NO_CODE)
         else:
             model = AutoModel.from_config(config, dtype=torch.float32)
     except Exception as error:
@@ -88,7 +89,7 @@ def load_encoder(
 def load_config(name: str, side: str):
     """The configuration of encoder `name`, no built-in one; InputError where it cannot be had."""
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **NO_CODE)
     except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
         raise unknown_encoder(name, side, error) from error
 
@@ -103,7 +104,7 @@ def load_tokenizer(name: str, vocab: Path | str):
     """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`."""
     if name not in BUILT_IN:
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **NO_CODE)
         except Exception as error:
             raise unknown_encoder(name, "text", error) from error
         # transformers 5 makes one without words for a folder that has no tokenizer files.
@@ -135,7 +136,8 @@ def image_statistics(options) -> tuple[list[float], list[float]]:
     try:
         if options.image_encoder in BUILT_IN:
             raise OSError("a built-in encoder has none")
-        processor = transformers.AutoImageProcessor.from_pretrained(options.image_encoder)
+        processor = transformers.AutoImageProcessor.from_pretrained(options.image_encoder,
+                                                               **NO_CODE)
     except Exception as error:
         raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "
                          "to take mean and std from; use --image_stats clip") from error

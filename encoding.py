@@ -6,7 +6,6 @@ one. `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians
 optional.
 """
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from batches import make_loader
 from data import Captions, Split, pad_captions, read_split
 from encoders import image_statistics
-from errors import InputError
+from errors import InputError, one_line
 from model import DualEncoder
 from photos import PhotoDataset, find_photos, normalize
 from terminal import progress
@@ -126,16 +125,28 @@ def read_embeddings(path: Path) -> Embeddings:
             arrays = {name: file[name] for name in file.files}
         required = ("image_embeds", "text_embeds", "image_of_text", "images", "captions")
         images, texts, image_of_text, names, captions = (arrays[name] for name in required)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"--embeddings {path} is no npz file of plain arrays: {error}") from error
     except KeyError as error:
-        raise InputError(f"--embeddings {path} lacks an array: {error.args[0]}") from error
+        raise InputError(f"--embeddings {path} lacks an array: {one_line(error)}") from error
+    except Exception as error:  # of a dozen kinds, as bytes come
+        raise InputError(f"--embeddings {path} is no npz file of plain arrays, or is cut short or "
+                         f"damaged ({type(error).__name__})") from error
+    for name, dimensions, kinds in (
+            ("image_embeds", 2, "f"), ("text_embeds", 2, "f"), ("image_of_text", 1, "iu"),
+            ("images", 1, "U"), ("captions", 1, "U"), ("statistics", 2, "f"), ("prior", 0, "f")):
+        array = arrays.get(name)
+        if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
+            raise InputError(f"--embeddings {path}: {name} is {array.dtype} of shape {array.shape}")
     if not len(images) == len(names) or not len(texts) == len(image_of_text) == len(captions):
         raise InputError(
             f"--embeddings {path}: {len(images)} image_embeds for {len(names)} images, "
             f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
             "image_of_text do not agree")
     split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
-    prior = float(arrays["prior"]) if "prior" in arrays else None
-    return Embeddings(torch.from_numpy(images), torch.from_numpy(texts), split,
-                      arrays.get("statistics"), prior)
+    prior, statistics = arrays.get("prior"), arrays.get("statistics")
+    if prior is not None and not 0 < prior < 1 or statistics is not None and (
+            statistics.shape != (2, 3) or not np.isfinite(statistics).all()):
+        raise InputError(f"--embeddings {path}: prior must lie between 0 and 1, and statistics be "
+                         "(2, 3) finite numbers")
+    images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
+                     for array in (images, texts))
+    return Embeddings(images, texts, split, statistics, None if prior is None else float(prior))

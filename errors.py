@@ -28,8 +28,9 @@ class Stopped(BaseException):
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error's message without line breaks, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks and what cannot be printed, or else its kind."""
+    message = str(error).encode("utf-8", "backslashreplace").decode()
+    return " ".join(message.split()) or type(error).__name__
 
 
 @contextlib.contextmanager

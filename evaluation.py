@@ -240,8 +240,11 @@ def report(embeddings: Embeddings, options, title: str, output: Path | None) -> 
     metrics, text = full_report(embeddings, options)
     print(f"{title}\n{text}")
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(metrics, indent=2) + "\n")
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(metrics, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"the metrics cannot be written to {output}: {error}") from error
     return metrics
 
 

@@ -60,12 +60,17 @@ def read_judgements(path: Path, split: Split) -> Judgements:
 
 def json_pairs(path: Path) -> list[tuple[str, str, int, float]]:
     """(photo, photo of the caption, the caption's number there, share of yes) of a json file."""
-    pairs = []
-    for number, record in enumerate(read_json(path)):
+    pairs, records = [], read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"--judgements {path} is not a list of records")
+    for number, record in enumerate(records):
         try:
-            pairs.append((record["image"], record["caption_of"], int(record["caption_no"]),
-                          record["yes"] / (record["yes"] + record["no"])))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            yes, no = float(record["yes"]), float(record["no"])
+            if not (yes >= 0 and no >= 0 and yes + no < np.inf):
+                raise ValueError("counts must be finite and not negative")
+            names = str(record["image"]), str(record["caption_of"])
+            pairs.append((*names, int(record["caption_no"]), yes / (yes + no)))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"--judgements {path}: record {number} needs image, caption_of, "
                              f"caption_no, and answers in yes and no ({error!r})") from error
     return pairs
@@ -91,8 +96,10 @@ def text_pairs(path: Path) -> list[tuple[str, str, int, float]]:
                 yes = np.mean([score >= 3 for score in (first, second, third)])
             else:
                 yes = second / (second + third)
+            if not 0 <= yes <= 1:
+                raise ValueError("counts must not be negative")
             pairs.append((image, caption_of, int(caption_no), float(yes)))
-        except (ValueError, ZeroDivisionError) as error:
+        except (ValueError, ArithmeticError) as error:
             raise InputError(f"--judgements {path}: line {number} is not photo, caption#number and "
                              f"three numbers, parted by tabs ({error})") from error
     return pairs

@@ -45,7 +45,7 @@ def assert_same(left, right, where="state"):
 def final_state(folder):
     """A run's last checkpoint, but for the folder that it lies in."""
     state = checkpoint.read(folder / "checkpoint.pth.tar")
-    for name in "logger_name", "workers":
+    for name in "logger_name", "workers", "no_figures":
         del state["options"][name]
     return state
 

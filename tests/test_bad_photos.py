@@ -28,13 +28,13 @@ def spoilt(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(spoilt, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train.main(command(spoilt, folder))
+    train.main(command(spoilt, folder, "--no_figures"))
     return folder
 
 
 def test_a_broken_photo_is_named_once_and_replaced(spoilt, finished, tmp_path, capsys):
     """By the same one, however many workers look; its captions and its keys never show up."""
-    train.main(command(spoilt, tmp_path / "run", "--workers", "2"))
+    train.main(command(spoilt, tmp_path / "run", "--workers", "2", "--no_figures"))
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 2 and "2 bad so far" in lines[1]
     for name in "train_00005.png", "train_00011.png":
@@ -46,7 +46,7 @@ def test_a_broken_photo_is_named_once_and_replaced(spoilt, finished, tmp_path, c
 
 
 def test_a_resumed_run_replaces_it_by_the_same(spoilt, finished, tmp_path, monkeypatch, capsys):
-    arguments = command(spoilt, tmp_path, "--resume", "auto")
+    arguments = command(spoilt, tmp_path, "--resume", "auto", "--no_figures")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         signal_after(patch, 9)
         train.main(arguments)

@@ -24,7 +24,8 @@ STEPS = 14
 
 
 def arguments_of(data, folder):
-    return command(data, folder, "--num_epochs", "2", "--save_step", "1", "--resume", "auto")
+    return command(data, folder, "--num_epochs", "2", "--save_step", "1", "--resume", "auto",
+                   "--no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,8 @@ def test_a_signal_to_the_whole_group_ends_in_order(data, tmp_path, number, statu
 
     def grouped():
         os.setpgid(0, 0)
-        train.main(command(data, folder, "--workers", "2", "--num_epochs", "100"))
+        train.main(command(data, folder, "--workers", "2", "--num_epochs", "100",
+                           "--no_figures"))
 
     child = in_a_child(grouped)
     deadline = time.monotonic() + 60

@@ -180,7 +180,7 @@ def test_several_in_a_row_end_the_run(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "training_step", training_step)
     with pytest.raises(SystemExit, match="2"):
-        train.main(command(data, tmp_path))
+        train.main(command(data, tmp_path, "--no_figures"))
     *warnings, error = capsys.readouterr().err.splitlines()
     assert all("was not finite and left out" in line for line in warnings) and len(warnings) == 2
     assert error.startswith("error: step 14: ") and error.count("train_000") == B
@@ -202,7 +202,7 @@ def test_a_few_are_told_and_counted(data, tmp_path, monkeypatch, capsys):
         return whole_step(going, batch)
 
     monkeypatch.setattr(train, "training_step", training_step)
-    train.main(command(data, tmp_path, "--num_epochs", "1"))
+    train.main(command(data, tmp_path, "--num_epochs", "1", "--no_figures"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert lines == ["warning: step 6 was not finite and left out, 2 so far"]
     assert int(checkpoint.read(tmp_path / "checkpoint.pth.tar")["skips"]["count"]) == 2

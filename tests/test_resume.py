@@ -44,19 +44,20 @@ def signal_after(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(train, "training_step", training_step)
 
 
-def drawn_steps(seed):
-    """Two of the warm-up, its last, and three of the FNE epochs."""
+def drawn_steps(seed, each):
+    """So many of the warm-up, its last, and as many of the FNE epochs."""
     draw = random.Random(seed)
-    return [*sorted(draw.sample(range(1, 7), 2)), 7, *sorted(draw.sample(range(8, STEPS), 3))]
+    early, late = draw.sample(range(1, 7), each), draw.sample(range(8, STEPS), each)
+    return [*sorted(early), 7, *sorted(late)]
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers, each, more", [("0", 3, []), ("2", 1, ["--no_figures"])])
 def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, monkeypatch, capsys,
-                                                      workers):
+                                                      workers, each, more):
     """The same command line each time, as in a job that is requeued."""
     arguments = command(data, tmp_path, "--log_step", "3", "--workers", workers,
-                        "--resume", "auto")
-    for step in drawn_steps(int(workers)):
+                        "--resume", "auto", *more)
+    for step in drawn_steps(int(workers), each):
         with monkeypatch.context() as patch:
             signal_after(patch, step)
             expect_exit(arguments, 143, capsys, [
@@ -70,7 +71,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, 
 def test_a_validation_that_is_stopped_is_made_up_for(data, finished, tmp_path, monkeypatch, capsys,
                                                      when):
     """Before its end or after; the steps between are trained meanwhile."""
-    arguments = command(data, tmp_path, "--log_step", "3", "--resume", "auto")
+    arguments = command(data, tmp_path, "--log_step", "3", "--resume", "auto", "--no_figures")
     score, calls = train.score, []
 
     def stopped(*given):
