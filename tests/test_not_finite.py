@@ -1,5 +1,7 @@
 """A number that is not finite reaches nothing that a run keeps, wherever it comes up."""
 
+import traceback
+
 import pytest
 import torch
 from runs import assert_same, command
@@ -156,6 +158,29 @@ def test_it_happens_under_bf16_too(data, tmp_path, monkeypatch, place):
         take_step(going, batch)
     assert int(going.skips.count) == 1
     assert_same(kept(going), before)
+
+
+@pytest.mark.parametrize("place", [None, "text"])
+def test_no_step_waits_for_the_device(data, tmp_path, monkeypatch, place):
+    """Good or bad: nothing here asks for a tensor's number, which on a GPU would wait for it.
+    (transformers does, of an attention mask.)"""
+    going, batch = make_run(data, tmp_path)
+
+    def watched(name):
+        plain = getattr(torch.Tensor, name)
+
+        def ask(*arguments):
+            assert any("transformers" in frame.filename for frame in traceback.extract_stack())
+            return plain(*arguments)
+        return ask
+
+    with monkeypatch.context() as patch:
+        if place:
+            spoil(patch, going, place, torch.nan)
+        for name in "__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy":
+            patch.setattr(torch.Tensor, name, watched(name))
+        take_step(going, batch)
+    assert int(going.skips.count) == bool(place)
 
 
 def test_the_bank_leaves_the_slot_of_a_bad_key_empty():

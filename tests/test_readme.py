@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from options import check, parse, parse_scoring
+from options import check, parse, parse_checking, parse_scoring
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -21,6 +21,8 @@ def test_every_command_parses(command):
         check(parse("", words[2:])[0])
     elif words[:2] == ["python", "evaluation.py"]:
         parse_scoring("", words[2:])
+    elif words[:2] == ["python", "check_data.py"]:
+        parse_checking("", words[2:])
     elif words[:3] == ["pip", "install", "-r"]:
         assert (ROOT / words[3]).is_file()
     else:
