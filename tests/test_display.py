@@ -38,6 +38,11 @@ def logs(folder):
     return accumulator, tags, pictures
 
 
+def drawing(*arguments):
+    """The run of the other tests, with figures."""
+    return [word for word in command(*arguments) if word != "--no_figures"]
+
+
 def final(folder):
     state = final_state(folder)
     for name in "no_figures", "quiet":
@@ -52,7 +57,7 @@ def drawn(data, tmp_path_factory):
         output = io.StringIO(), io.StringIO()
         patch.setattr("sys.stdout", output[0])
         patch.setattr("sys.stderr", output[1])
-        train.main(command(data, folder))
+        train.main(drawing(data, folder))
     return SimpleNamespace(folder=folder, out=output[0].getvalue(), err=output[1].getvalue())
 
 
@@ -63,7 +68,7 @@ def test_training_is_the_same_to_the_bit_without_figures(data, drawn, tmp_path, 
     monkeypatch.setattr(train, "count_similarities", forbidden)
     monkeypatch.setattr(display.Display, "write_figures", forbidden)
     monkeypatch.setattr(galleries, "picks", forbidden)
-    train.main(command(data, tmp_path, "--no_figures", "--quiet"))
+    train.main(command(data, tmp_path, "--quiet"))
     assert_same(final(tmp_path), final(drawn.folder))
     assert logs(tmp_path)[1]["images"] == []
 
@@ -87,7 +92,7 @@ def test_each_validation_has_its_pictures(drawn):
 
 @pytest.mark.parametrize("loss", ["triplet", "infonce"])
 def test_the_controls_have_no_bank_and_no_statistics_to_show(data, tmp_path, loss):
-    train.main(command(data, tmp_path, "--loss", loss, "--num_epochs", "1", "--quiet"))
+    train.main(drawing(data, tmp_path, "--loss", loss, "--num_epochs", "1", "--quiet"))
     assert logs(tmp_path)[2].keys() == {f"retrieval/{side}" for side in SIDES}
 
 
@@ -102,7 +107,7 @@ def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
         return write(self, *embeds)
 
     monkeypatch.setattr(display.Display, "write_figures", keep)
-    train.main(command(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
                        "15", "--quiet"))
     assert len(seen) == 4 and all(counted == taken for counted, taken in seen)
     assert seen[0][0][0] < seen[1][0][0] and seen[2][0][0] < seen[1][0][0] + 3  # began anew
@@ -121,7 +126,7 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
         return found[-2]
 
     monkeypatch.setattr(display, "embed_pairs", both)
-    train.main(command(data, tmp_path, "--freeze", "image", "--num_epochs", "2", "--quiet",
+    train.main(drawing(data, tmp_path, "--freeze", "image", "--num_epochs", "2", "--quiet",
                        "--val_step", "7"))
     assert len(found) == 4  # online and momentum encoders, twice each
     for looked_up, encoded in zip(found[::2], found[1::2]):
@@ -133,7 +138,7 @@ def test_a_lost_photo_costs_the_galleries_not_the_run(data, tmp_path, monkeypatc
         raise errors.InputError(f"photo {path} cannot be decoded")
 
     monkeypatch.setattr(display, "load_photo", lost)
-    train.main(command(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
     assert "no galleries at step 14" in capsys.readouterr().out
     assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}
 
@@ -181,7 +186,7 @@ def test_quiet_leaves_the_results(data, tmp_path, monkeypatch):
     screen = Terminal(), Terminal()
     monkeypatch.setattr("sys.stdout", screen[0])
     monkeypatch.setattr("sys.stderr", screen[1])
-    train.main(command(data, tmp_path, "--num_epochs", "1", "--quiet", "--no_figures"))
+    train.main(command(data, tmp_path, "--num_epochs", "1", "--quiet"))
     assert screen[0].getvalue().startswith("shapes test, ") and screen[1].getvalue() == ""
 
 
@@ -189,7 +194,7 @@ def test_a_terminal_has_one_bar_an_epoch_and_lines_above_it(data, tmp_path, monk
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setattr("sys.stdout", screen)
-    train.main(command(data, tmp_path, "--num_epochs", "2", "--no_figures"))
+    train.main(command(data, tmp_path, "--num_epochs", "2"))
     frames = screen.getvalue().split("\r")
     bars = [frame for frame in frames if frame.startswith("epoch ")]
     assert {bar[:9] for bar in bars} == {"epoch 1/2", "epoch 2/2"}
