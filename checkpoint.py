@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel
 
 import storage
@@ -19,6 +19,7 @@ from encoders import load_config, quiet_transformers
 from errors import InputError, one_line
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
+from storage import fault, load_weights
 from terminal import say
 
 FORMAT = "fne-1"
@@ -182,28 +183,6 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
                          for side in ("positive", "negative")])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
-
-
-def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
-    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
-    if not all(isinstance(key, str) and isinstance(value, Tensor)
-               for key, value in weights.items()):
-        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
-    own = module.state_dict()
-    fault(path,
-          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
-          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
-                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
-    module.load_state_dict(weights)
-
-
-def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
-    """Raise InputError in one line unless all three lists are empty."""
-    parts = [f"{label}: {', '.join(names)}" for label, names in (
-        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
-    if parts:
-        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
-                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
 
 
 def is_released(state: dict) -> bool:

@@ -28,9 +28,10 @@ class Stopped(BaseException):
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error's message without line breaks and what cannot be printed, or else its kind."""
-    message = str(error).encode("utf-8", "backslashreplace").decode()
-    return " ".join(message.split()) or type(error).__name__
+    """An error's message in one line, what is not printable escaped; or its kind, without one."""
+    message = " ".join(str(error).split())
+    shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+    return "".join(shown) or type(error).__name__
 
 
 @contextlib.contextmanager

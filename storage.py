@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from errors import NO_ROOM, InputError, one_line
 from terminal import say
@@ -121,3 +122,25 @@ def move_aside(folder: Path) -> None:
     for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
         path.rename(aside / path.name)
     say(f"{folder} held a run already: its files are now in {aside}")
+
+
+def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
+    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
+    if not all(isinstance(key, str) and isinstance(value, Tensor)
+               for key, value in weights.items()):
+        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
+    own = module.state_dict()
+    fault(path,
+          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
+          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
+    module.load_state_dict(weights)
+
+
+def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
+    """Raise InputError in one line unless all three lists are empty."""
+    parts = [f"{label}: {', '.join(names)}" for label, names in (
+        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
+    if parts:
+        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
+                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
