@@ -22,6 +22,11 @@ def command(data, folder, *more):
             "--no_figures", *more]
 
 
+def drawing(data, folder, *more):
+    """The same run with figures."""
+    return [word for word in command(data, folder, *more) if word != "--no_figures"]
+
+
 def events(folder):
     accumulator = EventAccumulator(str(folder)).Reload()
     return {tag: [event.step for event in accumulator.Scalars(tag)]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from runs import assert_same, command, final_state
+from runs import assert_same, command, drawing, final_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import display
@@ -38,15 +38,9 @@ def logs(folder):
     return accumulator, tags, pictures
 
 
-def drawing(*arguments):
-    """The run of the other tests, with figures."""
-    return [word for word in command(*arguments) if word != "--no_figures"]
-
-
 def final(folder):
     state = final_state(folder)
-    for name in "no_figures", "quiet":
-        del state["options"][name]
+    del state["options"]["quiet"]
     return state
 
 

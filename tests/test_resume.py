@@ -5,7 +5,7 @@ import random
 import signal
 
 import pytest
-from runs import assert_same, command, events, expect_exit, final_state
+from runs import assert_same, command, drawing, events, expect_exit, final_state
 
 import checkpoint
 import train
@@ -51,12 +51,11 @@ def drawn_steps(seed, each):
     return [*sorted(early), 7, *sorted(late)]
 
 
-@pytest.mark.parametrize("workers, each, more", [("0", 3, []), ("2", 1, ["--no_figures"])])
+@pytest.mark.parametrize("workers, each, start", [("0", 3, drawing), ("2", 1, command)])
 def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, monkeypatch, capsys,
-                                                      workers, each, more):
+                                                      workers, each, start):
     """The same command line each time, as in a job that is requeued."""
-    arguments = command(data, tmp_path, "--log_step", "3", "--workers", workers,
-                        "--resume", "auto", *more)
+    arguments = start(data, tmp_path, "--log_step", "3", "--workers", workers, "--resume", "auto")
     for step in drawn_steps(int(workers), each):
         with monkeypatch.context() as patch:
             signal_after(patch, step)
