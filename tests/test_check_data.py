@@ -9,7 +9,8 @@ from PIL import Image
 from runs import expect_exit
 
 import check_data
-from photos import MAX_PIXELS
+from errors import InputError
+from photos import MAX_PIXELS, open_photo
 
 
 def noise(size=(40, 48), seed=0):
@@ -67,6 +68,15 @@ def test_what_is_said_of_a_photo(tmp_path, name):
     make, kinds = PHOTOS[name]
     make(tmp_path / name)
     assert check_data.examine(tmp_path / name).kinds == kinds
+
+
+def test_no_photo_is_handed_to_another_program(tmp_path):
+    """Pillow opens PostScript, and would call Ghostscript to decode it."""
+    path = tmp_path / "photo.jpg"
+    PHOTOS["eps.jpg"][0](path)
+    assert Image.open(path).format == "EPS"
+    with pytest.raises(InputError, match="cannot be decoded"):
+        open_photo(path)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from test_resume import signal_after
 import checkpoint
 import storage
 import train
+from batches import close_workers, make_loader
 from errors import InputError
 
 STEPS = 14
@@ -194,6 +195,22 @@ def test_a_signal_to_the_whole_group_ends_in_order(data, tmp_path, number, statu
     os.killpg(child, number)
     assert status_of(child) == status
     assert newest_step(folder) > saved
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_signals(number):
+    """What they were asked for still comes, and asked to end they end in order."""
+    loader = make_loader(list(range(40)), 1, False, batch_size=4)
+    batches, seen = iter(loader), []
+    workers = list(loader._iterator._workers)
+    for _ in range(10):
+        seen += next(batches).tolist()
+        for worker in workers:
+            os.kill(worker.pid, number)
+        time.sleep(0.01)
+    close_workers(loader)
+    assert seen == list(range(40))
+    assert [worker.exitcode for worker in workers] == [0]
 
 
 def test_a_second_ctrl_c_ends_at_once(data, tmp_path, monkeypatch, capsys):
