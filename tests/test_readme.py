@@ -40,7 +40,7 @@ def test_the_file_table_is_whole():
     table = README[README.index("## Files"):README.index("## Citation")]
     named = set(re.findall(r"^\| `([\w./]+)`", table, re.MULTILINE))
     modules = {path.name for path in ROOT.glob("*.py")}
-    assert named == modules | {"docs/", "vocab/", "tests/"}
+    assert named == modules | {"benchmarks/", "docs/", "vocab/", "tests/"}
 
 
 def test_every_test_that_it_names_exists():
