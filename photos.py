@@ -164,7 +164,7 @@ def eval_pixels(image: Image.Image, size: int) -> Tensor:
 def train_pixels(image: Image.Image, size: int) -> Tensor:
     """Random resized crop, flip and two of ten operations: uint8 (3, size, size).
 
-    On tensors where torchvision is the faster, through PIL where PIL is: half the time of PIL alone
+    On tensors where torchvision is the faster, through PIL where PIL is: about half the time of PIL
     for the same crops and draws, and within a level or two of its pixels.
     """
     crop = T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)

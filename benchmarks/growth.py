@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
-from speed import RESULTS, filled_bank, fitted_loss, machine, unit_rows
+from speed import filled_bank, fitted_loss, keep, machine, unit_rows
 
 from evaluation import retrieval_metrics
 
@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> str:
                         *("\n".join(lines) for lines in tables)])
     print(text)
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.date.today()}_cpu_growth.md"
-        path.write_text(f"`python benchmarks/growth.py {' '.join(argv or sys.argv[1:])}`: {text}\n")
+        keep("cpu_growth", " ".join(["growth.py", *(sys.argv[1:] if argv is None else argv)]), text)
     return text
 
 

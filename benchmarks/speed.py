@@ -266,6 +266,13 @@ def machine(device: str) -> str:
             f"{torchvision.__version__}, transformers {transformers.__version__}")
 
 
+def keep(kind: str, command: str, text: str) -> None:
+    """Write what `command` measured to a dated file of `RESULTS`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.date.today()}_{kind}.md"
+    path.write_text(f"`python benchmarks/{command}`: {text}\n")
+
+
 def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,9 +293,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     text = f"{datetime.date.today()}, {machine(options.device)}\n\n{table(rows)}"
     print(text)
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.date.today()}_{options.device}_speed.md"
-        path.write_text(f"`python benchmarks/speed.py {' '.join(argv or sys.argv[1:])}`: {text}\n")
+        command = " ".join(["speed.py", *(sys.argv[1:] if argv is None else argv)])
+        keep(f"{options.device}_speed", command, text)
     return rows
 
 
