@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from data import Split, clean_caption, read_split
 from errors import InputError, exit_on_input_error
 from options import parse_checking
 from photos import TooLarge, link_check, load_photo, open_photo, photo_path
+from terminal import progress
 
 SPLITS = "train", "val", "test"
 ORIENTATION = 0x0112  # the EXIF tag
@@ -97,7 +97,7 @@ def odd_kinds(image: Image.Image) -> list[str]:
 def examine_all(paths: list[Path], workers: int) -> list[Photo]:
     """`examine` each, in as many processes, behind a bar."""
     def bar(found):
-        return list(tqdm(found, "examining photos", len(paths), leave=False, disable=None))
+        return list(progress(found, "examining photos", len(paths)))
 
     if workers == 0:
         return bar(map(examine, paths))

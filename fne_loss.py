@@ -66,17 +66,23 @@ class RunningGaussian(nn.Module):
             buffer.zero_()
 
 
+def at_least_float32(embeds: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in their common precision, which is float32 or better."""
+    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
+    return embeds.to(dtype), others.to(dtype)
+
+
 def cosine(embeds: Tensor, others: Tensor) -> Tensor:
     """(A, C) cosines of unit rows (A, D) and (C, D), in float32 or better also under autocast."""
-    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
+    embeds, others = at_least_float32(embeds, others)
     with torch.autocast(embeds.device.type, enabled=False):
-        return embeds.to(dtype) @ others.to(dtype).T
+        return embeds @ others.T
 
 
 def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
     """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
-    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
-    return (embeds.to(dtype) * others.to(dtype)).sum(dim=1)
+    embeds, others = at_least_float32(embeds, others)
+    return (embeds * others).sum(dim=1)
 
 
 def same_image(ids: Tensor, other_ids: Tensor) -> Tensor:

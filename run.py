@@ -77,7 +77,7 @@ def build_run(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if options.loss == "infonce":
         parameters.append(log_scale)
-    # Fused, so that it can leave out a step without waiting for the device: see `guard.guarded`.
+    # Fused, so that `guard.skip_unless` can leave out a step without waiting for the device.
     optimizer = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
     criterion = FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
                         options.nums_right_sims).to(device)
