@@ -1,8 +1,8 @@
 """Checkpoints: what is in them, going on exactly, and the authors' own files.
 
 Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts and
-loaded through transformers' own conversion of old parameter names. `storage.py` writes and reads
-the files; nothing in them is ever run as code.
+loaded through transformers' own conversion of old parameter names. `training/storage.py` writes and
+reads the files; nothing in them is ever run as code.
 """
 
 import argparse
@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel
 
-import storage
-from encoders import load_config, quiet_transformers
-from errors import InputError, one_line
+from common.errors import InputError, one_line
+from common.options import ScoringOptions, TrainOptions
+from common.terminal import say
+from encoders.towers import load_config, quiet_transformers
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
-from storage import fault, load_weights
-from terminal import say
+from training import storage
+from training.run import Run
 
 FORMAT = "fne-1"
 # Where a run stands, beside its tensors.
@@ -48,7 +49,7 @@ def read(path: Path) -> dict:
     return state
 
 
-def find(options: argparse.Namespace) -> tuple[Path, dict] | tuple[None, None]:
+def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
     """The checkpoint that a command starts from, and its content: None, None for a fresh run.
 
     Raises:
@@ -86,7 +87,9 @@ def stored_options(state: dict) -> dict:
             for name, value in options.items()}
 
 
-def merge_options(options: argparse.Namespace, given: set[str], state: dict, path: Path) -> None:
+def merge_options(
+    options: TrainOptions | ScoringOptions, given: set[str], state: dict, path: Path
+) -> None:
     """Fill `options` from a checkpoint, except what the command line gave.
 
     Raises:
@@ -103,8 +106,8 @@ def merge_options(options: argparse.Namespace, given: set[str], state: dict, pat
                              f"made with {value}: leave the flag out, or start a new run")
 
 
-def pack(run) -> dict:
-    """Everything that a `run.Run` needs to go on as if it had never stopped."""
+def pack(run: Run) -> dict:
+    """Everything that a `Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items() if name not in ("resume", "test")}
     state = {
@@ -126,7 +129,7 @@ def pack(run) -> dict:
     return state
 
 
-def model_for_testing(options, state: dict, path: Path, tokenizer) -> DualEncoder:
+def model_for_testing(options: TrainOptions, state: dict, path: Path, tokenizer) -> DualEncoder:
     """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
     if is_released(state):
         return released_dual_encoder(options, state, path)
@@ -135,8 +138,8 @@ def model_for_testing(options, state: dict, path: Path, tokenizer) -> DualEncode
     return model.eval()
 
 
-def unpack(run, state: dict, path: Path) -> None:
-    """Put a packed state into a `run.Run` that was built with the same options.
+def unpack(run: Run, state: dict, path: Path) -> None:
+    """Put a packed state into a `Run` that was built with the same options.
 
     Raises:
         InputError: the state does not fit the options, or is not what `pack` makes.
@@ -168,6 +171,28 @@ def unpack(run, state: dict, path: Path) -> None:
             raise
         raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "
                          f"from it ({type(error).__name__}: {one_line(error)})") from error
+
+
+def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
+    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
+    if not all(isinstance(key, str) and isinstance(value, Tensor)
+               for key, value in weights.items()):
+        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
+    own = module.state_dict()
+    fault(path,
+          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
+          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
+    module.load_state_dict(weights)
+
+
+def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
+    """Raise InputError in one line unless all three lists are empty."""
+    parts = [f"{label}: {', '.join(names)}" for label, names in (
+        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
+    if parts:
+        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
+                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
 
 
 def fitted_statistics(state: dict) -> np.ndarray | None:
@@ -207,7 +232,7 @@ def released_options(state: dict) -> dict:
                       "warmup_epochs": 0}
 
 
-def unpack_released(run, state: dict, path: Path) -> None:
+def unpack_released(run: Run, state: dict, path: Path) -> None:
     """Carry over momentum towers and bank; the online towers were loaded when `run` was made."""
     if run.bank is None:
         return
@@ -227,7 +252,7 @@ def unpack_released(run, state: dict, path: Path) -> None:
 
 
 def released_dual_encoder(
-    options, state: dict, path: Path, momentum: bool = False
+    options: TrainOptions, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
     """The online towers of a released checkpoint, or with `momentum` their momentum copies.
 

@@ -1,26 +1,36 @@
-"""Splits and captions.
+"""Splits, and the batches made from them.
 
 Reads the json triples that the method's data comes in (`flickr30k_{train,val,test}.json`, ...) and
-Karpathy's single `dataset_*.json`, and cleans and tokenises captions, once.
+Karpathy's single `dataset_*.json`, finds the photos, and joins photo-caption pairs to a `Batch`.
 """
 
 import json
-import re
+import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from errors import InputError, one_line
-from terminal import progress
+from common.errors import InputError, one_line
+from common.options import TrainOptions
+from inputs.captions import Captions
+from inputs.captions import clean_caption as clean_caption  # is public here
+from inputs.loader import EpochSampler, make_loader
+from inputs.photos import eval_pixels, find_photos, load_photo, train_pixels
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
-# Caption cleaning: these go, and those become spaces.
-CLEANING = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+NO_PHOTO = -1
+STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
+
+
+# ------------------------------------------------------------------------------------------- splits
 
 
 @dataclass
@@ -155,59 +165,131 @@ def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
     return matches
 
 
-def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower case, punctuation out, hyphens and slashes to spaces, the first `max_words` words.
+# ------------------------------------------------------------------------------------------ batches
 
-    Exactly the published cleaning, quirks included: a lone tab or line break inside stays.
+
+class Batch(NamedTuple):
+    """B training pairs."""
+
+    pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) int64, 1 on real tokens
+    image_ids: Tensor  # (B,) int64, index of the photo in the split
+    text_ids: Tensor  # (B,) int64, index of the caption in the split
+    bad_photos: Tensor  # (B,) int64, a photo that this pair stands in for, or NO_PHOTO
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class PairDataset(Dataset):
+    """Photo-caption pairs of a split, one for each caption.
+
+    An item is asked for as (caption index, seed); the seed decides its augmentation, and which pair
+    stands in for it where its photo cannot be read. `photos` None leaves the pixels empty, (0,),
+    for a run that has the features of all photos already.
     """
-    text = text.lower().translate(CLEANING).replace("<person>", "person")
-    words = re.sub(r"\s\s+", " ", text).removesuffix("\n").strip(" ").split(" ")
-    return " ".join(words[:max_words])
 
-
-def token_ids(texts: list[str], tokenizer, max_tokens: int) -> list[list[int]]:
-    """Token ids of texts, special ones included, at most `max_tokens` each."""
-    core = getattr(tokenizer, "backend_tokenizer", None)
-    if core is None:
-        return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-    core.enable_truncation(max_tokens)  # asked itself, in half the time of its wrapper
-    return [encoding.ids for encoding in core.encode_batch_fast(texts)]
-
-
-class Captions:
-    """Token ids of many captions in one array, which worker processes can share without copying.
-
-    `captions[i]` is an int64 tensor (L_i,). Made by cleaning, then tokenising to `max_tokens`.
-    """
-
-    def __init__(self, texts: list[str], tokenizer, max_words: int, max_tokens: int):
-        rows: list[list[int]] = []
-        chunk = 4096
-        for start in progress(range(0, len(texts), chunk), "tokenising"):
-            cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
-            rows += token_ids(cleaned, tokenizer, max_tokens)
-        if not all(rows):
-            empty = rows.index([])
-            raise InputError(f"caption {empty} (counted from 0), {texts[empty]!r}, has no tokens: "
-                             "take it out of the split")
-        self.lengths = np.array([len(row) for row in rows])  # (N_t,)
-        self.ends = self.lengths.cumsum()
-        self.ids = np.concatenate([np.array(row, dtype=np.int32) for row in rows])
+    def __init__(self, split: Split, photos: list[Path] | None, captions: Captions, size: int,
+                 augment: bool):
+        self.photos, self.captions, self.size = photos, captions, size
+        self.image_of_text = split.image_of_text
+        self.pixels = train_pixels if augment else eval_pixels
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.captions)
 
-    def __getitem__(self, index: int) -> Tensor:
-        end = self.ends[index]
-        return torch.from_numpy(self.ids[end - self.lengths[index] : end].astype(np.int64))
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int, int, int]:
+        text_id, seed = item
+        if self.photos is None:
+            image_id, pixels = int(self.image_of_text[text_id]), torch.empty(0, dtype=torch.uint8)
+            return pixels, self.captions[text_id], image_id, text_id, NO_PHOTO
+        image, text_id, bad = self.readable_photo(text_id, seed)
+        with torch.random.fork_rng(devices=[]):  # the caller's dropout and draws stay as they were
+            torch.default_generator.manual_seed(seed)
+            pixels = self.pixels(image, self.size)
+        return pixels, self.captions[text_id], int(self.image_of_text[text_id]), text_id, bad
+
+    def readable_photo(self, text_id: int, seed: int) -> tuple[Image.Image, int, int]:
+        """The photo of a pair, or of one that `seed` chooses in its place where it is broken.
+
+        Returns:
+            The photo, the caption's index, and the broken photo's index or NO_PHOTO.
+
+        Raises:
+            InputError: none of `STAND_INS` others can be read either.
+        """
+        bad, others = NO_PHOTO, random.Random(seed)
+        for attempt in range(STAND_INS + 1):
+            image_id = int(self.image_of_text[text_id])
+            try:
+                return load_photo(self.photos[image_id]), text_id, bad
+            except InputError:
+                if attempt == STAND_INS:
+                    raise
+                bad = image_id if bad == NO_PHOTO else bad
+                text_id = others.randrange(len(self))
 
 
-def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) and attention mask (B, L), padded to `length` or to the longest row."""
-    length = length or max(map(len, rows))
-    input_ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros_like(input_ids)
-    for number, row in enumerate(rows):
-        input_ids[number, : len(row)] = row
-        mask[number, : len(row)] = 1
-    return input_ids, mask
+class Collator:
+    """Joins items of a `PairDataset` to a `Batch`; `captions` say how theirs are padded."""
+
+    def __init__(self, captions: Captions):
+        self.captions = captions
+
+    def __call__(self, items: list[tuple[Tensor, Tensor, int, int, int]]) -> Batch:
+        pixels, rows, *numbers = zip(*items, strict=True)
+        input_ids, mask = self.captions.padded(rows)
+        return Batch(torch.stack(pixels), input_ids, mask, *map(torch.tensor, numbers))
+
+
+# ----------------------------------------------------------------------------- what a command reads
+
+
+class LoadedSplit(NamedTuple):
+    """A split whose photos are found and whose captions are tokenised."""
+
+    split: Split
+    photos: list[Path]  # (N_i,)
+    captions: Captions  # (N_t,)
+
+
+def load_split(
+    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None
+) -> LoadedSplit:
+    """Read, check and tokenise the split `name` as the options say.
+
+    Raises:
+        InputError: of `read_split`, `find_photos` or `Captions`.
+    """
+    split = read_split(options.dataset, name, options.data_path, options.json_path,
+                       captions_per_image)
+    photos = find_photos(split.images, split.source, options.data_path, options.follow_links)
+    captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
+                        padded=options.text_pooling == "padded")
+    return LoadedSplit(split, photos, captions)
+
+
+def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
+    """`load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
+    limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
+    return load_split(options, name, tokenizer, limit)
+
+
+def sees_photos_once(options: TrainOptions) -> bool:
+    """Whether no step could tell a photo's features from those of the first time."""
+    return options.freeze == "image" and options.augment == "none"
+
+
+def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+    """Batches of the training split; without pixels where `sees_photos_once`.
+
+    Args:
+        pin: give pinned memory, from which a GPU copies while it computes.
+    """
+    photos = None if sees_photos_once(options) else train_set.photos
+    pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
+                        augment=options.augment == "published")
+    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed)
+    return make_loader(pairs, options.workers, pin, batch_sampler=sampler,
+                       collate_fn=Collator(train_set.captions))

@@ -1,14 +1,13 @@
-"""Retrieval metrics, and the command that scores a checkpoint or saved embeddings:
+"""Score a checkpoint or saved embeddings on a split:
 
     python evaluation.py runs/flickr_FNE/model_best.pth.tar --data_path $DATA_PATH/f30k/images
     python evaluation.py --embeddings embeddings.npz
 
-The metrics are pure functions of embeddings and of each caption's photo. "i2t" ranks all captions
-for a photo, "t2i" all photos for a caption.
+A split is encoded here; what its embeddings are worth is in `metrics`, whose rank functions can be
+imported from here as well.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,168 +15,79 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from encoders import load_tokenizer
-from encoding import (
-    Embeddings,
-    EvalSet,
-    encode_split,
-    load_eval_set,
-    read_embeddings,
-    save_embeddings,
-)
-from errors import InputError, exit_on_input_error
-from judgements import judge, judgement_table
-from model import DualEncoder, pick_device, use_bf16
-from options import check, parse_scoring
-from photos import find_photos
-from relevance import BLOCK, coco_metrics, multi_positive_metrics
+from common.device import place
+from common.errors import InputError, exit_on_input_error
+from common.options import TrainOptions, check, parse_scoring
+from common.terminal import progress
+from data import LoadedSplit, load_eval_set
+from encoders.processors import image_statistics, load_tokenizer
+from inputs.captions import Captions
+from inputs.loader import make_loader
+from inputs.photos import PhotoDataset, find_photos, normalize
+from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
+from metrics.judgements import judge, judgement_lines
+from metrics.retrieval import five_fold, retrieval_metrics
+from metrics.retrieval import retrieval_ranks as retrieval_ranks  # is public here
+from metrics.true_matches import coco_metrics, multi_positive_metrics
+from model import DualEncoder
 
-ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
-
-
-def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `retrieval_ranks` as tensors, checked.
-
-    Raises:
-        ValueError: shapes that do not belong together, a photo number out of range, a photo
-            without caption, or an embedding that is not finite.
-    """
-    images, texts = torch.as_tensor(image_embeds), torch.as_tensor(text_embeds)
-    dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)
-    images, texts = images.to(dtype), texts.to(images.device, dtype)
-    image_of_text = torch.as_tensor(image_of_text, device=images.device)
-    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
-        raise ValueError(f"embeddings must be (N_i, D) and (N_t, D), got {tuple(images.shape)} "
-                         f"and {tuple(texts.shape)}")
-    if image_of_text.shape != (len(texts),):
-        raise ValueError(f"image_of_text must give a photo to each of {len(texts)} captions, got "
-                         f"shape {tuple(image_of_text.shape)}")
-    if len(texts) == 0 or not torch.equal(image_of_text.unique().cpu(), torch.arange(len(images))):
-        raise ValueError(f"image_of_text must name each of the photos 0 to {len(images) - 1}, and "
-                         "no other")
-    # The largest entry, since asking each would take a quarter of the memory again.
-    largest = (torch.linalg.vector_norm(embeds, torch.inf) for embeds in (images, texts))
-    if not all(value.isfinite() for value in largest):
-        raise ValueError("an embedding holds NaN or infinity")
-    return images, texts, image_of_text
+# ---------------------------------------------------------------------------------------- encoding
 
 
 @torch.no_grad()
-def retrieval_ranks(image_embeds, text_embeds, image_of_text) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong candidates come before the right one.
+def encode_photos(
+    model: DualEncoder, photos: list[Path], options: TrainOptions, project: bool = True
+) -> Tensor:
+    """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
+    device = next(model.parameters()).device
+    encode = model.encode_image if project else model.image_features
+    mean, std = image_statistics(options)
+    loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
+                         device.type == "cuda", batch_size=options.batch_size_test)
+    return torch.cat([
+        encode(normalize(pixels.to(device, non_blocking=True), mean, std))
+        for pixels in progress(loader, "encoding photos")
+    ]).cpu()  # once, since it waits for the device
 
-    Args:
-        image_embeds: (N_i, D); text_embeds: (N_t, D); unit rows for cosines.
-        image_of_text: (N_t,) int, each caption's photo; every photo has at least one caption.
 
-    Returns:
-        i2t (N_i,), captions of other photos that score at least as high as the photo's best own;
-        t2i (N_t,), other photos that score at least as high as the caption's own. 0 = best, int64.
-        A tie counts against the model.
+@torch.no_grad()
+def encode_captions(model: DualEncoder, captions: Captions) -> Tensor:
+    """Embeddings (N_t, D), on the CPU."""
+    device = next(model.parameters()).device
+    # Captions of like length go together, so that little of a batch is padding.
+    order = np.argsort(captions.lengths, kind="stable")
+    texts = []
+    for start in range(0, len(order), 256):
+        input_ids, mask = captions.padded([captions[index] for index in order[start : start + 256]])
+        texts.append(model.encode_text(input_ids.to(device), mask.to(device)))
+    return torch.cat(texts).cpu()[torch.from_numpy(np.argsort(order))]
 
-    Raises:
-        ValueError: see `as_tensors`.
+
+def encode_split(
+    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions
+) -> tuple[Tensor, Tensor]:
+    """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
+
+    The model is put into evaluation mode for this, and back into the mode that it was in
+    (Fidelity note 1).
     """
-    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
-    scale = float(images.norm(dim=1).max() * texts.norm(dim=1).max())
-    tie = 64 * torch.finfo(torch.float64).eps * scale  # between sums in double, in any order
-    # A product of matrices sums its edges in another order than its middle, so that equal rows may
-    # differ in the last bits. What comes this close to its bar is compared again, in double.
-    close = max(tie, 16 * torch.finfo(images.dtype).eps * scale)
-    texts_bar = paired_products(images, texts, image_of_text,
-                                torch.arange(len(texts), device=texts.device))  # (N_t,)
-    images_bar = texts_bar.new_full((len(images),), -torch.inf).scatter_reduce(
-        0, image_of_text, texts_bar, "amax")  # (N_i,) the best own caption
-    i2t = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    t2i = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
-    numbers = torch.arange(len(images), device=images.device)
-    for rows, columns in blocks(len(images), len(texts)):
-        part = images[rows], texts[columns]
-        similarity = part[0] @ part[1].T  # (b, c), for both directions
-        wrong = numbers[rows, None] != image_of_text[columns]  # (b, c)
-        for ranks, bar, along in ((i2t[rows], images_bar[rows, None], 1),
-                                  (t2i[columns], texts_bar[None, columns], 0)):
-            above = similarity > (bar + close).to(similarity.dtype)  # never the own one
-            ranks += above.float().sum(along).long()  # of floats: bools add up far more slowly
-            near = wrong & (above ^ (similarity >= (bar - close).to(similarity.dtype)))
-            pairs = near.nonzero(as_tuple=True)  # (P,), (P,)
-            reached = paired_products(*part, *pairs) >= bar.expand_as(near)[pairs] - tie
-            ranks.index_add_(0, pairs[1 - along], reached.long())
-    return i2t.cpu().numpy(), t2i.cpu().numpy()
-
-
-def blocks(images: int, texts: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of the (images, texts) similarity matrix of at most `BLOCK` entries, all of them."""
-    width = min(texts, BLOCK, 8192)
-    height = BLOCK // width
-    for start in range(0, images, height):
-        for column in range(0, texts, width):
-            yield slice(start, start + height), slice(column, column + width)
-
-
-def paired_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(P,) products images[rows] . texts[columns] in float64."""
-    if len(rows) > ALL_AT_ONCE * len(images) * len(texts):  # a collapsed model's
-        return (images.double() @ texts.double().T)[rows, columns]
-    return torch.cat([(images[r].double() * texts[c].double()).sum(dim=1)
-                      for r, c in zip(rows.split(4096), columns.split(4096))])
-
-
-def metrics_of_ranks(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
-    """Recalls in percent, median and mean rank from 1, and rsum, the sum of the six recalls."""
-    metrics = {}
-    for name, ranks in ("i2t", i2t), ("t2i", t2i):
-        for k in 1, 5, 10:
-            metrics[f"{name}_r{k}"] = 100.0 * float(np.mean(ranks < k))
-        metrics[f"{name}_medr"] = float(np.floor(np.median(ranks)) + 1)
-        metrics[f"{name}_meanr"] = float(ranks.mean() + 1)
-    metrics["rsum"] = sum(metrics[f"{name}_r{k}"] for name in ("i2t", "t2i") for k in (1, 5, 10))
-    return metrics
-
-
-def retrieval_metrics(image_embeds, text_embeds, image_of_text) -> dict[str, float]:
-    """`i2t_r1 i2t_r5 i2t_r10 i2t_medr i2t_meanr`, the same for `t2i`, and `rsum`.
-
-    Arguments and errors as for `retrieval_ranks`. Recalls in percent, ranks from 1.
-    """
-    return metrics_of_ranks(*retrieval_ranks(image_embeds, text_embeds, image_of_text))
-
-
-def five_fold(image_embeds, text_embeds, image_of_text, folds: int = 5) -> dict[str, float]:
-    """The mean of `retrieval_metrics` over consecutive folds of the photos (COCO 1K: 5 x 1,000)."""
-    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
-    if len(images) % folds:
-        raise ValueError(f"{len(images)} photos do not make {folds} equal folds")
-    size = len(images) // folds
-    parts = []
-    for first in range(0, len(images), size):
-        inside = (image_of_text >= first) & (image_of_text < first + size)
-        parts.append(retrieval_metrics(
-            images[first : first + size], texts[inside], image_of_text[inside] - first))
-    return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
-
-
-def table(metrics: dict[str, float]) -> str:
-    """Three lines that read at a glance."""
-    lines = ["           R@1    R@5   R@10   MedR   MeanR"]
-    for name, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
-        values = [metrics[f"{name}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
-        lines.append("  {:6} {:6.1f} {:6.1f} {:6.1f} {:6.0f} {:7.1f}".format(label, *values))
-    return "\n".join([*lines, f"  rsum {metrics['rsum']:.1f}"])
-
-
-# --------------------------------------------------------------------------------------- the report
+    was_training = model.training
+    model.eval()
+    images = encode_photos(model, eval_set.photos, options)
+    texts = encode_captions(model, eval_set.captions)
+    model.train(was_training)
+    return images, texts
 
 
 def score(
-    model: DualEncoder, eval_set: EvalSet, options, pad_id: int
+    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
     """`retrieval_metrics` of a split, encoded with `model`, and the embeddings that they score.
 
     Raises:
         InputError: the model's embeddings are not finite.
     """
-    embeds = encode_split(model, eval_set, options, pad_id)
+    embeds = encode_split(model, eval_set, options)
     return input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text), embeds
 
 
@@ -189,31 +99,43 @@ def input_errors(function, *arguments):
         raise InputError(f"the embeddings cannot be scored: {error}") from error
 
 
-def full_report(embeddings: Embeddings, options) -> tuple[dict, str]:
+# ------------------------------------------------------------------------------------- the metrics
+
+
+def all_metrics(embeddings: Embeddings, options: TrainOptions) -> tuple[dict, str]:
     """Everything that can be said of a split's embeddings: as a dictionary and as text.
 
     The keys of `retrieval_metrics`; for COCO's 5,000 photos `five_fold` and the keys of
-    `relevance.coco_metrics`; where all matches are known, those of `multi_positive_metrics`; with
+    `coco_metrics`; where all matches are known, those of `multi_positive_metrics`; with
     --judgements `judgements`.
     """
     split = embeddings.split
     embeds = embeddings.image_embeds, embeddings.text_embeds
     metrics = input_errors(retrieval_metrics, *embeds, split.image_of_text)
-    lines = [table(metrics)]
+    lines = [recall_lines(metrics)]
     if options.dataset == "mscoco" and len(split.images) == 5000:
         metrics["five_fold"] = five_fold(*embeds, split.image_of_text)
-        lines += ["1K, mean of five folds", table(metrics["five_fold"])]
-        lines += add_table(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
+        lines += ["1K, mean of five folds", recall_lines(metrics["five_fold"])]
+        lines += add_lines(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
     if split.matches is not None:
-        lines += add_table(metrics, multi_positive_metrics(*embeds, split.matches),
+        lines += add_lines(metrics, multi_positive_metrics(*embeds, split.matches),
                            "over all true matches")
     if options.judgements:
         metrics["judgements"] = judge(embeddings, options.judgements)
-        lines.append(judgement_table(metrics["judgements"]))
+        lines.append(judgement_lines(metrics["judgements"]))
     return metrics, "\n".join(lines)
 
 
-def add_table(metrics: dict, more: dict[str, float] | None, title: str) -> list[str]:
+def recall_lines(metrics: dict[str, float]) -> str:
+    """Three lines that read at a glance."""
+    lines = ["           R@1    R@5   R@10   MedR   MeanR"]
+    for name, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
+        values = [metrics[f"{name}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
+        lines.append("  {:6} {:6.1f} {:6.1f} {:6.1f} {:6.0f} {:7.1f}".format(label, *values))
+    return "\n".join([*lines, f"  rsum {metrics['rsum']:.1f}"])
+
+
+def add_lines(metrics: dict, more: dict[str, float] | None, title: str) -> list[str]:
     """Add `more` to `metrics`, and give it as lines: a row for each direction."""
     if more is None:
         return [f"{title}: not this split"]
@@ -225,19 +147,22 @@ def add_table(metrics: dict, more: dict[str, float] | None, title: str) -> list[
     return lines
 
 
-def embed_split(options, state: dict, path: Path, eval_set: EvalSet, tokenizer) -> Embeddings:
+def embed_split(
+    options: TrainOptions, state: dict, path: Path, eval_set: LoadedSplit, tokenizer
+) -> Embeddings:
     """The embeddings of a split under checkpoint `state`, read from `path`."""
-    device = pick_device(options.device)
-    model = checkpoint.model_for_testing(options, state, path, tokenizer).to(device)
-    model.bf16 = use_bf16(options.precision, device)
-    embeds = encode_split(model, eval_set, options, tokenizer.pad_token_id)
+    model = checkpoint.model_for_testing(options, state, path, tokenizer)
+    place(model, options)
+    embeds = encode_split(model, eval_set, options)
     statistics = checkpoint.fitted_statistics(state)
     return Embeddings(*embeds, eval_set.split, statistics, options.prior)
 
 
-def report(embeddings: Embeddings, options, title: str, output: Path | None) -> dict:
-    """Print the full report, write it as json to `output` if given, and return it."""
-    metrics, text = full_report(embeddings, options)
+def print_metrics(
+    embeddings: Embeddings, options: TrainOptions, title: str, output: Path | None
+) -> dict:
+    """Print `all_metrics`, write them as json to `output` if given, and return them."""
+    metrics, text = all_metrics(embeddings, options)
     print(f"{title}\n{text}")
     if output:
         try:
@@ -254,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
         if options.report:
-            from report import write_report  # loads matplotlib, which only this needs
+            from figures.report import write_report  # loads matplotlib, which only this needs
         photos = None
         if options.embeddings:
             embeddings, title = read_embeddings(options.embeddings), str(options.embeddings)
@@ -272,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
             photos = eval_set.photos
         if options.save_embeddings:
             save_embeddings(embeddings, options.save_embeddings)
-        metrics = report(embeddings, options, title, options.output)
+        metrics = print_metrics(embeddings, options, title, options.output)
         if options.report:
             print(write_report(embeddings, metrics, options, title, photos, options.report))
 

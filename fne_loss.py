@@ -90,22 +90,18 @@ def same_image(ids: Tensor, other_ids: Tensor) -> Tensor:
     return ids[:, None] == other_ids[None, :]
 
 
-def hardest_negatives(similarity: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's most similar caption of another photo.
+class InBatch(NamedTuple):
+    """What the (B, B) similarity of a batch says of its pairs, without gradient."""
 
-    Args:
-        similarity: (B, B), anchors in rows.
-        image_ids: (B,) ids of the photos.
-
-    Returns:
-        Similarity (B,), -inf for a row without negatives, and column (B,).
-    """
-    allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)
-    return allowed.max(dim=1)
+    positive: Tensor  # (B,) similarity of each pair
+    hardest: Tensor  # (2, B) of each image's hardest text, then each text's hardest image
+    hardest_at: Tensor  # (2, B) which one in the batch; nothing where `hardest` is -inf
+    confident: Tensor  # (B,) bool, pairs that are each other's best match
 
 
-def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
-    """(B,) bool: pairs that are each other's best match in the batch (paper, section 3.2).
+@torch.no_grad()
+def rank_in_batch(similarity: Tensor, image_ids: Tensor) -> InBatch:
+    """Pairs, their hardest negatives, and which are confident (paper, section 3.2).
 
     Other captions of a pair's own photo do not compete (Fidelity note 4). A tie is not a best.
 
@@ -114,9 +110,14 @@ def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
         image_ids: (B,) ids of the photos.
     """
     positive = similarity.diagonal()  # (B,)
-    hardest_text, _ = hardest_negatives(similarity, image_ids)
-    hardest_image, _ = hardest_negatives(similarity.T, image_ids)
-    return (positive > hardest_text) & (positive > hardest_image)
+    allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)  # (B, B)
+    hardest, hardest_at = torch.stack([allowed, allowed.T]).max(dim=2)  # (2, B), (2, B)
+    return InBatch(positive, hardest, hardest_at, (positive > hardest).all(dim=0))
+
+
+def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
+    """(B,) bool: pairs that are each other's best match in the batch, as in `rank_in_batch`."""
+    return rank_in_batch(similarity, image_ids).confident
 
 
 def log_density(similarity: Tensor, gaussian: RunningGaussian) -> Tensor:
@@ -146,24 +147,26 @@ def false_negative_posterior(
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
 
 
+def excluded_candidates(image_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+    """(B, C) bool from ids (B,) and (C,): the anchor's own image, or `EMPTY` = -100."""
+    return same_image(image_ids, candidate_ids) | (candidate_ids == EMPTY)
+
+
+def cut_down_bound(positive: RunningGaussian, margin: float) -> Tensor:
+    """() similarity up to which nothing is drawn: easy negatives teach nothing (section 3.3)."""
+    return positive.mean - margin
+
+
 def sampling_weights(
-    similarity: Tensor,
-    positive_similarity: Tensor,
-    excluded: Tensor,
-    positive: RunningGaussian,
-    negative: RunningGaussian,
-    *,
-    margin: float,
-    tau: float,
-    prior: float,
-    posterior_floor: float,
-    min_count: int,
+    similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
+    positive: RunningGaussian, negative: RunningGaussian, *,
+    margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
 ) -> Tensor:
     """How much each candidate should be drawn (paper, section 3.3).
 
     exp(-tau p) where the posterior p > posterior_floor: a likely false negative is drawn less.
     exp(-tau (s - s+)^2) elsewhere: one near the anchor's own match s+ is drawn more.
-    0 where excluded, and where s <= mean(positive) - margin: easy negatives teach nothing.
+    0 where excluded, and where s <= mean(positive) - margin, the `cut_down_bound`.
     Up to `min_count` confident pairs the posterior is not trusted yet and taken as 0.
 
     Args:
@@ -180,7 +183,7 @@ def sampling_weights(
     suspicious = (posterior > posterior_floor) & (positive.count > min_count)
     distance = (similarity - positive_similarity[:, None]).square()
     weights = torch.exp(-tau * torch.where(suspicious, posterior, distance))
-    cut = similarity <= (positive.mean - margin).to(similarity.dtype)
+    cut = similarity <= cut_down_bound(positive, margin).to(similarity.dtype)
     return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
 
 
@@ -221,15 +224,22 @@ def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Te
 def triplet_loss(
     image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, margin: float, max_violation: bool
 ) -> Tensor:
+    """`triplet_from_similarity` of unit rows (B, D) and (B, D), matching pairs."""
+    similarity = cosine(image_embeds, text_embeds)  # (B, B)
+    return triplet_from_similarity(similarity, image_ids, margin, max_violation)
+
+
+def triplet_from_similarity(
+    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool
+) -> Tensor:
     """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up.
 
     Args:
-        image_embeds, text_embeds: (B, D) unit rows of matching pairs.
+        similarity: (B, B), images in rows and texts in columns, pairs on the diagonal.
         image_ids: (B,); another caption of the anchor's photo is no negative (Fidelity note 4).
         margin: as in `hinge`.
         max_violation: only the hardest negative counts, else all of them.
     """
-    similarity = cosine(image_embeds, text_embeds)  # (B, B)
     positive = similarity.diagonal()[:, None]  # (B, 1)
     own = same_image(image_ids, image_ids)
     cost_i2t = F.relu(margin + similarity - positive).masked_fill(own, 0.0)
@@ -239,18 +249,16 @@ def triplet_loss(
     return (cost_i2t.sum() + cost_t2i.sum()) / len(image_ids)
 
 
-def infonce_loss(
-    image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, log_scale: Tensor
-) -> Tensor:
+def infonce_loss(similarity: Tensor, image_ids: Tensor, log_scale: Tensor) -> Tensor:
     """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
 
     Args:
-        image_embeds, text_embeds: (B, D) unit rows of matching pairs.
+        similarity: (B, B), images in rows and texts in columns, pairs on the diagonal.
         image_ids: (B,); other captions of the anchor's own photo are masked out.
         log_scale: () log of the inverse temperature, learned. Hold it at log 100 or below, as CLIP
             does, by clamping it after each optimizer step: a clamp in here would end its gradient.
     """
-    logits = log_scale.exp() * cosine(image_embeds, text_embeds)  # (B, B)
+    logits = log_scale.exp() * similarity  # (B, B)
     target = torch.arange(len(logits), device=logits.device)
     others = same_image(image_ids, image_ids).fill_diagonal_(False)
     i2t = F.cross_entropy(logits.masked_fill(others, -torch.inf), target)
@@ -283,6 +291,8 @@ class Draw(NamedTuple):
     """The negatives of one direction, and what the sampler thought of them, without gradient."""
 
     negatives: Tensor  # (B,) candidate indices: < B this batch's, then the bank's slots; -1 none
+    keys: Tensor  # (2B, D) this batch's keys, then the drawn ones, as `gather_drawn` gives them
+    rows: Tensor  # (B,) where in `keys` each anchor's negative is; -1 none
     posterior: Tensor  # (B,) P(false negative) of the drawn, as used: 0 up to min_count
     cut: Tensor  # () share of the allowed candidates that the cut-down removed
 
@@ -317,19 +327,15 @@ class FNELoss(nn.Module):
     def update_statistics(
         self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor
     ) -> None:
-        """Add a batch of online embeddings (B, D), (B, D) with photo ids (B,) to both Gaussians.
+        """Add a batch of online embeddings (B, D), (B, D) with photo ids (B,) to both Gaussians."""
+        self.add_to_statistics(rank_in_batch(cosine(image_embeds, text_embeds), image_ids))
 
-        A confident pair gives its similarity to `positive` and its hardest negative in each
-        direction to `negative`.
-        """
-        similarity = cosine(image_embeds, text_embeds)  # (B, B)
-        confident = confident_pairs(similarity, image_ids)
-        self.positive.update(similarity.diagonal(), confident)
-        hardest = torch.stack([
-            hardest_negatives(similarity, image_ids)[0],
-            hardest_negatives(similarity.T, image_ids)[0],
-        ])  # (2, B)
-        self.negative.update(hardest, confident & hardest.isfinite())
+    @torch.no_grad()
+    def add_to_statistics(self, batch: InBatch) -> None:
+        """A confident pair gives its similarity to `positive` and its hardest negative in each
+        direction to `negative`."""
+        self.positive.update(batch.positive, batch.confident)
+        self.negative.update(batch.hardest, batch.confident & batch.hardest.isfinite())
 
     def reset_statistics(self) -> None:
         """Forget the statistics; each epoch starts anew."""
@@ -360,7 +366,7 @@ class FNELoss(nn.Module):
                 similarity = torch.cat([cosine(anchors, keys), similarity], dim=1)
                 ids = torch.cat([image_ids, ids])
             first = start + batch if start else 0  # index of this part's first candidate
-            excluded = same_image(image_ids, ids) | (ids == EMPTY)  # (B, c)
+            excluded = excluded_candidates(image_ids, ids)  # (B, c)
             weights = sampling_weights(
                 similarity, own, excluded, self.positive, self.negative,
                 margin=self.margin, tau=self.tau, prior=self.prior,
@@ -382,18 +388,26 @@ class FNELoss(nn.Module):
         posterior = false_negative_posterior(
             cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
         used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (B,)
-        return Draw(negatives, posterior.where(used, 0.0), 1 - kept / allowed.clamp(min=1))
+        cut = 1 - kept / allowed.clamp(min=1)
+        return Draw(negatives, keys, rows, posterior.where(used, 0.0), cut)
+
+    def draw_both(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
+        image_ids: Tensor, bank: MemoryBank,
+    ) -> tuple[Draw, Draw]:
+        """Draw for i2t, then for t2i; arguments as for `forward`."""
+        return (self.draw(image_embeds, text_keys, bank.text_keys, image_ids, bank.image_ids),
+                self.draw(text_embeds, image_keys, bank.image_keys, image_ids, bank.image_ids))
+
+    def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
+        """`hinge` of online embeddings (B, D), (B, D) on what was drawn, both directions summed."""
+        return (hinge(image_embeds, i2t.keys, i2t.rows, self.margin)
+                + hinge(text_embeds, t2i.keys, t2i.rows, self.margin))
 
     def forward(
-        self,
-        image_embeds: Tensor,
-        text_embeds: Tensor,
-        image_keys: Tensor,
-        text_keys: Tensor,
-        image_ids: Tensor,
-        bank: MemoryBank,
-        return_draws: bool = False,
-    ) -> Tensor | tuple[Tensor, Draw, Draw]:
+        self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
+        image_ids: Tensor, bank: MemoryBank,
+    ) -> Tensor:
         """The hinge on one drawn negative per anchor, summed over both directions, over B.
 
         Args:
@@ -401,17 +415,6 @@ class FNELoss(nn.Module):
             image_keys, text_keys: (B, D) momentum embeddings of the same pairs.
             image_ids: (B,) photo ids.
             bank: the stored candidates; read, not written.
-            return_draws: also give the `Draw` of i2t and that of t2i, for logging.
-
-        Returns:
-            A scalar, or (scalar, Draw, Draw).
         """
-        i2t = image_embeds, text_keys, bank.text_keys
-        t2i = text_embeds, image_keys, bank.image_keys
-        loss, draws = 0.0, []
-        for anchors, keys, bank_keys in (i2t, t2i):
-            draw = self.draw(anchors, keys, bank_keys, image_ids, bank.image_ids)
-            keys, negatives = gather_drawn(keys, bank_keys, draw.negatives)
-            loss = loss + hinge(anchors, keys, negatives, self.margin)
-            draws.append(draw)
-        return (loss, *draws) if return_draws else loss
+        draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
+        return self.hinge_of(image_embeds, text_embeds, *draws)

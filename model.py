@@ -3,14 +3,15 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoders import ClipTower, load_encoder, quiet_transformers
-from errors import InputError
+from common.errors import InputError
+from common.options import TrainOptions
+from encoders.towers import ClipTower, load_encoder, quiet_transformers
 
 
 class DualEncoder(nn.Module):
@@ -156,34 +157,33 @@ def momentum_copy(model: DualEncoder) -> DualEncoder:
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 
-@torch.no_grad()
-def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -> None:
-    """momentum <- m momentum + (1 - m) online, for all parameters; buffers are copied."""
-    pairs = [(k, q) for k, q in zip(momentum_model.parameters(), model.parameters(), strict=True)
-             if k is not q]
-    keys, queries = [k for k, _ in pairs], [q.detach() for _, q in pairs]
-    torch._foreach_lerp_(keys, queries, 1 - m)
-    for key, query in zip(momentum_model.buffers(), model.buffers(), strict=True):
-        key.copy_(query)
+class MomentumUpdate:
+    """momentum <- m momentum + (1 - m) online, for all parameters; buffers are copied.
 
-
-def pick_device(name: str) -> torch.device:
-    """The device of --device; InputError where CUDA is asked for and not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether --precision means bfloat16 on `device`: auto does on a GPU that has it.
-
-    Raises:
-        InputError: bf16 is asked for on a GPU without it.
+    It holds lists of both models' tensors, so make it once they are on their device, and call it
+    in each step. Weights that are loaded into either model later are seen.
     """
-    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not able:
-        raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
-    return precision == "bf16" or precision == "auto" and device.type == "cuda" and able
+
+    def __init__(self, momentum_model: DualEncoder, model: DualEncoder):
+        self.keys, self.queries = two_lists(momentum_model.parameters(), model.parameters())
+        self.key_buffers, self.buffers = two_lists(momentum_model.buffers(), model.buffers())
+
+    @torch.no_grad()
+    def __call__(self, m: float) -> None:
+        torch._foreach_lerp_(self.keys, self.queries, 1 - m)
+        if self.buffers:
+            torch._foreach_copy_(self.key_buffers, self.buffers)
+
+
+def two_lists(keys: Iterable[Tensor], queries: Iterable[Tensor]) -> tuple[list, list]:
+    """Tensors of the momentum model, and of the online one; those that they share are left out."""
+    pairs = [(k, q) for k, q in zip(keys, queries, strict=True) if k is not q]
+    return [k for k, _ in pairs], [q for _, q in pairs]
+
+
+def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -> None:
+    """One `MomentumUpdate`; `m` is the share that the momentum model keeps."""
+    MomentumUpdate(momentum_model, model)(m)
 
 
 def checkpoint_gradients(model: DualEncoder) -> None:
@@ -210,7 +210,7 @@ def compile_encoders(*models: DualEncoder) -> None:
         model.text_encoder.compile()
 
 
-def build_model(options, tokenizer, pretrained: bool = True) -> DualEncoder:
+def build_model(options: TrainOptions, tokenizer, pretrained: bool = True) -> DualEncoder:
     """The `DualEncoder` that the options describe, in training mode."""
     quiet_transformers()
     image = load_encoder(options.image_encoder, "image", options.image_res, tokenizer, pretrained)

@@ -15,79 +15,78 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import checkpoint
-import guard
-import storage
-import terminal
-from batches import Batch, Collator, EpochSampler, PairDataset, close_workers, make_loader
-from data import Captions, read_split
-from display import Display
-from encoders import load_tokenizer
-from encoding import EvalSet, encode_photos, load_eval_set
-from errors import exit_on_input_error
-from evaluation import embed_split, report, score
-from fne_loss import infonce_loss, triplet_loss
-from galleries import count_similarities
-from judgements import read_judgements
-from model import pick_device, update_momentum
-from monitor import draw_logs, hardest_logs, step_logs
-from options import check, parse
-from photos import find_photos, normalize
-from run import Run, build_run, set_learning_rate
-from shapes import make_shapes
+from common import terminal
+from common.device import pick_device, place
+from common.errors import exit_on_input_error
+from common.options import TrainOptions, check, parse
+from data import (
+    Batch,
+    LoadedSplit,
+    load_eval_set,
+    load_split,
+    make_train_loader,
+    sees_photos_once,
+)
+from encoders.processors import image_statistics, load_tokenizer
+from evaluation import embed_split, encode_photos, print_metrics, score
+from figures.tensorboard import Board
+from fne_loss import cosine, infonce_loss, rank_in_batch, triplet_from_similarity
+from inputs.loader import close_workers
+from inputs.photos import normalize
+from inputs.shapes import make_shapes
+from memory_bank import MemoryBank
+from metrics.judgements import read_judgements
+from model import MomentumUpdate, build_model, checkpoint_gradients, compile_encoders, momentum_copy
+from training import guard, monitor, storage
+from training.bad_photos import count_bad_photos
+from training.clock import StepClock
+from training.run import Run, Skips, build_loss
+from training.schedule import FNE, HARDEST_NEGATIVE, INFONCE, validation_steps
+from training.signals import Signals, stop_on_signals
 
 # ---------------------------------------------------------------------------------------- one step
 
 
 def training_step(run: Run, batch: Batch) -> Tensor:
-    """One step of the method on a batch of B pairs; the loss, detached."""
-    options, lap = run.options, run.clock.lap
+    """One step of the method on a batch of B pairs, in the published order; the loss, detached."""
+    model, criterion, lap, draws = run.model, run.criterion, run.clock.lap, None
     lap("data")
-    pixels, image_features = look_at_photos(run, batch)
-    text_features = run.model.text_features(batch.input_ids, batch.attention_mask)
-    image_embeds = run.model.project_image(image_features)  # (B, D)
-    text_embeds = run.model.project_text(text_features)  # (B, D)
+    pixels, image_features = image_features_of(run, batch)
+    text_features = model.text_features(batch.input_ids, batch.attention_mask)
+    image_embeds = model.project_image(image_features)  # (B, D)
+    text_embeds = model.project_text(text_features)  # (B, D)
     lap("encoders")
-
-    if options.loss == "fne":
-        run.criterion.update_statistics(image_embeds, text_embeds, batch.image_ids)
-        update_momentum(run.momentum_model, run.model, options.momentum)
-        if run.counts is not None:
-            count_similarities(run.counts, image_embeds, text_embeds, batch.image_ids)
-        lap("loss")
-    if options.loss == "infonce":
-        loss = infonce_loss(image_embeds, text_embeds, batch.image_ids, run.log_scale)
-        logs = {}
-    elif options.loss == "triplet" or run.epoch < options.warmup_epochs:
-        hardest = options.max_violation and run.epoch >= options.easy_epochs
-        loss = triplet_loss(image_embeds, text_embeds, batch.image_ids, options.margin, hardest)
-        logs = hardest_logs(run, batch, image_embeds, text_embeds)
-    else:
-        image_keys, text_keys = encode_keys(run, pixels, image_features, text_features, batch)
-        lap("encoders")
-        loss, i2t, t2i = run.criterion(image_embeds, text_embeds, image_keys, text_keys,
-                                       batch.image_ids, run.bank, return_draws=True)
-        logs = draw_logs(run, batch, i2t, t2i)
-        run.bank.enqueue(image_keys, text_keys, batch.image_ids, batch.text_ids)
+    similarity = cosine(image_embeds, text_embeds)  # (B, B), the only one
+    in_batch = rank_in_batch(similarity, batch.image_ids)
+    if run.momentum_model is not None:
+        criterion.add_to_statistics(in_batch)
+        run.update_momentum(run.options.momentum)
     lap("loss")
-
-    set_learning_rate(run)
+    if run.phase == FNE:
+        keys = encode_keys(run, batch, pixels, image_features, text_features)  # (B, D), (B, D)
+        lap("encoders")
+        draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank)
+        loss = criterion.hinge_of(image_embeds, text_embeds, *draws)
+    else:
+        loss = in_batch_loss(run, similarity, batch.image_ids)
+    lap("loss")
+    run.set_learning_rate()
     run.optimizer.zero_grad()
     loss.backward()
-    parameters = run.optimizer.param_groups[0]["params"]
-    norm = nn.utils.clip_grad_norm_(parameters, options.grad_clip or torch.inf)  # ()
-    good = guard.finite(loss, norm, image_embeds, text_embeds)  # () bool
-    guard.skip_unless(good, run, batch)
-    run.optimizer.step()
+    norm, good = guard.guarded_step(run, batch.image_ids, loss, image_embeds, text_embeds)
     run.log_scale.data.clamp_(max=math.log(100.0))
     lap("backward")
-    logs |= step_logs(loss, norm, image_embeds, text_embeds)
-    run.logs.append(guard.kept(logs, good))
+    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, loss, norm, good))
+    if draws is not None:
+        run.bank.enqueue(*keys, batch.image_ids, batch.text_ids)
+    lap("loss")
     return loss.detach()
 
 
-def look_at_photos(run: Run, batch: Batch) -> tuple[Tensor | None, Tensor]:
+def image_features_of(run: Run, batch: Batch) -> tuple[Tensor | None, Tensor]:
     """Standardised pixels (B, 3, R, R) and the image encoder's features (B, width).
 
     The features are looked up, and there are no pixels, where a frozen encoder has seen all photos.
@@ -100,7 +99,7 @@ def look_at_photos(run: Run, batch: Batch) -> tuple[Tensor | None, Tensor]:
 
 @torch.no_grad()
 def encode_keys(
-    run: Run, pixels: Tensor | None, image_features: Tensor, text_features: Tensor, batch: Batch
+    run: Run, batch: Batch, pixels: Tensor | None, image_features: Tensor, text_features: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Momentum embeddings (B, D), (B, D). A frozen encoder's features serve here as they are."""
     momentum = run.momentum_model
@@ -111,77 +110,71 @@ def encode_keys(
     return momentum.project_image(image_features), momentum.project_text(text_features)
 
 
+def in_batch_loss(run: Run, similarity: Tensor, image_ids: Tensor) -> Tensor:
+    """() loss of the warm-up and of both controls, from similarities (B, B) and ids (B,)."""
+    if run.phase == INFONCE:
+        return infonce_loss(similarity, image_ids, run.log_scale)
+    hardest = run.phase == HARDEST_NEGATIVE
+    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest)
+
+
 # ------------------------------------------------------------------------------------------ a run
 
 
-def train(run: Run, loader, train_set: EvalSet, val_set: EvalSet, pad_id: int) -> None:
-    """Train to the last epoch; what follows each step is in `settle`.
+def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedSplit) -> None:
+    """Train to the last epoch.
 
     Raises:
         Stopped: a signal came. The run is saved.
     """
     options, sampler = run.options, loader.batch_sampler
     # What a stop left open after its step is made up for, so that step's entries are written again.
-    left_open = run.validation_due or logs_due(run)
-    display = Display(run, train_set, val_set, pad_id, run.global_step + (not left_open))
-    with guard.stop_on_signals(lambda: save_run(run, display)) as signals, display:
+    left_open = run.validation_due or monitor.logs_due(run)
+    board = Board(run, train_set, val_set, run.global_step + (not left_open))
+    with stop_on_signals(lambda: save_run(run, board)) as signals, board:
         if left_open:
-            settle(run, val_set, pad_id, display, signals)
+            validate_log_and_save(run, val_set, board, signals)
         while run.epoch < options.num_epochs:
             sampler.epoch, sampler.start = run.epoch, run.step
             if run.step == 0:
-                run.criterion.reset_statistics()
-            run.model.train()
-            if run.momentum_model is not None:
-                run.momentum_model.train()
+                run.start_epoch()
+            run.train_mode()
             validate_at = validation_steps(options, len(sampler))
-            for batch in display.batches(loader):
-                guard.report_bad_photos(run, batch)
+            run.clock.lap(None)
+            for batch in board.batches(loader):
+                count_bad_photos(run, batch)
                 training_step(run, batch.to(run.device))
-                run.step += 1
-                run.global_step += 1
-                run.validation_due = run.step in validate_at
-                if run.step == len(sampler):
-                    run.epoch, run.step = run.epoch + 1, 0
-                settle(run, val_set, pad_id, display, signals)
+                run.finish_step(validate_at)
+                validate_log_and_save(run, val_set, board, signals)
 
 
-def logs_due(run: Run) -> bool:
-    """Whether there is something to write every --log_step steps, and it is time."""
-    return bool(run.logs) and run.global_step % run.options.log_step == 0
-
-
-def settle(run: Run, val_set: EvalSet, pad_id: int, display: Display, signals) -> None:
-    """All that follows a step: stop if a signal came, validate, log, save, where it is time to."""
+def validate_log_and_save(
+    run: Run, val_set: LoadedSplit, board: Board, signals: Signals
+) -> None:
+    """What follows a step, where it is time to; before anything else, stop if a signal came."""
     with signals.allowed():  # nothing has changed yet that a stopped run would not do again
-        scored = score(run.model, val_set, run.options, pad_id) if run.validation_due else None
+        scored = score(run.model, val_set, run.options) if run.validation_due else None
     best = False
     if scored:
         metrics, embeds = scored
         best = metrics["rsum"] > run.best_rsum
-        display.tell_validation(metrics, embeds)
+        board.write_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
-    if logs_due(run):
-        values = display.write_logs()
-        guard.watch(run, values["train/similarity_spread"], values["train/loss"])
+    if monitor.logs_due(run):
+        values = monitor.take_values(run)
+        board.write_values(values)
+        guard.warn_or_stop(run, values["train/similarity_spread"], values["train/loss"])
     save_step = run.options.save_step
     if scored or save_step and run.global_step % save_step == 0:
-        save_run(run, display, best)
-        display.pause()
+        save_run(run, board, best)
+        run.clock.lap(None)
+        board.pause()
 
 
-def validation_steps(options, steps: int) -> set[int]:
-    """After which of an epoch's `steps` to validate; always after the last."""
-    if options.val_step:
-        return {*range(options.val_step, steps, options.val_step), steps}
-    parts = options.val_times + 1
-    return {steps * part // parts for part in range(1, parts + 1)} - {0}
-
-
-def save_run(run: Run, display: Display, best: bool = False) -> str:
+def save_run(run: Run, board: Board, best: bool = False) -> str:
     """Save `checkpoint.pth.tar`, and `model_best.pth.tar` if it is the best; says how to go on."""
     # Before the checkpoint: a resumed run writes nothing up to its step again.
-    display.writer.flush()
+    board.writer.flush()
     folder, state = run.options.logger_name, checkpoint.pack(run)
     # The best first: a run killed between the two goes on from before it, and saves it again.
     if best:
@@ -194,45 +187,83 @@ def save_run(run: Run, display: Display, best: bool = False) -> str:
 # ------------------------------------------------------------------------------------------- set-up
 
 
-def train_and_test(options, state: dict | None) -> None:
+def build_run(
+    options: TrainOptions, tokenizer, steps_per_epoch: int, state: dict | None = None,
+    photos: list[Path] = (), matches: Tensor | None = None,
+) -> Run:
+    """A fresh run, or the one in checkpoint `state`.
+
+    Args:
+        steps_per_epoch: whole batches of the training split.
+        photos: (N_i,) files of the training split, to be named in warnings.
+        matches: (N_t, N_i) bool, all true matches of the training split, where known.
+    """
+    torch.manual_seed(options.seed)
+    if state is not None and checkpoint.is_released(state):
+        model = checkpoint.released_dual_encoder(options, state, options.resume)
+    else:
+        model = build_model(options, tokenizer, pretrained=state is None)
+    device = place(model, options)
+    momentum_model = momentum_copy(model) if options.loss == "fne" else None
+    if options.grad_checkpointing:
+        checkpoint_gradients(model)
+    if options.compile:
+        compile_encoders(*filter(None, (model, momentum_model)))
+    log_scale = nn.Parameter(torch.tensor(1 / 0.07, device=device).log())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if options.loss == "infonce":
+        parameters.append(log_scale)
+    run = Run(
+        options, device, model, build_loss(options).to(device), log_scale,
+        # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
+        torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
+        image_statistics(options), steps_per_epoch, list(photos),
+        Skips(options.batch_size_train).to(device), StepClock(device),
+        matches=None if matches is None else matches.to(device))
+    if momentum_model is not None:
+        run.momentum_model = momentum_model
+        run.update_momentum = MomentumUpdate(momentum_model, model)
+        run.bank = MemoryBank(options.queue_size, model.embed_size).to(device)
+        if not options.no_figures:
+            run.counts = torch.zeros(2, monitor.BINS, dtype=torch.int64, device=device)
+    if state is not None:
+        checkpoint.unpack(run, state, options.resume)
+    return run
+
+
+def train_and_test(options: TrainOptions, state: dict | None) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
-    split = read_split(options.dataset, "train", options.data_path, options.json_path)
-    photos = find_photos(split.images, split.source, options.data_path, options.follow_links)
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+    train_set = load_split(options, "train", tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
     if options.judgements:
         read_judgements(options.judgements, test_set.split)
-    captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens)
-    sampler = EpochSampler(len(captions), options.batch_size_train, options.seed)
-    device = pick_device(options.device)
-    seen_once = options.freeze == "image" and options.augment == "none"
-    loader = make_loader(
-        PairDataset(split, None if seen_once else photos, captions, options.image_res,
-                    options.augment == "published"),
-        options.workers, device.type == "cuda", batch_sampler=sampler,
-        collate_fn=Collator(tokenizer.pad_token_id,
-                            options.max_tokens if options.text_pooling == "padded" else None))
-    matches = None if split.matches is None else torch.from_numpy(split.matches).to(device)
-    run = build_run(options, tokenizer, matches, len(sampler), state, photos)
-    if seen_once:
-        run.features = encode_photos(run.model, photos, options, project=False).to(device)
+    loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
+    matches = train_set.split.matches
+    run = build_run(options, tokenizer, len(loader.batch_sampler), state, train_set.photos,
+                    None if matches is None else torch.from_numpy(matches))
+    if sees_photos_once(options):
+        features = encode_photos(run.model, train_set.photos, options, project=False)
+        run.features = features.to(run.device)
     fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten
     storage.prepare_folder(options.logger_name, fresh)
     try:
         with storage.written_to(options.logger_name):
-            train(run, loader, EvalSet(split, photos, captions), val_set, tokenizer.pad_token_id)
+            train(run, loader, train_set, val_set)
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
     test(options, checkpoint.read(best), best, test_set, tokenizer)
 
 
-def test(options, state: dict, path: Path, test_set: EvalSet, tokenizer) -> None:
+def test(
+    options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer
+) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
     embeddings = embed_split(options, state, path, test_set, tokenizer)
-    report(embeddings, options, f"{options.dataset} test, {path}",
-           options.logger_name / "test_results.json")
+    print_metrics(embeddings, options, f"{options.dataset} test, {path}",
+                  options.logger_name / "test_results.json")
 
 
 def main(argv: list[str] | None = None) -> None:

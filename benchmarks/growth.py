@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from speed import filled_bank, fitted_loss, keep, machine, unit_rows
 
-from evaluation import retrieval_metrics
+from metrics.retrieval import retrieval_metrics
 
 
 def measured(work) -> tuple[float, float]:

@@ -29,17 +29,17 @@ from timing import Row, in_turns, row
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
-from training import training_rows
 
-from data import Captions, pad_captions
-from encoders import load_tokenizer
-from encoding import encode_captions
-from evaluation import five_fold, retrieval_metrics
+from common.options import parse
+from encoders.processors import load_tokenizer
+from evaluation import encode_captions
 from fne_loss import FNELoss, cosine
+from inputs.captions import Captions, pad_captions
+from inputs.photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 from memory_bank import MemoryBank
+from metrics.retrieval import five_fold, retrieval_metrics
 from model import build_model
-from options import parse
-from photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
+from training_step import training_rows
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -7,10 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: tests nev
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from runs import SIZES  # noqa: E402
+from helpers.runs import SIZES  # noqa: E402
 
 import fne_loss  # noqa: E402
-import shapes  # noqa: E402
+from inputs import shapes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,16 +11,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from batches import NO_PHOTO, Collator, EpochSampler, PairDataset, make_loader
-from data import (
-    Captions,
-    Split,
-    clean_caption,
-    find_json,
-    pad_captions,
-    read_split,
-)
-from errors import InputError
+from common.errors import InputError
+from data import NO_PHOTO, Collator, PairDataset, Split, find_json, read_split
+from inputs.captions import Captions, clean_caption, pad_captions
+from inputs.loader import EpochSampler, make_loader
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "captions.json").read_text())
 DATA = Path("photos")  # splits are read without looking at the photos

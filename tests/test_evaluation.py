@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from data import LoadedSplit
 
-import encoding
 import evaluation
-from data import Captions, Split
-from encoding import EvalSet
-from errors import InputError
-from evaluation import five_fold, retrieval_metrics, retrieval_ranks
+from common.errors import InputError
+from data import Split
+from inputs.captions import Captions
+from metrics import embeddings as encoding
+from metrics.retrieval import five_fold, retrieval_metrics, retrieval_ranks
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "retrieval.npz"))
 KINDS = {"numpy": np.asarray, "tensor": torch.as_tensor}
@@ -274,7 +275,7 @@ def eval_set(tmp_path):
 
     captions = Captions([str(i) for i in range(600)], tokenizer, 30, 30)
     split = Split(tmp_path / "x.json", [path.name for path in photos], [], np.arange(600) % 7)
-    return EvalSet(split, photos, captions)
+    return LoadedSplit(split, photos, captions)
 
 
 OPTIONS = dict(image_stats="clip", image_res=8, workers=0, batch_size_test=3, max_tokens=12,

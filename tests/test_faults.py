@@ -7,26 +7,26 @@ hypothesis looks for more.
 import json
 import re
 
-import faults_of_data  # noqa: F401  (it fills the table)
-import faults_of_files  # noqa: F401  (likewise)
+from helpers import faults_of_data  # noqa: F401  (it fills the table)
+from helpers import faults_of_files  # noqa: F401  (likewise)
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from faults import FAULTS, Place
+from helpers.faults import FAULTS, Place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from runs import command, expect_exit
+from helpers.runs import command, expect_exit
 
 import checkpoint
-import storage
 import train
+from common.errors import InputError
 from data import read_matches, read_split
-from encoding import read_embeddings
-from errors import InputError
-from judgements import read_judgements
-from photos import load_photo, photo_fault
+from inputs.photos import load_photo, photo_fault
+from metrics.embeddings import read_embeddings
+from metrics.judgements import read_judgements
+from training import storage
 
 # ---------------------------------------------------------------------------------- the table holds
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from runs import command
+from helpers.runs import command
 
 import evaluation
 import train
-from batches import NO_PHOTO, Collator
-from data import Captions, read_split
-from encoders import load_tokenizer
-from encoding import encode_split, load_eval_set
-from evaluation import retrieval_metrics
+from common.options import parse
+from data import NO_PHOTO, Collator, load_eval_set, read_split
+from encoders.processors import load_tokenizer
+from evaluation import encode_split
+from inputs.captions import Captions
+from metrics.retrieval import retrieval_metrics
 from model import build_model
-from options import parse
 
 VOCAB = ROOT / "vocab" / "flickr30k.txt"
 

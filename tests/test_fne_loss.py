@@ -2,10 +2,10 @@
 
 import math
 
-import oracle
+from helpers import oracle
 import pytest
 import torch
-from cases import CASES, DTYPES, SETTINGS, directions, embeddings, make_case, oracle_weights
+from helpers.cases import CASES, DTYPES, SETTINGS, directions, embeddings, make_case, oracle_weights
 from torch._subclasses import FakeTensorMode
 
 import fne_loss

@@ -7,7 +7,7 @@ bank is full, so the deliberate differences (README, Fidelity notes) are not in 
 from pathlib import Path
 
 import numpy as np
-import oracle
+from helpers import oracle
 import pytest
 import torch
 import torch.nn.functional as F

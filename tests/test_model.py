@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from encoders import load_encoder
-from errors import InputError
+from common.device import use_bf16
+from common.errors import InputError
+from encoders.towers import load_encoder
 from model import (
     DualEncoder,
     checkpoint_gradients,
     compile_encoders,
     momentum_copy,
     update_momentum,
-    use_bf16,
 )
 
 WIDTH, WORDS, RES = 32, 40, 32

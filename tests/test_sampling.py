@@ -2,10 +2,10 @@
 
 import math
 
-import oracle
+from helpers import oracle
 import pytest
 import torch
-from cases import DTYPES, directions, embeddings, gaussian, make_case, oracle_weights
+from helpers.cases import DTYPES, directions, embeddings, gaussian, make_case, oracle_weights
 
 import fne_loss
 from fne_loss import NO_NEGATIVE, FNELoss, RunningGaussian

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from runs import command, events, expect_one_line
+from helpers.runs import command, events, expect_one_line
 
 import checkpoint
-import run
 import train
-from options import parse
+import train as run
+from common.options import parse
 
 METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
            for key in ("r1", "r5", "r10", "medr", "meanr")} | {"rsum"}

@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from encoders import SPECIAL_TOKENS
-from shapes import make_shapes
+from encoders.processors import SPECIAL_TOKENS
+from inputs.shapes import make_shapes
 
 
 @pytest.mark.parametrize("name", ["shapes", "flickr30k"])

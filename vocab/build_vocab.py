@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
-from data import check_record, clean_caption, read_json  # noqa: E402
-from encoders import SPECIAL_TOKENS  # noqa: E402
-from errors import exit_on_input_error  # noqa: E402
+from common.errors import exit_on_input_error  # noqa: E402
+from data import check_record, read_json  # noqa: E402
+from encoders.processors import SPECIAL_TOKENS  # noqa: E402
+from inputs.captions import clean_caption  # noqa: E402
 
 
 def build_vocabulary(captions: list[str], size: int) -> list[str]:

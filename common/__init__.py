@@ -1,0 +1,4 @@
+"""What every command shares: flags, errors, terminal lines, the device.
+
+Imports nothing else of this repository, and everything else may import it.
+"""

@@ -1,0 +1,38 @@
+"""Where the encoders compute, and in what precision."""
+
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.options import ModelOptions
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        InputError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether --precision means bfloat16 on `device`: auto does on a GPU that has it.
+
+    Raises:
+        InputError: bf16 is asked for on a GPU without it.
+    """
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        raise InputError("--precision bf16: this GPU has no bfloat16; use --precision fp32")
+    return precision == "bf16" or precision == "auto" and device.type == "cuda" and able
+
+
+def place(model: nn.Module, options: ModelOptions) -> torch.device:
+    """Move a `DualEncoder` to --device and give its encoders --precision; the device."""
+    device = pick_device(options.device)
+    model.to(device)
+    model.bf16 = use_bf16(options.precision, device)
+    return device

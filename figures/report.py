@@ -1,0 +1,260 @@
+"""The report of a scored split: one html file with everything in it, for any browser, offline.
+
+`python evaluation.py CHECKPOINT --report DIR` writes `DIR/report.html`. Photos are in it as small
+JPEGs, so it may be as private as they are. Every text that comes from data is escaped.
+"""
+
+import base64
+import functools
+from html import escape
+from pathlib import Path
+from string import Template
+
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.options import TrainOptions
+from data import Split
+from figures.galleries import Cell, Library, Pairs, negative_rows
+from figures.picks import fixed_choice, top_wrong_leads
+from figures.plots import calibration_figure, distribution_figure, svg
+from figures.sheets import jpeg, thumbnail
+from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
+from metrics.embeddings import Embeddings, fitted_gaussians
+from metrics.judgements import calibration, fitted_posterior
+from training.monitor import BINS, count_similarities
+from training.run import build_loss
+
+EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
+SIDES = {"i2t": "photo to captions", "t2i": "caption to photos"}
+FACTS = ("loss", "image_encoder", "text_encoder", "embed_size", "image_res", "margin", "tau",
+         "posterior_floor", "seed")
+
+
+def write_report(
+    embeddings: Embeddings, metrics: dict, options: TrainOptions, title: str,
+    photos: list[Path] | None, folder: Path,
+) -> Path:
+    """Write `report.html` into `folder`, which is made, and return its path.
+
+    Args:
+        embeddings: of the split; with FNE's statistics there are distributions and posteriors.
+        metrics: of `evaluation.all_metrics`.
+        photos: (N_i) files, or None for a report without pictures.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    criterion = fitted_criterion(embeddings, options)
+    library = Library(embeddings.split, photos)
+    sections = [recalls(metrics), distributions(embeddings, criterion, options)]
+    sections += [negatives(side, embeddings, criterion, library) for side in SIDES]
+    sections += [mistakes(side, embeddings, library) for side in SIDES]
+    sections.append(calibrations(embeddings, criterion, metrics))
+    facts = ", ".join(f"{name} {getattr(options, name)}" for name in FACTS)
+    facts = (f"{len(embeddings.split.images):,} photos, {len(embeddings.split.captions):,} "
+             f"captions; {facts}")
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    page = template.substitute(title=escape(title), facts=escape(facts),
+                               sections="\n".join(sections))
+    path = folder / "report.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--report {folder} cannot be written: {error}") from error
+    return path
+
+
+def fitted_criterion(embeddings: Embeddings, options: TrainOptions) -> FNELoss | None:
+    """The loss as the checkpoint leaves it, or None where it holds no fitted statistics."""
+    gaussians = fitted_gaussians(embeddings)
+    if not gaussians:
+        return None
+    criterion = build_loss(options, embeddings.prior)
+    criterion.positive, criterion.negative = gaussians
+    return criterion
+
+
+# ---------------------------------------------------------------------------------------- sections
+
+
+def recalls(metrics: dict) -> str:
+    """The numbers that the command prints, as tables."""
+    parts = ["<h2>Recall</h2>", recall_html(metrics)]
+    if "five_fold" in metrics:
+        parts += ["<h3>1K, mean of five folds</h3>", recall_html(metrics["five_fold"])]
+    known = {f"{side}_{key}" for side in SIDES for key in ("r1", "r5", "r10", "medr", "meanr")}
+    more = [key.removeprefix("i2t_") for key in metrics
+            if key.startswith("i2t_") and key not in known]
+    if more:
+        rows = [[name, *(f"{metrics[f'{side}_{key}']:.1f}" for key in more)]
+                for side, name in SIDES.items()]
+        parts += ["<h3>Over all true matches, %</h3>",
+                  html_table(["", *(key.replace("_", " ") for key in more)], rows)]
+    return "\n".join(parts)
+
+
+def recall_html(metrics: dict) -> str:
+    rows = [[name, *(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10)),
+             f"{metrics[f'{side}_medr']:.0f}", f"{metrics[f'{side}_meanr']:.1f}"]
+            for side, name in SIDES.items()]
+    return (html_table(["", "R@1", "R@5", "R@10", "MedR", "MeanR"], rows)
+            + f"<p><b>rsum {metrics['rsum']:.1f}</b></p>")
+
+
+def distributions(
+    embeddings: Embeddings, criterion: FNELoss | None, options: TrainOptions
+) -> str:
+    """The fitted Gaussians over this split's own similarities, in batches as in training."""
+    title = "<h2>What FNE believes</h2>"
+    if criterion is None:
+        return title + ("<p>There are no fitted statistics beside these embeddings: a released "
+                        "checkpoint and the controls (--loss triplet, infonce) have none. So "
+                        "nothing below speaks of a posterior.</p>")
+    size = min(options.batch_size_train, len(embeddings.split.captions))
+    counts = torch.zeros(2, BINS, dtype=torch.int64)
+    owners = torch.from_numpy(embeddings.split.image_of_text)
+    for texts in torch.tensor(fixed_choice(len(owners), len(owners))).split(size):
+        similarity = cosine(embeddings.image_embeds[owners[texts]], embeddings.text_embeds[texts])
+        count_similarities(counts, rank_in_batch(similarity, owners[texts]))
+    count = int(criterion.positive.count)
+    figure = distribution_figure(counts.numpy(), criterion, "this split, in the checkpoint's eyes")
+    return title + (
+        f"<p>The curves are those of training: Gaussians over its last {count:,} confident pairs "
+        f"and their hardest negatives. The bars are this split's own, in random batches of {size} "
+        f"as in training. Where bars and curves part, the posterior is off.</p>"
+        + svg(figure, "distributions of similarities, posterior and sampling weight"))
+
+
+def negatives(
+    side: str, embeddings: Embeddings, criterion: FNELoss | None, library: Library
+) -> str:
+    """What FNE would draw if the whole split were its memory bank."""
+    split = embeddings.split
+    pairs = library.pairs(fixed_choice(EXAMPLES, len(split.captions)))
+    owners = torch.from_numpy(split.image_of_text)
+    images, texts = embeddings.image_embeds, embeddings.text_embeds
+    if side == "i2t":
+        bank, bank_keys = Pairs(owners, torch.arange(len(owners))), texts
+        anchors, keys = images[pairs.image_ids], texts[pairs.text_ids]
+    else:
+        bank, bank_keys = Pairs(torch.arange(len(images)), library.first_texts()), images
+        anchors, keys = texts[pairs.text_ids], images[pairs.image_ids]
+    rows = negative_rows(side, library, criterion, anchors, keys, bank_keys, pairs, bank)
+    floor = "" if criterion is None else (
+        f"What has p above {criterion.posterior_floor:g} counts as a false negative. ")
+    told = ("with FNE's draw and what it takes for false negatives, p its posterior"
+            if criterion is not None else "the hardest alone")
+    return (f"<h2>Negatives, {SIDES[side]}</h2><p>Six pairs and their negatives from the whole "
+            f"split, {told}; s is the similarity. {floor}{legend(split)}</p>"
+            + "\n".join(map(row_html, rows)))
+
+
+def mistakes(side: str, embeddings: Embeddings, library: Library) -> str:
+    """Where a wrong item is furthest above the best annotated one."""
+    split = embeddings.split
+    owners, numbers = torch.from_numpy(split.image_of_text), torch.arange(len(split.images))
+    annotated = owners[:, None] == numbers[None, :]  # (N_t, N_i)
+    first = library.first_texts()
+    if side == "i2t":
+        leads, found = top_wrong_leads(embeddings.image_embeds, embeddings.text_embeds, annotated.T)
+        queries, results = Pairs(numbers, first), Pairs(owners[found], found)
+    else:
+        leads, found = top_wrong_leads(embeddings.text_embeds, embeddings.image_embeds, annotated)
+        queries, results = Pairs(owners, torch.arange(len(owners))), Pairs(found, first[found])
+    rows, wrong = [], (leads >= 0).nonzero()[:, 0]
+    for query in wrong[leads[wrong].argsort(descending=True)][:MISTAKES].tolist():
+        image, text = int(queries.image_ids[query]), int(queries.text_ids[query])
+        other, words = int(results.image_ids[query]), int(results.text_ids[query])
+        right = library.is_match(*((image, words) if side == "i2t" else (other, text)))
+        rows.append([
+            library.cell("asked: photo" if side == "i2t" else "asked: caption", "", image, text,
+                         None),
+            library.cell("came first", f"+{float(leads[query]):.2f}", other, words, right)])
+    share = true_share(side, split, wrong, found)
+    return (f"<h2>Most confident mistakes, {SIDES[side]}</h2><p>For {len(wrong):,} of "
+            f"{len(leads):,} the first result is not annotated{share}. These are furthest above "
+            f"the best annotated one. {legend(split)}</p>"
+            '<div class="rows">' + "\n".join(map(row_html, rows)) + "</div>")
+
+
+def true_share(side: str, split: Split, wrong: Tensor, found: Tensor) -> str:
+    """How many of the mistakes are none, where all true matches are known."""
+    if split.matches is None:
+        return ""
+    matches = torch.from_numpy(split.matches)
+    matches = matches.T if side == "i2t" else matches  # (N_q, N_g)
+    return f", yet a true match for {int(matches[wrong, found[wrong]].sum()):,} of them"
+
+
+def calibrations(embeddings: Embeddings, criterion: FNELoss | None, metrics: dict) -> str:
+    """Whether P(false negative) is what it says, by true matches and by people's judgements."""
+    parts = []
+    matches = embeddings.split.matches
+    if criterion is not None and matches is not None:
+        owners = embeddings.split.image_of_text
+        other = torch.from_numpy(owners[:, None] != range(len(embeddings.split.images)))
+        similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).double()  # (N_t, N_i)
+        # Below the cut-down nobody asks the posterior, and if N+ is wide it rises there again.
+        asked = other & (similarity > cut_down_bound(criterion.positive, criterion.margin))
+        rows = calibration(matches[asked.numpy()].astype(float),
+                           fitted_posterior(similarity[asked], embeddings).numpy())
+        parts.append(calibration_html("By the known true matches",
+                                      "All pairs above the cut-down", rows,
+                                      "share of true matches"))
+    if "calibration" in metrics.get("judgements", {}):
+        rows = metrics["judgements"]["calibration"]
+        parts.append(calibration_html("By people's judgements", "All judged pairs", rows,
+                                      "called a match by most"))
+    if not parts:
+        return ""
+    return "<h2>Is the posterior what it says?</h2>" + "\n".join(parts)
+
+
+def calibration_html(title: str, pairs: str, rows: list[dict], who: str) -> str:
+    cells = [[f"{row['low']:g} to {row['high']:g}", f"{row['pairs']:,}",
+              f"{row['mean_posterior']:.4f}", f"{100 * row['match_share']:.1f} %"] for row in rows]
+    return (f"<h3>{title}</h3><p>{pairs} that are not annotated as matches.</p>"
+            + html_table(["posterior", "pairs", "its mean", who], cells)
+            + svg(calibration_figure(rows, who), "calibration of the posterior"))
+
+
+# ------------------------------------------------------------------------------------------- pieces
+
+
+def legend(split: Split) -> str:
+    """What a green frame means here."""
+    if split.matches is not None:
+        return "A green frame and ✓ mark a true match."
+    return "A green frame and ✓ mark an annotated match; others may be true, too."
+
+
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    """An html table of plain texts."""
+    def line(tag, cells):
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return ('<div class="wide"><table>' + line("th", header)
+            + "".join(line("td", row) for row in rows) + "</table></div>")
+
+
+def row_html(cells: list[Cell]) -> str:
+    return '<div class="row">' + "".join(map(cell_html, cells)) + "</div>"
+
+
+def cell_html(cell: Cell) -> str:
+    """A cell as html; everything that is text in it is escaped."""
+    right = ' class="right"' if cell.right else ""
+    heading = f"<b>{escape(cell.heading)}{' ✓' if cell.right else ''}</b>"
+    image = "" if cell.photo is None else f'<img alt="" src="{data_uri(cell.photo)}">'
+    return (f'<figure{right}><div class="heading">{heading}<span class="soft">'
+            f"{escape(cell.numbers)}</span></div>{image}"
+            f"<figcaption>{escape(cell.caption)}</figcaption></figure>")
+
+
+@functools.lru_cache(maxsize=1024)
+def data_uri(photo: Path) -> str:
+    """A photo as a small JPEG inside the page."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(thumbnail(photo, 176))).decode()

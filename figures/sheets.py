@@ -1,0 +1,76 @@
+"""Sheets: galleries drawn as one picture, with PIL; matplotlib takes a second for so many axes."""
+
+import functools
+import io
+import textwrap
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from common.errors import InputError
+from figures.galleries import Cell
+from inputs.photos import load_photo
+
+INK, MATCH = "#24292f", "#1f9d3a"
+CELL, PICTURE, LINE = 150, 104, 13  # pixels: a gallery's column, its photos, a line of text
+
+
+def sheet(rows: list[list[Cell]], title: str) -> Image.Image:
+    """Rows of cells as one picture: heading, photo, caption; a green frame and tick on matches."""
+    height = 2 * LINE + PICTURE + 3 * LINE + 14
+    columns = max(map(len, rows))
+    page = Image.new("RGB", (columns * CELL + 8, len(rows) * height + 24), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((8, 5), title, INK, font("DejaVuSans-Bold", 12))
+    for row, cells in enumerate(rows):
+        draw.line((8, 21 + row * height, page.width - 8, 21 + row * height), "#d0d7de")
+        for column, cell in enumerate(cells):
+            draw_cell(page, draw, cell, 8 + column * CELL, 24 + row * height)
+    return page
+
+
+def draw_cell(page: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int, y: int) -> None:
+    """One cell, its upper left corner at (x, y)."""
+    plain, bold = font("DejaVuSans", 10), font("DejaVuSans-Bold", 10)
+    heading = f"{cell.heading} ✓" if cell.right else cell.heading
+    draw.text((x, y), heading, MATCH if cell.right else INK, bold)
+    draw.text((x, y + LINE), cell.numbers, INK, plain)
+    top = y + 2 * LINE + 2
+    photo = thumbnail(cell.photo, PICTURE)
+    page.paste(photo, (x, top))
+    if cell.right:
+        draw.rectangle((x - 3, top - 3, x + photo.width + 2, top + photo.height + 2),
+                       outline=MATCH, width=3)
+    for number, line in enumerate(wrapped(cell.caption, 23, 3)):
+        draw.text((x, top + PICTURE + 3 + number * LINE), line, INK, plain)
+
+
+def wrapped(text: str, width: int, lines: int) -> list[str]:
+    """At most `lines` lines of `width` characters; an ellipsis tells of more."""
+    return textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
+
+
+@functools.cache
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font that comes with matplotlib, so that a sheet looks alike everywhere."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf",
+                              size)
+
+
+def thumbnail(path: Path | None, size: int) -> Image.Image:
+    """A photo scaled to fill size x size pixels one way; plain grey where it cannot be read, of
+    which training and `find_photos` tell."""
+    try:
+        if path is not None:
+            return ImageOps.contain(load_photo(path), (size, size))
+    except InputError:
+        pass
+    return Image.new("RGB", (size, size), "#9a9a9a")
+
+
+def jpeg(image: Image.Image, quality: int = 60) -> bytes:
+    """A picture's JPEG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,195 @@
+"""What TensorBoard and the terminal get to see of a run.
+
+Nothing here changes the run: it reads weights, statistics and bank, and takes no random number.
+"""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+import transformers
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from common.errors import InputError
+from common.options import TrainOptions
+from common.terminal import progress, say
+from data import Batch, LoadedSplit
+from figures import galleries
+from figures.picks import fixed_choice
+from inputs.photos import eval_pixels, load_photo, normalize
+from training.run import Run
+
+EXAMPLES = 4  # rows of a gallery
+
+
+class Board:
+    """A run's TensorBoard file, and its lines and bar on the terminal.
+
+    Args:
+        purge_step: what the file holds from this step on is written again, and shown no more.
+    """
+
+    def __init__(self, run: Run, train_set: LoadedSplit, val_set: LoadedSplit, purge_step: int):
+        self.run, self.train_set, self.val_set = run, train_set, val_set
+        self.writer = SummaryWriter(run.options.logger_name, purge_step=purge_step)
+        for name, text in describe(run.options).items():
+            self.writer.add_text(f"run/{name}", text, run.global_step)
+        self.bar, self.loss = None, None
+        if not run.options.no_figures:
+            from figures import plots, sheets  # load matplotlib, not needed without figures
+
+            self.plots, self.sheets = plots, sheets
+
+    def batches(self, loader) -> Iterator[Batch]:
+        """An epoch's batches behind its bar: loss, rate and time to go."""
+        run = self.run
+        self.bar = progress(loader, f"epoch {run.epoch + 1}/{run.options.num_epochs}",
+                            len(loader.batch_sampler), initial=run.step, mininterval=1.0,
+                            unit="step", dynamic_ncols=True)
+        yield from self.bar
+
+    def write_values(self, values: dict[str, float]) -> None:
+        """Write what `monitor.take_values` gave, and show the loss beside the bar."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.run.global_step)
+        self.loss = values["train/loss"]
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
+
+    def write_validation(self, metrics: dict[str, float], embeds: tuple[Tensor, Tensor]) -> None:
+        """Write a validation's metrics and figures, and print its line; `embeds` of the whole
+        split. Call it before `run.best_rsum` takes the new value."""
+        run = self.run
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"val/{name}", value, run.global_step)
+        say(validation_line(run, metrics, self.loss))
+        if not run.options.no_figures:
+            try:
+                self.write_figures(*embeds)
+            except InputError as error:  # a figure is not worth a run
+                say(f"no galleries at step {run.global_step}: {error}")
+
+    def pause(self) -> None:
+        """What went on since the last step, such as a validation, is no part of the bar's pace."""
+        if self.bar is not None:
+            self.bar.unpause()
+
+    def write_figures(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
+        """The distributions, what FNE draws for a fixed handful of training pairs, and the best
+        five results of a fixed handful of validation pairs."""
+        run, sheets = self.run, {}
+        if run.bank is not None and (run.criterion.negative.count > 1) and (
+                run.criterion.positive.count > 1):
+            figure = self.plots.distribution_figure(run.counts.cpu().numpy(), run.criterion,
+                                                    f"epoch {run.epoch}, step {run.global_step}")
+            self.write_picture("distributions", self.plots.png(figure))
+        if run.bank is not None and len(run.bank):
+            for side, rows in drawn_negatives(run, self.train_set).items():
+                sheets[f"negatives/{side}"] = rows, f"training pairs and their negatives, {side}"
+        val = galleries.Library(self.val_set.split, self.val_set.photos)
+        texts = fixed_choice(EXAMPLES, len(val.split.captions))
+        for side in "i2t", "t2i":
+            rows = galleries.retrieval_rows(side, val, image_embeds, text_embeds, texts)
+            sheets[f"retrieval/{side}"] = rows, f"validation pairs and their best five, {side}"
+        for tag, (rows, title) in sheets.items():
+            title = f"{title}, step {run.global_step}; ✓ = a match"
+            self.write_picture(tag, self.sheets.jpeg(self.sheets.sheet(rows, title)))
+
+    def write_picture(self, tag: str, encoded: bytes) -> None:
+        """Add a PNG or JPEG file as it is; add_image would decode it, and keep it three times as
+        large."""
+        image = Summary.Image(encoded_image_string=encoded, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.writer.file_writer.add_summary(summary, self.run.global_step)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.writer.close()
+
+
+def validation_line(run: Run, metrics: dict[str, float], loss: float | None) -> str:
+    """A validation in a line, with the change of rsum against the best one before."""
+    recalls = "  ".join(f"{side} " + "/".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10))
+                        for side in ("i2t", "t2i"))
+    change = "best so far"
+    if run.best_rsum >= 0:
+        difference = metrics["rsum"] - run.best_rsum
+        change = f"{difference:+.1f} against the best" + (", best so far" if difference > 0 else "")
+    training = "" if loss is None else f"loss {loss:.4f}  "
+    return (f"step {run.global_step} (epoch {run.epoch}, step {run.step}): {training}"
+            f"val R@1/5/10  {recalls}  rsum {metrics['rsum']:.1f}  ({change})")
+
+
+def describe(options: TrainOptions) -> dict[str, str]:
+    """Command, options, versions and the code's commit, in Markdown for the text tab."""
+    rows = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(vars(options).items()))
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "torchvision": torchvision.__version__, "transformers": transformers.__version__,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+                "commit": commit()}
+    return {"command": f"    {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+            "options": f"| option | value |\n|---|---|\n{rows}",
+            "versions": "| package | version |\n|---|---|\n" + "\n".join(
+                f"| {name} | {value} |" for name, value in versions.items())}
+
+
+def commit() -> str:
+    """The commit that this code is at, and whether it was changed since; where git knows."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent,
+            capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+# -------------------------------------------------------------------------- what the sampler draws
+
+
+def drawn_negatives(run: Run, train_set: LoadedSplit) -> dict[str, list]:
+    """Gallery rows, i2t and t2i, of a fixed handful of training pairs against the bank as it is."""
+    library = galleries.Library(train_set.split, train_set.photos)
+    pairs = library.pairs(fixed_choice(EXAMPLES, len(train_set.captions)))
+    bank = galleries.Pairs(run.bank.image_ids.cpu(), run.bank.text_ids.cpu())
+    images, texts = embed_pairs(run, run.model, train_set, pairs)
+    image_keys, text_keys = embed_pairs(run, run.momentum_model, train_set, pairs)
+    return {
+        "i2t": galleries.negative_rows("i2t", library, run.criterion, images, text_keys,
+                                       run.bank.text_keys, pairs, bank),
+        "t2i": galleries.negative_rows("t2i", library, run.criterion, texts, image_keys,
+                                       run.bank.image_keys, pairs, bank),
+    }
+
+
+@torch.no_grad()
+def embed_pairs(
+    run: Run, model: nn.Module, train_set: LoadedSplit, pairs: galleries.Pairs
+) -> tuple[Tensor, Tensor]:
+    """(B, D), (B, D) of a few training pairs under a `DualEncoder`, in evaluation mode and without
+    augmentation."""
+    options, was_training = run.options, model.training
+    model.eval()
+    if run.features is not None:
+        features = run.features[pairs.image_ids.to(run.device)]
+    else:
+        pixels = torch.stack([eval_pixels(load_photo(train_set.photos[image]), options.image_res)
+                              for image in pairs.image_ids.tolist()]).to(run.device)
+        features = model.image_features(normalize(pixels, *run.pixel_statistics))
+    input_ids, mask = train_set.captions.padded(
+        [train_set.captions[text] for text in pairs.text_ids.tolist()])
+    embeds = (model.project_image(features),
+              model.encode_text(input_ids.to(run.device), mask.to(run.device)))
+    model.train(was_training)
+    return embeds

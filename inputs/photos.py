@@ -1,0 +1,253 @@
+"""Photos: decoding, checking, resizing, augmenting, normalising.
+
+Everything here works on one photo at a time, as PIL image or uint8 tensor; only `normalize` takes
+a batch, on whichever device it lies.
+"""
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+from torchvision.transforms.v2 import functional as TF
+
+from common.errors import InputError, one_line
+from common.terminal import progress
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GREY = 128  # of what a warp uncovers
+FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
+MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
+LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
+
+
+class TooLarge(InputError):
+    """A photo whose pixels would fill the memory."""
+
+    def __init__(self, path: Path, pixels: str):
+        super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
+                         "decoded: make it smaller")
+
+
+def find_photos(
+    images: list[str], source: Path, data_path: Path, follow_links: bool = False
+) -> list[Path]:
+    """The files of photos that split file `source` names, by relative path or by bare name.
+
+    Each is checked without decoding it; a file that does not end as a JPEG or PNG should is
+    decoded, to be sure that it is cut short.
+
+    Raises:
+        InputError: the folder is missing or empty, or a photo is missing, broken, enormous, or,
+            without `follow_links`, reached by a link out of the folder (says which).
+    """
+    if not data_path.is_dir() or not any(data_path.iterdir()):
+        raise InputError(f"--data_path {data_path} is not a folder with photos in it")
+    found = [photo_path(name, data_path) for name in images]
+    leads_out = (lambda path: None) if follow_links else link_check(data_path)
+    with ThreadPoolExecutor(16) as pool:
+        checks = pool.map(photo_fault, found)
+        bar = progress(checks, f"checking photos of {source.name}", len(found))
+        faults = [(path, fault or leads_out(path)) for path, fault in zip(found, bar, strict=True)]
+    faults = [(path, fault) for path, fault in faults if fault]
+    if faults:
+        raise InputError(f"{len(faults)} of {len(found)} photos of {source} cannot be used "
+                         f"under --data_path {data_path}; the first, {faults[0][0]}, "
+                         f"{faults[0][1]}")
+    return found
+
+
+def photo_path(name: str, data_path: Path) -> Path:
+    """Where a photo should be: at its relative path, or else at its bare name."""
+    path = data_path / name
+    return path if os.path.isfile(path) else data_path / PurePosixPath(name).name
+
+
+def link_check(data_path: Path) -> Callable[[Path], str | None]:
+    """A function that tells of a photo's path whether a link leads out of `data_path`, or None.
+
+    `data_path` itself may be a link. Folders are looked up once, photos only if they are links.
+    """
+    root = data_path.resolve()
+    resolve = functools.cache(os.path.realpath)
+
+    def leads_out(path: Path) -> str | None:
+        real = os.path.realpath(path) if path.is_symlink() else resolve(path.parent)
+        if Path(real).is_relative_to(root):
+            return None
+        return f"is reached by a link out of that folder, to {real}: allow it with --follow_links"
+
+    return leads_out
+
+
+def photo_fault(path: Path) -> str | None:
+    """What is wrong with a photo, or None."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 64))
+            end = file.read()
+    except (OSError, ValueError):  # a name that no file can have is a ValueError
+        return "is missing"
+    whole = b"\xff\xd9" in end or b"IEND" in end
+    if whole and size < LARGE_FILE:
+        return None
+    try:
+        (open_photo if whole else load_photo)(path).close()
+    except TooLarge as error:
+        return one_line(error)
+    except InputError:
+        return "is cut short or no photo: fetch it again"
+    return None
+
+
+def open_photo(path: Path) -> Image.Image:
+    """A photo whose header is read, but no pixel yet.
+
+    Only `FORMATS` are tried: Pillow would have another program, Ghostscript, run what an EPS file
+    says.
+
+    Raises:
+        InputError: it is none of `FORMATS`, or has more than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(path, "too many") from error
+    except Exception as error:  # of a dozen kinds, as bytes come
+        raise undecodable(path, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise TooLarge(path, f"{image.width} x {image.height}")
+    return image
+
+
+def load_photo(path: Path) -> Image.Image:
+    """A decoded RGB photo, the first of an animation, as the published pipeline sees it.
+
+    Except that of 16 bits of grey the upper eight are taken: Pillow alone makes nearly all white.
+
+    Raises:
+        InputError: see `open_photo`; or its pixels cannot be decoded.
+    """
+    with open_photo(path) as image:
+        try:
+            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+        except Exception as error:  # as above
+            raise undecodable(path, error) from error
+
+
+def undecodable(path: Path, error: Exception) -> InputError:
+    return InputError(f"photo {path} cannot be decoded ({one_line(error)}): fetch it again")
+
+
+def eval_pixels(image: Image.Image, size: int) -> Tensor:
+    """Plain bicubic resize to the square: uint8 (3, size, size)."""
+    return TF.pil_to_tensor(TF.resize(image, [size, size], InterpolationMode.BICUBIC))
+
+
+def train_pixels(image: Image.Image, size: int) -> Tensor:
+    """Random resized crop, flip and two of ten operations: uint8 (3, size, size).
+
+    On tensors where torchvision is the faster, through PIL where PIL is: about half the time of PIL
+    for the same crops and draws, and within a level or two of its pixels.
+    """
+    crop = T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
+    pixels = T.RandomHorizontalFlip()(crop(TF.pil_to_tensor(image)))
+    for operation in torch.randint(len(OPERATIONS), (2,)).tolist():
+        if torch.rand(()) < 0.5:
+            pixels = OPERATIONS[operation](pixels)
+    return pixels
+
+
+def through_pil(operation, *arguments):
+    """A torchvision operation on uint8 tensors (3, R, R) that is several times faster on PIL's."""
+    return lambda pixels: TF.pil_to_tensor(operation(TF.to_pil_image(pixels), *arguments))
+
+
+def random_sign() -> int:
+    return 1 if torch.rand(()) < 0.5 else -1
+
+
+def translate(pixels: Tensor, x: int, y: int) -> Tensor:
+    """Shift by whole pixels, both ways equally likely; what is uncovered is grey."""
+    sign = random_sign()
+    x, y = sign * x, sign * y
+    return F.pad(pixels, (x, -x, y, -y), value=GREY)
+
+
+def warp(pixels: Tensor, matrix: tuple[tuple[float, float], ...], fixed: float) -> Tensor:
+    """A bilinear warp of uint8 (3, R, R); `matrix` takes places of the result to where they are
+    from. It keeps the point (fixed, fixed) in place, corners being at -1 and 1. Grey outside.
+    """
+    places = (2 * torch.arange(pixels.shape[1]) + 1) / pixels.shape[1] - 1 - fixed  # (R,)
+    # Places as complex numbers x + iy: one sum makes the grid.
+    right, down = (places * complex(x, y) for x, y in zip(*matrix))  # (R,), (R,)
+    grid = torch.view_as_real(right + down[:, None] + complex(fixed, fixed))  # (R, R, 2)
+    # Outside it reads zeros, so grey must be the zero.
+    warped = F.grid_sample(pixels[None] - float(GREY), grid[None], align_corners=False)[0]
+    return (warped + (GREY + 0.5)).to(torch.uint8)  # rounded
+
+
+def shear(pixels: Tensor, x: float, y: float) -> Tensor:
+    """Shear by slopes of a random sign; the top left corner stays."""
+    sign = random_sign()
+    return warp(pixels, ((1.0, sign * x), (sign * y, 1.0)), fixed=-1.0)
+
+
+def rotate(pixels: Tensor, degrees: float) -> Tensor:
+    """Turn about the centre, both ways equally likely."""
+    angle = random_sign() * math.radians(degrees)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return warp(pixels, ((cos, sin), (-sin, cos)), fixed=0.0)
+
+
+# Level 7 of 10 of the usual random augmentation.
+OPERATIONS = (
+    lambda pixels: pixels,
+    through_pil(TF.autocontrast),
+    through_pil(TF.equalize),
+    lambda pixels: TF.adjust_brightness(pixels, 1.36),
+    through_pil(TF.adjust_sharpness, 1.36),
+    lambda pixels: shear(pixels, 0.21, 0.0),
+    lambda pixels: shear(pixels, 0.0, 0.21),
+    lambda pixels: translate(pixels, 7, 0),
+    lambda pixels: translate(pixels, 0, 7),
+    lambda pixels: rotate(pixels, 21.0),
+)
+
+
+def normalize(pixels: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
+    """uint8 (B, 3, R, R) to float32, scaled to [0, 1] and standardised per channel.
+
+    Runs on the device of `pixels`: a quarter of the bytes cross to it, and the workers are spared.
+    """
+    return TF.normalize(TF.to_dtype(pixels, torch.float32, scale=True), list(mean), list(std))
+
+
+class PhotoDataset(Dataset):
+    """Photos as evaluation sees them: item i is uint8 (3, size, size)."""
+
+    def __init__(self, photos: list[Path], size: int):
+        self.photos, self.size = photos, size
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return eval_pixels(load_photo(self.photos[index]), self.size)

@@ -1,0 +1,277 @@
+"""Shapes: a small image-text dataset that is made on the spot and whose every true match is known.
+
+A photo shows one to three coloured shapes on a 3 x 3 grid. Each of its five captions tells a part
+of that, so it is true of other photos too, as captions of Flickr30K are; only here nobody has to
+guess which. A caption is a `Meaning` put in words, and a meaning can be evaluated on every scene:
+`shapes_<split>_matches.json` lists all the photos that a caption is true of, the false negatives
+among them. The images and the json splits are laid out as those of Flickr30K.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from common.errors import InputError
+from common.terminal import progress
+
+VERSION = 1  # goes up whenever the same seed makes other files
+DEFAULT_SIZES = {"train": 2000, "val": 250, "test": 500}  # photos
+CAPTIONS_PER_PHOTO = 5
+GRID, MAX_OBJECTS = 3, 3
+
+# An object is five integers, in this order; they index the words below.
+SHAPE, COLOUR, SIZE, ROW, COLUMN = range(5)
+ANY, NOTHING = -1, -2  # a description leaves the attribute open; a scene has no such object
+
+# Words, by value; "|" parts those that mean the same.
+SHAPES = "circle|disc", "square", "triangle", "star", "cross|plus sign"
+COLOURS = "red", "orange", "yellow", "green", "blue", "purple|violet", "black"
+COLOUR_CODES = "#dc141e", "#ff8c00", "#ffeb00", "#148c28", "#143ce6", "#8c1ea0", "#0f0f0f"
+SIZES = "small|little|tiny", "large|big"
+ROWS = "at the top|in the top row", "in the middle row", "at the bottom|in the bottom row"
+COLUMNS = ("on the left|in the left column", "in the middle column",
+           "on the right|in the right column")
+CELLS = ("at the top left", "at the top centre", "at the top right",
+         "at the middle left", "in the centre|in the very middle", "at the middle right",
+         "at the bottom left", "at the bottom centre", "at the bottom right")
+NOUNS = "object|thing|shape"
+COUNTS = ("just one {}, |a single {}, ", "two {}s including |exactly two {}s, among them ",
+          "three {}s including |exactly three {}s, among them ")
+# How the first of two objects stands to the second when its column (row) is the smaller one, and
+# how the second then stands to the first. Cells decide, so "above" may be above and far aside.
+RELATIONS = {COLUMN: ("left of|to the left of", "right of|to the right of"),
+             ROW: ("above|higher than", "below|lower than")}
+FRAMES = "{}|{}|there {be} {}|a photo of {}|a picture of {}|an image with {}|you can see {}"
+
+# The kinds of caption: what is told of one object, or of each of two, and what else is claimed.
+# Ordered by the share of photos that such a caption is true of: from 7 % down to 0.1 %.
+KINDS = (
+    (((SIZE, SHAPE, COLUMN),), None),
+    (((COLOUR, SHAPE),), None),
+    (((COLOUR, ROW, COLUMN),), None),
+    (((SIZE, COLOUR, SHAPE),), None),
+    (((COLOUR,), (SHAPE,)), "relation"),
+    (((SIZE, SHAPE, ROW, COLUMN),), None),
+    (((COLOUR, SHAPE),), "count"),
+    (((SIZE, COLOUR), (SHAPE,)), "relation"),
+    (((COLOUR, ROW), (COLOUR, ROW)), None),
+    (((COLOUR, SHAPE), (COLOUR, SHAPE)), None),
+    (((COLOUR, SHAPE), (COLOUR, SHAPE)), "relation"),
+)
+
+
+class Meaning(NamedTuple):
+    """What a caption claims: as many different objects as `objects` holds fit these descriptions.
+
+    objects: one or two descriptions, each five integers, ANY where nothing is told
+    axis: None, or ROW (COLUMN): the first object is in a smaller row (column) than the second
+    count: None, or how many objects the whole scene has
+    """
+    objects: tuple[tuple[int, ...], ...]
+    axis: int | None = None
+    count: int | None = None
+
+
+def sample_scenes(size, rng):
+    """Draws scenes: (size, MAX_OBJECTS, 5) integers, absent objects last and all NOTHING."""
+    looks = [rng.integers(len(words), size=(size, MAX_OBJECTS))
+             for words in (SHAPES, COLOURS, SIZES)]
+    cells = rng.permuted(np.tile(np.arange(GRID * GRID), (size, 1)), axis=1)[:, :MAX_OBJECTS]
+    scenes = np.stack([*looks, cells // GRID, cells % GRID], axis=-1)
+    counts = rng.integers(1, MAX_OBJECTS + 1, size=(size, 1))
+    scenes[np.arange(MAX_OBJECTS) >= counts] = NOTHING
+    return scenes  # (size, MAX_OBJECTS, 5)
+
+
+def true_of(meaning, scenes):
+    """Whether the meaning holds, per scene: scenes (N, MAX_OBJECTS, 5) -> (N,) bool."""
+    present = scenes[:, :, SHAPE] != NOTHING  # (N, MAX_OBJECTS)
+    fits = [((scenes == told) | (np.array(told) == ANY)).all(axis=-1) & present
+            for told in meaning.objects]  # one or two of (N, MAX_OBJECTS)
+    if len(fits) == 1:
+        true = fits[0].any(axis=1)
+    else:
+        pairs = fits[0][:, :, None] & fits[1][:, None, :]
+        pairs &= ~np.eye(MAX_OBJECTS, dtype=bool)  # one object that fits both is not two
+        if meaning.axis is not None:
+            position = scenes[:, :, meaning.axis]
+            pairs &= position[:, :, None] < position[:, None, :]
+        true = pairs.any(axis=(1, 2))
+    return true if meaning.count is None else true & (present.sum(axis=1) == meaning.count)
+
+
+def sample_meaning(kind, scene, rng):
+    """Draws a meaning of a kind (a row of KINDS) that is true of the scene (MAX_OBJECTS, 5).
+
+    Equal claims come out as equal meanings: "a right of b" as "b left of a", "a and b" in order.
+    """
+    told, claim = kind
+    present = scene[scene[:, SHAPE] != NOTHING]
+    chosen = rng.permutation(present)[:len(told)]
+    objects = [tuple(value if attribute in attributes else ANY
+                     for attribute, value in enumerate(thing))
+               for thing, attributes in zip(chosen.tolist(), told)]
+    if claim == "relation":
+        axis = int(rng.choice([a for a in (ROW, COLUMN) if chosen[0, a] != chosen[1, a]]))
+        if chosen[0, axis] > chosen[1, axis]:
+            objects.reverse()
+        return Meaning(tuple(objects), axis=axis)
+    return Meaning(tuple(sorted(objects)), count=len(present) if claim == "count" else None)
+
+
+def put_in_words(meaning, rng):
+    """Draws one of the many ways to say a meaning: lower-case English, no full stop."""
+    turned = int(rng.integers(2))
+    phrases = [_noun_phrase(told, rng) for told in meaning.objects]
+    link = "and" if meaning.axis is None else _pick(RELATIONS[meaning.axis][turned], rng)
+    text = f" {link} ".join(phrases[::-1] if turned else phrases)
+    if meaning.count is not None:
+        text = _pick(COUNTS[meaning.count - 1], rng).format(_pick(NOUNS, rng)) + text
+    be = "is" if meaning.count in (None, 1) else "are"
+    return _pick(FRAMES, rng).format(text, be=be)
+
+
+def _noun_phrase(told, rng):
+    adjectives = [_pick(words[told[attribute]], rng)
+                  for attribute, words in ((SIZE, SIZES), (COLOUR, COLOURS))
+                  if told[attribute] != ANY]
+    noun = _pick(SHAPES[told[SHAPE]] if told[SHAPE] != ANY else NOUNS, rng)
+    words = " ".join([*adjectives, noun])
+    phrase = f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    if told[SHAPE] == ANY and len(adjectives) == 1 and rng.random() < 0.5:
+        phrase = f"something {adjectives[0]}"
+    row, column = told[ROW], told[COLUMN]
+    if row == column == ANY:
+        return phrase
+    if ANY in (row, column):
+        places = COLUMNS[column] if row == ANY else ROWS[row]
+    else:
+        places = CELLS[GRID * row + column]
+    return f"{phrase} {_pick(places, rng)}"
+
+
+def _pick(options, rng):
+    options = options.split("|")
+    return options[rng.integers(len(options))]
+
+
+def sample_split(split, size, seed):
+    """Draws a split: its scenes (size, MAX_OBJECTS, 5) and, per scene, its captions.
+
+    The captions of a scene are CAPTIONS_PER_PHOTO pairs (text, Meaning) of different kinds.
+    """
+    rng = _generator(split, seed, 0)
+    scenes = sample_scenes(size, rng)
+    captions = []
+    for scene in scenes:
+        count = (scene[:, SHAPE] != NOTHING).sum()
+        kinds = [kind for kind in KINDS if len(kind[0]) <= count]
+        order = rng.permutation(len(kinds))[:CAPTIONS_PER_PHOTO]
+        meanings = [sample_meaning(kinds[index], scene, rng) for index in order]
+        captions.append([(put_in_words(meaning, rng), meaning) for meaning in meanings])
+    return scenes, captions
+
+
+def _generator(split, seed, stream):
+    return np.random.default_rng([seed, list(DEFAULT_SIZES).index(split), stream])
+
+
+def paint(scene, image_size, rng):
+    """Paints a scene (MAX_OBJECTS, 5) on a pale ground: a square RGB image of image_size pixels."""
+    scale = 4  # drawn larger, then averaged down: smooth edges
+    ground = rng.integers(195, 225) + rng.integers(-12, 13, size=3)
+    image = Image.new("RGB", (scale * image_size,) * 2, tuple(ground.tolist()))
+    draw = ImageDraw.Draw(image)
+    cell = scale * image_size / GRID
+    for shape, colour, size, row, column in scene[scene[:, SHAPE] != NOTHING]:
+        # Radius and jitter stay within half a cell together, so objects never touch.
+        radius = (0.24, 0.42)[size] * cell
+        x, y = (np.array([column, row]) + 0.5 + rng.uniform(-0.06, 0.06, size=2)) * cell
+        outline = complex(x, y) + radius * _outline(shape)
+        draw.polygon(list(zip(outline.real, outline.imag)), fill=COLOUR_CODES[colour])
+    pixels = np.asarray(image.reduce(scale)) + rng.integers(-4, 5, size=(image_size, image_size, 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _outline(shape):
+    """Corners as complex numbers x + iy, y downwards, within the square from -1 to 1."""
+    circle = -1j * np.exp(2j * np.pi * np.arange(120) / 120)  # from the top, clockwise
+    arm = np.array([-0.33 - 1j, 0.33 - 1j, 0.33 - 0.33j])
+    return (circle,
+            circle[15::30] * 1.25,  # square
+            circle[::40] * 1.1 + 0.2j,  # triangle
+            circle[::12] * np.tile([1, 0.45], 5),  # star
+            np.concatenate([arm * 1j ** turn for turn in range(4)]))[shape]  # cross
+
+
+def make_shapes(root, seed=0, sizes=None, image_size=64):
+    """Makes the dataset in the folder `root`, or finds it there, and returns that path.
+
+    Writes `images/<split>_<number>.png`, `shapes_<split>.json` (train: a record per caption; val
+    and test: a record per photo) and `shapes_<split>_matches.json`: {"matches": per caption, in
+    the order of the split, the positions in the split of the photos that it is true of}.
+
+    sizes: photos per split, DEFAULT_SIZES if None; image_size: width and height in pixels.
+    Raises InputError for a setting that cannot be, and for a root that holds anything else.
+    """
+    root = Path(root).expanduser().resolve()
+    sizes = DEFAULT_SIZES if sizes is None else sizes
+    if set(sizes) != set(DEFAULT_SIZES) or min(sizes.values()) < 1:
+        raise InputError(f"sizes is {sizes}: give each of {', '.join(DEFAULT_SIZES)} 1 or more")
+    if seed < 0 or image_size < 16:
+        raise InputError(f"seed {seed}, image_size {image_size}: give at least 0 and 16 pixels")
+    sizes = {split: sizes[split] for split in DEFAULT_SIZES}
+    info = json.dumps(
+        {"version": VERSION, "seed": seed, "sizes": sizes, "image_size": image_size})
+    if _is_made(root, info):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+        folder = Path(scratch) / root.name  # moved into place as a whole, or not at all
+        (folder / "images").mkdir(parents=True)
+        with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
+            for split, size in sizes.items():
+                _write_split(folder, split, size, seed, image_size, bar)
+        (folder / "shapes_info.json").write_text(info)
+        try:
+            folder.rename(root)
+        except OSError:  # another process may have been quicker
+            if not _is_made(root, info):
+                raise
+    return root
+
+
+def _is_made(root, info):
+    path = root / "shapes_info.json"
+    if path.is_file():
+        if path.read_text() == info:
+            return True
+        raise InputError(f"{root} holds a shapes dataset made with {path.read_text()}, not {info}: "
+                         "name another folder, or remove this one first")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} is not an empty folder: name a new one for the shapes dataset")
+    return False
+
+
+def _write_split(folder, split, size, seed, image_size, bar):
+    scenes, captions = sample_split(split, size, seed)
+    rng = _generator(split, seed, 1)
+    records = []
+    for index, (scene, pairs) in enumerate(zip(scenes, captions)):
+        image_id = f"{split}_{index:05d}"
+        image, texts = f"images/{image_id}.png", [text for text, _ in pairs]
+        paint(scene, image_size, rng).save(folder / image)
+        if split == "train":
+            records += [{"image": image, "caption": text, "image_id": image_id} for text in texts]
+        else:
+            records.append({"image": image, "caption": texts})
+        bar.update()
+    meanings = [meaning for pairs in captions for _, meaning in pairs]
+    true = {meaning: np.flatnonzero(true_of(meaning, scenes)).tolist() for meaning in set(meanings)}
+    matches = {"matches": [true[meaning] for meaning in meanings]}
+    (folder / f"shapes_{split}.json").write_text(json.dumps(records))
+    (folder / f"shapes_{split}_matches.json").write_text(json.dumps(matches, separators=(",", ":")))

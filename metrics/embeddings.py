@@ -1,0 +1,97 @@
+"""Embeddings of a split, and the file that keeps them.
+
+An embeddings file is an npz of `image_embeds` (N_i, D), `text_embeds` (N_t, D), `image_of_text`
+(N_t,), `images` (N_i,) and `captions` (N_t,), names and texts. Anybody's model can be measured from
+one. `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians of FNE, are
+optional.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import InputError, one_line
+from data import Split
+from fne_loss import RunningGaussian
+
+
+@dataclass
+class Embeddings:
+    """What an embeddings file holds; see the top of this module. `split` names photos and texts."""
+
+    image_embeds: Tensor  # (N_i, D)
+    text_embeds: Tensor  # (N_t, D)
+    split: Split
+    statistics: np.ndarray | None = None  # (2, 3)
+    prior: float | None = None
+
+
+def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
+    """The positive and the negative Gaussian of FNE beside the embeddings; an empty list where
+    there are none, or where they rest on fewer than two values."""
+    if embeddings.statistics is None or not (embeddings.statistics[:, 0] > 1).all():
+        return []
+    gaussians = []
+    for count, mean, m2 in embeddings.statistics:
+        gaussian = RunningGaussian()
+        gaussian.count.fill_(int(count))
+        gaussian.mean.fill_(mean)
+        gaussian.m2.fill_(m2)
+        gaussians.append(gaussian)
+    return gaussians
+
+
+def save_embeddings(embeddings: Embeddings, path: Path) -> None:
+    """Write an embeddings file; InputError where that cannot be done."""
+    split = embeddings.split
+    optional = {} if embeddings.statistics is None else {
+        "statistics": embeddings.statistics, "prior": embeddings.prior}
+    try:
+        with open(path, "wb") as file:
+            np.savez(file, image_embeds=embeddings.image_embeds.numpy(),
+                     text_embeds=embeddings.text_embeds.numpy(), images=np.array(split.images),
+                     captions=np.array(split.captions), image_of_text=split.image_of_text,
+                     **optional)
+    except OSError as error:
+        raise InputError(f"--save_embeddings {path} cannot be written: {error}") from error
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read an embeddings file.
+
+    Raises:
+        InputError: it cannot be read, lacks an array, or the counts do not agree.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        required = ("image_embeds", "text_embeds", "image_of_text", "images", "captions")
+        images, texts, image_of_text, names, captions = (arrays[name] for name in required)
+    except KeyError as error:
+        raise InputError(f"--embeddings {path} lacks an array: {one_line(error)}") from error
+    except Exception as error:  # of a dozen kinds, as bytes come
+        raise InputError(f"--embeddings {path} is no npz file of plain arrays, or is cut short or "
+                         f"damaged ({type(error).__name__})") from error
+    for name, dimensions, kinds in (
+            ("image_embeds", 2, "f"), ("text_embeds", 2, "f"), ("image_of_text", 1, "iu"),
+            ("images", 1, "U"), ("captions", 1, "U"), ("statistics", 2, "f"), ("prior", 0, "f")):
+        array = arrays.get(name)
+        if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
+            raise InputError(f"--embeddings {path}: {name} is {array.dtype} of shape {array.shape}")
+    if not len(images) == len(names) or not len(texts) == len(image_of_text) == len(captions):
+        raise InputError(
+            f"--embeddings {path}: {len(images)} image_embeds for {len(names)} images, "
+            f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
+            "image_of_text do not agree")
+    split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
+    prior, statistics = arrays.get("prior"), arrays.get("statistics")
+    if prior is not None and not 0 < prior < 1 or statistics is not None and (
+            statistics.shape != (2, 3) or not np.isfinite(statistics).all()):
+        raise InputError(f"--embeddings {path}: prior must lie between 0 and 1, and statistics be "
+                         "(2, 3) finite numbers")
+    images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
+                     for array in (images, texts))
+    return Embeddings(images, texts, split, statistics, None if prior is None else float(prior))

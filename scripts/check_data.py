@@ -1,0 +1,181 @@
+"""Check a data folder before a run: decode every photo, read every caption, compare the splits.
+
+    python -m scripts.check_data --dataset flickr --data_path $DATA_PATH/f30k/images
+
+It ends with status 0 where the folder can be used, maybe with remarks, and with 2 where it cannot.
+"""
+
+import hashlib
+import os
+import sys
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from common.errors import InputError, exit_on_input_error
+from common.options import CheckingOptions, parse_checking
+from common.terminal import progress
+from data import Split, read_split
+from inputs.captions import clean_caption
+from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
+
+SPLITS = "train", "val", "test"
+ORIENTATION = 0x0112  # the EXIF tag
+SMALL, LONG = 32, 10_000  # pixels of a side
+
+# What is said of a finding; the first ones make a folder unusable.
+FATAL = {
+    "missing": "not in the folder",
+    "unreadable": "cut short, or no photo",
+    "too large": "more pixels than are decoded",
+    "linked": "a link leads out of the folder: allow it with --follow_links",
+}
+ODD = {
+    "CMYK": "converted to RGB without a colour profile",
+    "palette": "converted to RGB",
+    "16 bits": "the upper eight of each are used",
+    "transparent": "transparency is dropped",
+    "rotated by EXIF": "used as stored, not turned, as the published pipeline does",
+    "animated": "the first frame is used",
+    "small": f"a side below {SMALL} pixels",
+    "long": f"a side above {LONG:,} pixels",
+}
+BETWEEN = {
+    "same name": "one photo in two splits: the test leaks",
+    "same bytes": "one photo under two names in two splits: the test leaks",
+    "twice": "one photo under two names in a split: its captions are false negatives",
+}
+CAPTIONS = {
+    "empty": "nothing is left after cleaning",
+    "long": "cut after --max_words",
+}
+
+
+class Photo(NamedTuple):
+    """What a look at a photo found: kinds of `FATAL` and `ODD`, and a hash of its bytes."""
+
+    kinds: list[str]
+    digest: str = ""
+
+
+def examine(path: Path) -> Photo:
+    """Decode a photo and say what is unusual about it."""
+    if not os.path.isfile(path):
+        return Photo(["missing"])
+    try:
+        with open_photo(path) as image:
+            kinds = odd_kinds(image)
+        load_photo(path)
+        return Photo(kinds, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
+    except TooLarge:
+        return Photo(["too large"])
+    except (InputError, OSError):
+        return Photo(["unreadable"])
+
+
+def odd_kinds(image: Image.Image) -> list[str]:
+    """The kinds of `ODD` that an opened photo is of."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+    except Exception:  # EXIF data can be broken in any way; the pixels do not depend on it
+        turned = False
+    found = {
+        "CMYK": image.mode == "CMYK",
+        "palette": image.mode in ("P", "PA"),
+        "16 bits": image.mode.startswith("I"),
+        "transparent": image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info,
+        "rotated by EXIF": turned,
+        "animated": getattr(image, "n_frames", 1) > 1,
+        "small": min(image.size) < SMALL,
+        "long": max(image.size) > LONG,
+    }
+    return [kind for kind, is_so in found.items() if is_so]
+
+
+def examine_all(paths: list[Path], workers: int) -> list[Photo]:
+    """`examine` each, in as many processes, behind a bar."""
+    def bar(found):
+        return list(progress(found, "examining photos", len(paths)))
+
+    if workers == 0:
+        return bar(map(examine, paths))
+    with ProcessPoolExecutor(min(workers, os.cpu_count())) as pool:
+        return bar(pool.map(examine, paths, chunksize=16))
+
+
+def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str, list[str]]:
+    """Kind of `FATAL`, `ODD` and `BETWEEN` to the photos it was found in, as "split: name"."""
+    names = [(part, name) for part, split in splits.items() for name in split.images]
+    paths = [photo_path(name, options.data_path) for _, name in names]
+    photos = examine_all(paths, options.workers)
+    leads_out = link_check(options.data_path)
+    found, same_name, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
+    for (part, name), path, photo in zip(names, paths, photos, strict=True):
+        label = f"{part}: {name}"
+        for kind in photo.kinds:
+            found[kind].append(label)
+        if photo.kinds[:1] != ["missing"] and not options.follow_links and leads_out(path):
+            found["linked"].append(label)
+        same_name[Path(name).name].append(label)
+        if photo.digest:
+            same_bytes[photo.digest].append((part, Path(name).name, label))
+    found["same name"] = [" = ".join(labels) for labels in same_name.values() if len(labels) > 1]
+    for copies in same_bytes.values():
+        parts, bare, labels = (list(column) for column in zip(*copies))
+        if len(set(bare)) > 1:
+            found["same bytes" if len(set(parts)) > 1 else "twice"].append(" = ".join(labels))
+    return found
+
+
+def check_captions(splits: dict[str, Split], max_words: int) -> dict[str, list[str]]:
+    """Kind of `CAPTIONS` to the captions, as "split: photo: caption"."""
+    found = defaultdict(list)
+    for part, split in splits.items():
+        for text, image in zip(split.captions, split.image_of_text.tolist(), strict=True):
+            words = clean_caption(text, max_words=10**9).split()
+            label = f"{part}: {split.images[image]}: {text[:60]!r}"
+            if not words:
+                found["empty"].append(label)
+            if len(words) > max_words:
+                found["long"].append(label)
+    return found
+
+
+def finding_lines(title: str, kinds: dict[str, str], found: dict[str, list[str]]) -> list[str]:
+    """A title and a row for each kind that was found; no lines where none was."""
+    rows = [f"  {kind:16} {len(found[kind]):7,}  {meaning}\n{'':28}{examples(found[kind])}"
+            for kind, meaning in kinds.items() if found.get(kind)]
+    return [title, *rows] if rows else []
+
+
+def examples(labels: list[str], count: int = 3) -> str:
+    more = f", and {len(labels) - count:,} more" if len(labels) > count else ""
+    return ", ".join(labels[:count]) + more
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_checking(__doc__, argv)
+    with exit_on_input_error():
+        if options.data_path is None or not options.data_path.is_dir():
+            raise InputError(f"--data_path {options.data_path} is not a folder with photos in it")
+        splits = {part: read_split(options.dataset, part, options.data_path, options.json_path)
+                  for part in SPLITS}
+        for part, split in splits.items():
+            print(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
+                  f"{split.source}")
+        photos, captions = check_photos(splits, options), check_captions(splits, options.max_words)
+        for line in [*finding_lines("photos that cannot be used", FATAL, photos),
+                     *finding_lines("photos that are used, but are unusual", ODD, photos),
+                     *finding_lines("photos that are there twice", BETWEEN, photos),
+                     *finding_lines("captions", CAPTIONS, captions)]:
+            print(line)
+        bad = sum(len(photos.get(kind, ())) for kind in FATAL)
+        print(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
+        sys.exit(2 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

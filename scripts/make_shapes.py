@@ -1,0 +1,25 @@
+"""Make the `shapes` dataset: images, captions and every true match.
+
+    python -m scripts.make_shapes data/shapes
+"""
+
+import argparse
+
+from common.errors import exit_on_input_error
+from inputs.shapes import make_shapes
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", metavar="ROOT", help="folder to make; new, empty, or made before")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that varies (%(default)s)")
+    parser.add_argument("--image_size", type=int, default=64,
+                        help="width and height of a photo in pixels (%(default)s)")
+    options = parser.parse_args(argv)
+    with exit_on_input_error():
+        print(make_shapes(options.root, options.seed, image_size=options.image_size))
+
+
+if __name__ == "__main__":
+    main()

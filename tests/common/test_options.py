@@ -1,0 +1,169 @@
+"""Flags: names, published defaults, presets, layering, refusals; and that none of them is inert."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from common.errors import InputError
+from common.options import PRESETS, SCORING, TRAINING, build_parser, check, parse, parse_scoring
+
+PUBLISHED = dict(
+    image_res=384, batch_size_train=32, batch_size_test=32, margin=0.2, num_epochs=25,
+    embed_size=0, grad_clip=2.0, learning_rate=2e-5, workers=4, log_step=10, val_times=3,
+    queue_size=8224, momentum=0.995, nums_right_sims=200, tau=0.5, prior=1e-4,
+    posterior_floor=1e-3, warmup_epochs=1, seed=3407, max_words=30, max_tokens=30,
+    image_encoder="google/vit-base-patch16-384", text_encoder="bert-base-uncased",
+    lr_milestones=[5, 15], image_stats="clip", text_pooling="tokens", augment="published",
+    freeze=None, loss="fne", max_violation=False, dataset="flickr", resume=None, test=False,
+    json_path=None, device="auto")
+
+
+def flags(groups=TRAINING):
+    """Destination and flags of every option."""
+    return {action.dest: action.option_strings for action in build_parser("", groups, {})._actions
+            if action.dest != "help"}
+
+
+def options(*argv):
+    return parse("", ["--data_path", "photos", *argv])[0]
+
+
+# ------------------------------------------------------------------------------- defaults, presets
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_setting(name):
+    assert f"--{name}" in flags()[name]
+    value = getattr(options(), name)
+    assert value == PUBLISHED[name] and type(value) is type(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("dataset", PRESETS)
+def test_a_preset_changes_what_it_names_and_nothing_else(dataset):
+    """With real photos the published model stays: Flickr30K and COCO have nothing to change."""
+    plain, preset = vars(options()), vars(options("--dataset", dataset))
+    changed = {name for name in plain if plain[name] != preset[name]}
+    given = {"data_path"} if "data_path" in PRESETS[dataset] else set()  # the command line's
+    own = {"dataset", "logger_name"} if dataset != "flickr" else set()
+    assert changed == set(PRESETS[dataset]) - given | own
+    assert all(preset[name] == PRESETS[dataset][name] for name in changed - own)
+    assert PRESETS[dataset].keys() <= plain.keys()
+    if dataset in ("flickr", "mscoco"):
+        assert not PRESETS[dataset]
+
+
+@pytest.mark.parametrize("dataset", PRESETS)
+def test_presets_can_run(dataset):
+    argv = [] if "data_path" in PRESETS[dataset] else ["--data_path", "photos"]
+    check(parse("", ["--dataset", dataset, *argv])[0])
+
+
+def test_the_command_line_overrides_a_preset():
+    assert PRESETS["shapes"]["image_res"] != 96 and "queue_size" in PRESETS["shapes"]
+    got = options("--image_res", "96", "--dataset", "shapes")
+    assert (got.image_res, got.data_path) == (96, Path("photos"))
+    assert got.queue_size == PRESETS["shapes"]["queue_size"]
+    assert options("--dataset", "shapes", "--queue_size", "8224").queue_size == 8224
+
+
+@pytest.mark.parametrize(("argv", "given"), [
+    ([], set()), (["--margin", "0.2"], {"margin"}), (["--image_root", "x"], {"data_path"}),
+    (["--max_violation", "--tau=.5"], {"max_violation", "tau"}),
+    (["--dataset", "flickr"], {"dataset"}), (["--lr_milestones"], {"lr_milestones"}),
+    (["--dataset", "shapes", "--image_res", "64"], {"dataset", "image_res"})])
+def test_what_the_command_line_gave_is_known_even_where_it_is_the_default(argv, given):
+    assert parse("", argv)[1] == given
+
+
+@pytest.mark.parametrize("flag", ["--data_path", "--image_root"])
+def test_the_photos_have_two_names(flag):
+    assert parse("", [flag, "photos"])[0].data_path == Path("photos")
+
+
+@pytest.mark.parametrize(("argv", "folder"), [
+    ([], "runs/flickr_FNE"), (["--dataset", "mscoco", "--loss", "triplet"], "runs/mscoco_TRIPLET"),
+    (["--logger_name", "x"], "x")])
+def test_the_folder_of_a_run(argv, folder):
+    assert options(*argv).logger_name == Path(folder)
+
+
+def test_scoring_takes_a_checkpoint_and_knows_every_option():
+    got, given = parse_scoring("", ["x.tar", "--image_root", "photos", "--split", "val"])
+    assert given == {"checkpoint", "data_path", "split"}
+    assert (got.checkpoint, got.data_path, got.split, got.test) == (
+        Path("x.tar"), Path("photos"), "val", True)
+    assert parse_scoring("", ["x.tar"])[0].split == "test"
+    assert flags().keys() <= vars(got).keys()
+    check(got)
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+BAD = {name: values for names, values in (
+    (("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test", "num_epochs",
+      "queue_size", "log_step"), ["0", "-1"]),
+    (("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers", "val_times",
+      "val_step", "lr_update", "lr_warmup", "seed", "save_step", "max_bad_photos"), ["-1"]),
+    (("grad_clip", "margin", "tau", "posterior_floor", "learning_rate"), ["-0.1", "inf", "nan"]),
+    (("prior",), ["0", "1", "-0.1", "nan"]),
+    (("momentum",), ["1", "1.5", "-0.1", "nan"])) for name in names}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
+def test_values_that_cannot_work_are_named(name, value):
+    with pytest.raises(InputError, match=f"^--{name} {value}") as caught:
+        check(options(f"--{name}={value}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("momentum", "0"), ("grad_clip", "0"), ("warmup_epochs", "0"), ("seed", "0"),
+    ("queue_size", "32"), ("workers", "0"), ("posterior_floor", "0"), ("prior", "0.99")])
+def test_values_at_the_border_work(name, value):
+    check(options(f"--{name}", value))
+
+
+def test_every_number_has_a_border():
+    numbers = {action.dest for action in build_parser("", TRAINING, {})._actions
+               if action.type in (int, float)}
+    assert numbers == {*BAD, "lr_milestones"}
+
+
+def test_the_bank_must_hold_a_batch():
+    with pytest.raises(InputError, match="--queue_size 31: must hold a batch of 32"):
+        check(options("--queue_size", "31"))
+    check(options("--queue_size", "31", "--loss", "triplet"))
+
+
+def test_the_photos_must_be_named():
+    with pytest.raises(InputError, match="--data_path: name the folder"):
+        check(parse("", [])[0])
+
+
+@pytest.mark.parametrize("argv", [
+    ["--batch_size", "8"], ["--image", "x"], ["--max_v"], ["--nonsense", "1"], ["--gpu", "0"],
+    ["--dataset", "imagenet"], ["--loss", "other"], ["--image_res", "large"], ["--text_pooling"]])
+def test_abbreviations_and_nonsense_are_refused(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("", argv)
+    assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- every flag
+
+
+@pytest.mark.parametrize("groups", [TRAINING, SCORING])
+def test_every_flag_has_help_that_prints(groups):
+    parser = build_parser("A docstring.", groups, {})
+    assert all(action.help for action in parser._actions)
+    assert "A docstring." in parser.format_help()
+
+
+@pytest.mark.parametrize("name", {**flags(), **flags(SCORING)})
+def test_fidelity_note_7_no_flag_is_inert(name):
+    """A file beside options.py reads it, other than to name it in a list."""
+    sources = [path.read_text() for path in ROOT.glob("*.py") if path.name != "options.py"]
+    reads = re.compile(rf"options\.{name}\b")
+    assert any(reads.search(source) for source in sources)

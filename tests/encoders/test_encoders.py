@@ -1,0 +1,220 @@
+"""Encoders, tokenizers and pixel statistics by name: what is loaded, and what is refused."""
+
+import json
+from argparse import Namespace
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from test_data import GOLDEN
+
+from common.device import pick_device
+from common.errors import InputError
+from encoders.processors import image_statistics, load_tokenizer
+from encoders.towers import BUILT_IN, load_encoder
+from inputs.photos import CLIP_MEAN, CLIP_STD
+from model import DualEncoder, build_model
+
+SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+TOKENIZER = load_tokenizer("small-bert", ROOT / "vocab" / "shapes.txt")
+VOCABULARIES = ["vocab/flickr30k.txt", "vocab/shapes.txt"]
+BUILT_IN_TEXT = [name for name in BUILT_IN if name.endswith("bert")]
+BUILT_IN_IMAGE = [name for name in BUILT_IN if name not in BUILT_IN_TEXT]
+CAPTIONS = [pair["clean"] for pair in GOLDEN] + ["Café  NAÏVE, zebra-striped!", "a 狗 runs 🐕", ""]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """The variable serves child processes; this one has read it already."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------- encoders
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_an_unknown_encoder(tmp_path, side):
+    name = str(tmp_path / "nothing")
+    with pytest.raises(InputError, match=f"--{side}_encoder .*nothing: .* no local folder") as at:
+        load_encoder(name, side, 32, None, pretrained=True)
+    one_line(at)
+    assert all(built_in in str(at.value) for built_in in BUILT_IN)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "vit"}', '{"model_type": "x"}'])
+def test_a_folder_that_holds_no_encoder(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="--image_encoder") as caught:
+        load_encoder(str(tmp_path), "image", 32, None, pretrained=True)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_pretrained_weights_are_read_or_left(tmp_path, pretrained):
+    saved = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    saved.save_pretrained(tmp_path)
+    got = load_encoder(str(tmp_path), "image", 32, None, pretrained)
+    pairs = list(zip(got.parameters(), saved.parameters(), strict=True))
+    assert all(torch.equal(*pair) for pair in pairs) == pretrained
+    assert len(pairs) > 10
+
+
+def test_an_encoder_saved_in_half_precision_is_loaded_in_float32(tmp_path):
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
+    model.half().save_pretrained(tmp_path)
+    got = load_encoder(str(tmp_path), "text", 32, None, pretrained=True)
+    assert {parameter.dtype for parameter in got.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("image", BUILT_IN_IMAGE)
+@pytest.mark.parametrize("text", BUILT_IN_TEXT)
+def test_built_in_encoders(image, text):
+    options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
+                        text_pooling="tokens", freeze=None)
+    model = build_model(options, TOKENIZER)
+    assert model.text_encoder.get_input_embeddings().num_embeddings == len(TOKENIZER)
+    assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
+    ids = torch.randint(50, (2, 30))
+    assert model.encode_text(ids, torch.ones_like(ids)).shape == (2, 16)
+    (model.encode_image(torch.randn(2, 3, 64, 64)) * model.encode_text(ids, ids * 0 + 1)
+     ).sum().backward()  # trainable, from scratch
+    assert all(p.grad is not None for p in model.image_projection.parameters())
+
+
+def test_a_size_that_the_image_encoder_does_not_take(tmp_path):
+    """An image side below one patch leaves nothing to look at."""
+    vit = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
+    with pytest.raises(InputError, match="--image_res 4") as caught:
+        DualEncoder(vit, bert, image_res=4)
+    one_line(caught)
+
+
+def test_encoders_on_the_wrong_side():
+    for image, text in (("small-bert", "small-bert"), ("small-vit", "small-vit"),
+                        ("small-vit", "small-convnext")):
+        options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
+                            text_pooling="tokens", freeze=None)
+        side = "image" if image == "small-bert" else "text"
+        with pytest.raises(InputError, match=f"{side}[_ ]encoder"):
+            build_model(options, TOKENIZER)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_without_a_gpu():
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="--device cuda: no GPU"):
+        pick_device("cuda")
+
+
+# --------------------------------------------------------------------------------------- tokenizers
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TEXT)
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_shipped_vocabularies_read_as_bert_reads_them(tmp_path, monkeypatch, name, vocab):
+    """From any working folder, a relative --vocab is found beside the code."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer(name, vocab)
+    words = (ROOT / vocab).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    reference = transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == len(words) == len(set(words)) and tokenizer.pad_token_id == 0
+    got, wanted = tokenizer(CAPTIONS)["input_ids"], reference(CAPTIONS)["input_ids"]
+    assert got == wanted
+    cut = tokenizer(CAPTIONS, truncation=True, max_length=6)["input_ids"]
+    assert cut == reference(CAPTIONS, truncation=True, max_length=6)["input_ids"]
+    assert max(map(len, cut)) == 6 and all(row[-1] == tokenizer.sep_token_id for row in cut)
+
+
+def test_a_caption_goes_round():
+    tokenizer = load_tokenizer("small-bert", "vocab/flickr30k.txt")
+    text = "a man in an orange hat stares at something"
+    ids = tokenizer(text)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert (tokens[0], tokens[-1], tokens.count("[UNK]")) == ("[CLS]", "[SEP]", 0)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokens[1:3] == ["a", "man"]
+    ids = sum(tokenizer([pair["clean"] for pair in GOLDEN])["input_ids"], [])
+    assert ids.count(tokenizer.unk_token_id) < 0.005 * len(ids)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "not a WordPiece vocabulary"),
+    ("a\nman\n", r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]; make one with"),
+    ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"lacks \[MASK\];")])
+def test_a_vocabulary_that_is_none(tmp_path, content, message):
+    path = tmp_path / "words.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=f"--vocab .*words.txt: {message}") as caught:
+        load_tokenizer("small-bert", path)
+    one_line(caught)
+
+
+def test_a_tokenizer_comes_from_the_folder_of_its_encoder(tmp_path):
+    load_tokenizer("small-bert", "vocab/shapes.txt").save_pretrained(tmp_path / "mine")
+    transformers.BertConfig().save_pretrained(tmp_path / "mine")
+    tokenizer = load_tokenizer(str(tmp_path / "mine"), "no matter")
+    assert tokenizer(CAPTIONS)["input_ids"] == load_tokenizer(
+        "small-bert", "vocab/shapes.txt")(CAPTIONS)["input_ids"]
+    with pytest.raises(InputError, match="--text_encoder .*nothing") as caught:
+        load_tokenizer(str(tmp_path / "nothing"), "no matter")
+    one_line(caught)
+
+
+def test_a_folder_without_a_vocabulary(tmp_path):
+    """transformers 5 makes a tokenizer of special tokens for it, to which every word is [UNK]."""
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="--text_encoder"):
+        load_tokenizer(str(tmp_path), "no matter")
+
+
+# --------------------------------------------------------------------------------- pixel statistics
+
+
+def test_pixel_statistics(tmp_path):
+    folder = str(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6]}))
+    options = Namespace(image_stats="encoder", image_encoder=folder)
+    assert image_statistics(options) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    options.image_stats = "clip"
+    assert image_statistics(options) == (list(CLIP_MEAN), list(CLIP_STD))
+
+
+def test_an_encoder_without_pixel_statistics(tmp_path):
+    name = str(tmp_path / "nothing")
+    with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip") as caught:
+        image_statistics(Namespace(image_stats="encoder", image_encoder=name))
+    one_line(caught)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_IMAGE)
+def test_built_in_encoders_have_no_pixel_statistics(monkeypatch, name):
+    """And the Hub is not asked for a model that happens to have their name."""
+    asked = []
+
+    def ask(name):
+        asked.append(name)
+        raise OSError
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", ask)
+    with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip"):
+        image_statistics(Namespace(image_stats="encoder", image_encoder=name))
+    assert not asked
+
+
+def test_pixel_statistics_of_the_real_mobilenet(shared):
+    folder = str(shared / "encoders" / "mobilenet_v2")
+    options = Namespace(image_stats="encoder", image_encoder=folder)
+    assert image_statistics(options) == ([0.5] * 3, [0.5] * 3)

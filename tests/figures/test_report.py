@@ -1,0 +1,202 @@
+"""The report: one file that asks for nothing, in which text stays text."""
+
+import json
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import evaluation
+from common.options import parse
+from data import Split
+from figures.report import write_report
+from metrics.embeddings import Embeddings, save_embeddings
+
+NASTY = '<script>alert("x")</script> & $title <b>bold</b>'
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: tags, attributes, text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.classes = [], [], "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.classes += [value for name, value in attributes if name == "class"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Twelve photos of two captions each, with FNE's statistics, all true matches, a nasty text."""
+    torch.manual_seed(0)
+    photos = [tmp_path / f"{number}.png" for number in range(12)]
+    for number, path in enumerate(photos):
+        Image.new("RGB", (50, 40), (20 * number, 99, 0)).save(path)
+    owners = np.repeat(np.arange(12), 2)
+    matches = owners[:, None] == np.arange(12)
+    matches |= np.random.default_rng(0).random(matches.shape) < 0.2
+    captions = [f"caption {number}" for number in range(24)]
+    captions[5] = NASTY
+    images = F.normalize(torch.randn(12, 8) + 1, dim=1)
+    texts = F.normalize(images[owners] + 0.4 * torch.randn(24, 8), dim=1)
+    split = Split(tmp_path, [path.name for path in photos], captions, owners, matches)
+    # count, mean and m2: N+ = 0.7 +- 0.1, N- = 0.5 +- 0.1
+    return Embeddings(images, texts, split, np.array([[500, 0.7, 4.99], [1000, 0.5, 9.99]]),
+                      0.05), photos
+
+
+def write(embeddings, photos, folder, **changes):
+    options = parse("", ["--dataset", "shapes", "--batch_size_train", "6"])[0]
+    vars(options).update(changes)
+    metrics, _ = evaluation.full_report(embeddings, options)
+    path = write_report(embeddings, metrics, options, "a <title>", photos, folder / "deep" / "er")
+    html = path.read_text(encoding="utf-8")
+    return Page(html), html, metrics
+
+
+def test_it_is_one_file_that_asks_for_nothing(scored, tmp_path):
+    page, html, _ = write(*scored, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["report.html"]
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert any(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in html.replace("url(#", "") and "@import" not in html
+    assert "prefers-color-scheme: dark" in html and ("name", "viewport") in page.attributes
+    assert len(html) < 600_000
+
+
+def test_text_stays_text(scored, tmp_path):
+    page, html, _ = write(*scored, tmp_path)
+    assert NASTY in page.text and "<script" not in html and "b" in page.tags
+    assert "a <title>" in page.text and page.tags.count("title") == 1
+
+
+def test_it_shows_the_numbers_that_the_command_prints(scored, tmp_path):
+    page, _, metrics = write(*scored, tmp_path)
+    for key in ("i2t_r1", "t2i_r10", "rsum", "i2t_meanr", "t2i_map_at_r", "i2t_r_precision"):
+        assert f"{metrics[key]:.1f}" in page.text
+    assert "500 confident pairs" in page.text
+
+
+def test_mistakes_and_how_many_are_none(scored, tmp_path):
+    """Counted one query at a time."""
+    embeddings, photos = scored
+    page, _, _ = write(embeddings, photos, tmp_path)
+    similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy()
+    owners, matches = embeddings.split.image_of_text, embeddings.split.matches
+    wrong = true = 0
+    for image in range(12):
+        first = similarity[:, image].argmax()
+        wrong += owners[first] != image
+        true += owners[first] != image and matches[first, image]
+    assert wrong > 1
+    assert (f"For {wrong} of 12 the first result is not annotated, yet a true match for {true} of"
+            in page.text)
+    wrong = sum(similarity[text].argmax() != owners[text] for text in range(24))
+    assert f"For {wrong} of 24 the first" in page.text
+
+
+def test_true_matches_are_marked_where_they_are_known(scored, tmp_path):
+    embeddings, photos = scored
+    none = np.zeros_like(embeddings.split.matches)  # but for the annotated
+    for matches in embeddings.split.matches, none, ~none:
+        embeddings.split.matches = matches
+        page, _, _ = write(embeddings, photos, tmp_path)
+        marked, candidates = page.classes.count("right"), page.tags.count("figure") - (
+            page.classes.count("row"))  # each row's first is what is asked for
+        assert page.text.count("✓") == marked + 4  # four legends
+        assert candidates > 30
+        if matches.all() or not matches.any():
+            assert marked == candidates * matches.all()
+        else:
+            assert 0 < marked < candidates
+
+
+def test_calibration_counts_every_unannotated_pair_above_the_cut_down(scored, tmp_path):
+    embeddings, photos = scored
+    page, html, _ = write(embeddings, photos, tmp_path)
+    rows = html[html.index("By the known true matches"):].split("<tr>")[2:]
+    rows = [row.replace("</td>", "").split("<td>")[1:] for row in rows]
+    asked = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy() > 0.7 - 0.2
+    asked[np.arange(24), embeddings.split.image_of_text] = False
+    assert 50 < sum(int(row[1].replace(",", "")) for row in rows) == asked.sum() < 24 * 11
+    matches = embeddings.split.matches & asked
+    found = sum(int(row[1].replace(",", "")) * float(row[3].split(" %")[0]) / 100 for row in rows)
+    assert found == pytest.approx(matches.sum(), abs=1)
+
+
+def test_a_released_checkpoint_has_no_statistics_and_the_report_says_so(scored, tmp_path):
+    embeddings, photos = scored
+    embeddings.statistics = None
+    page, _, _ = write(embeddings, photos, tmp_path)
+    assert "no fitted statistics" in page.text and "svg" not in page.tags
+    assert "drawn" not in page.text and "hardest" in page.text
+    embeddings.statistics = np.array([[1, 0.7, 0.0], [2, 0.5, 0.0]])  # too early for a spread
+    assert "no fitted statistics" in write(embeddings, photos, tmp_path)[0].text
+
+
+def test_photos_may_be_missing(scored, tmp_path):
+    embeddings, photos = scored
+    photos[3].unlink()
+    assert "img" in write(embeddings, photos, tmp_path)[0].tags
+    page, _, _ = write(embeddings, None, tmp_path)
+    assert "img" not in page.tags and "caption 7" in page.text
+
+
+def test_the_command_writes_it_beside_its_numbers(scored, tmp_path, capsys):
+    """From an embeddings file: with photos if --data_path names them, judged by people."""
+    embeddings, _ = scored
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    judged = [{"image": f"{a}.png", "caption_of": f"{(a + step) % 12}.png", "caption_no": 0,
+               "yes": int(step == 1), "no": 2 * int(step != 1)}
+              for a in range(12) for step in (1, 2, 3)]
+    (tmp_path / "j.json").write_text(json.dumps(judged))
+    command = ["--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path / "out")]
+    evaluation.main([*command, "--judgements", str(tmp_path / "j.json"),
+                     "--data_path", str(tmp_path)])
+    assert capsys.readouterr().out.rstrip().endswith("report.html")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "img" in page.tags and "By people's judgements" in page.text
+    assert "By the known true matches" not in page.text  # an embeddings file does not hold them
+    evaluation.main(command)
+    assert "<img" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_matplotlib_is_asked_for_in_one_line(scored, tmp_path, capsys, monkeypatch):
+    save_embeddings(scored[0], tmp_path / "e.npz")
+    for name in "figures", "report":
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path)])
+    output = capsys.readouterr()
+    assert caught.value.code == 2 and output.err.count("\n") == 1 and output.out == ""
+    assert "pip install matplotlib" in output.err and "--no_figures" in output.err
+    evaluation.main(["--embeddings", str(tmp_path / "e.npz")])  # without --report nobody needs it
+
+
+def test_a_folder_that_cannot_be_written_is_named(scored, tmp_path, capsys):
+    save_embeddings(scored[0], tmp_path / "e.npz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--report",
+                         str(tmp_path / "file")])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith("error: --report") and error.count("\n") == 1
+
+
+def test_what_the_options_say_is_escaped_too(scored, tmp_path):
+    page, html, _ = write(*scored, tmp_path, text_encoder="<i>mine</i>")
+    assert "<i>mine</i>" in page.text and "i" not in page.tags

@@ -1,0 +1,231 @@
+"""What a run shows, and that showing it changes nothing."""
+
+import io
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from helpers.runs import assert_same, command, drawing, final_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from common import errors, terminal
+from figures import galleries
+from figures import tensorboard as display
+from figures.tensorboard import validation_line
+from training import monitor
+from training.clock import StepClock
+
+SIDES = "i2t", "t2i"
+
+
+@pytest.fixture(autouse=True)
+def loud():
+    yield
+    terminal.quiet = False
+
+
+def logs(folder):
+    """The event file's tags; pictures as {tag: {step: encoded}}."""
+    sizes = {"images": 0, "tensors": 0, "scalars": 0}
+    accumulator = EventAccumulator(str(folder), size_guidance=sizes).Reload()
+    tags = accumulator.Tags()
+    pictures = {tag: {event.step: event.encoded_image_string for event in accumulator.Images(tag)}
+                for tag in tags["images"]}
+    return accumulator, tags, pictures
+
+
+def final(folder):
+    state = final_state(folder)
+    del state["options"]["quiet"]
+    return state
+
+
+@pytest.fixture(scope="module")
+def drawn(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "drawn"
+    with pytest.MonkeyPatch.context() as patch:
+        output = io.StringIO(), io.StringIO()
+        patch.setattr("sys.stdout", output[0])
+        patch.setattr("sys.stderr", output[1])
+        train.main(drawing(data, folder))
+    return SimpleNamespace(folder=folder, out=output[0].getvalue(), err=output[1].getvalue())
+
+
+def test_training_is_the_same_to_the_bit_without_figures(data, drawn, tmp_path, monkeypatch):
+    def forbidden(*arguments):
+        raise AssertionError("drawn in spite of --no_figures")
+
+    monkeypatch.setattr(train, "count_similarities", forbidden)
+    monkeypatch.setattr(display.Display, "write_figures", forbidden)
+    monkeypatch.setattr(galleries, "picks", forbidden)
+    train.main(command(data, tmp_path, "--quiet"))
+    assert_same(final(tmp_path), final(drawn.folder))
+    assert logs(tmp_path)[1]["images"] == []
+
+
+def test_each_validation_has_its_pictures(drawn):
+    _, _, pictures = logs(drawn.folder)
+    validated = [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    fne = [step for step in validated if step > 7]  # the bank is empty in the warm-up
+    steps = {tag: list(found) for tag, found in pictures.items()}
+    # So small a run has epochs without two confident pairs, and so without a spread.
+    assert steps["distributions"] and set(steps.pop("distributions")) <= set(validated)
+    assert steps == {**{f"negatives/{side}": fne for side in SIDES},
+                     **{f"retrieval/{side}": validated for side in SIDES}}
+    for tag, found in pictures.items():
+        for encoded in found.values():
+            image = Image.open(io.BytesIO(encoded))
+            assert image.format == ("PNG" if tag == "distributions" else "JPEG")
+            assert min(image.size) > 300 and len(encoded) < 120_000
+    assert len(set(pictures["negatives/i2t"].values())) > 1
+
+
+@pytest.mark.parametrize("loss", ["triplet", "infonce"])
+def test_the_controls_have_no_bank_and_no_statistics_to_show(data, tmp_path, loss):
+    train.main(drawing(data, tmp_path, "--loss", loss, "--num_epochs", "1", "--quiet"))
+    assert logs(tmp_path)[2].keys() == {f"retrieval/{side}" for side in SIDES}
+
+
+def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
+    """As many values as the statistics took, at every validation."""
+    seen = []
+    write = display.Display.write_figures
+
+    def keep(self, *embeds):
+        seen.append((self.run.counts.sum(dim=1).tolist(), [
+            int(getattr(self.run.criterion, name).count) for name in ("positive", "negative")]))
+        return write(self, *embeds)
+
+    monkeypatch.setattr(display.Display, "write_figures", keep)
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
+                       "15", "--quiet"))
+    assert len(seen) == 4 and all(counted == taken for counted, taken in seen)
+    assert seen[0][0][0] < seen[1][0][0] and seen[2][0][0] < seen[1][0][0] + 3  # began anew
+
+
+def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
+    """A frozen encoder that saw all photos gives the same embeddings as the photos themselves."""
+    found = []
+    embed = display.embed_pairs
+
+    def both(run, *arguments):
+        found.append(embed(run, *arguments))
+        features, run.features = run.features, None
+        found.append(embed(run, *arguments))
+        run.features = features
+        return found[-2]
+
+    monkeypatch.setattr(display, "embed_pairs", both)
+    train.main(drawing(data, tmp_path, "--freeze", "image", "--num_epochs", "2", "--quiet",
+                       "--val_step", "7"))
+    assert len(found) == 4  # online and momentum encoders, twice each
+    for looked_up, encoded in zip(found[::2], found[1::2]):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(looked_up, encoded))
+
+
+def test_a_lost_photo_costs_the_galleries_not_the_run(data, tmp_path, monkeypatch, capsys):
+    def lost(path):
+        raise errors.InputError(f"photo {path} cannot be decoded")
+
+    monkeypatch.setattr(display, "load_photo", lost)
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
+    assert "no galleries at step 14" in capsys.readouterr().out
+    assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}
+
+
+def test_curves_are_grouped_and_times_are_split(drawn):
+    accumulator, tags, _ = logs(drawn.folder)
+    assert {tag.split("/")[0] for tag in tags["scalars"]} == {
+        "train", "statistics", "bank", "val", "time"}
+    parts = [f"time/{part}_ms" for part in ("data", "encoders", "loss", "backward")]
+    assert [tag for tag in tags["scalars"] if tag.startswith("time/")] and not (
+        set(parts) - set(tags["scalars"]))
+    for tag in parts:
+        events = accumulator.Scalars(tag)
+        assert [event.step for event in events] == list(range(2, 21, 2))
+        assert all(event.value > 0 for event in events)
+
+
+def test_the_text_tab_tells_how_it_was_made(drawn, monkeypatch):
+    accumulator, tags, _ = logs(drawn.folder)
+    text = {tag: accumulator.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+            for tag in tags["tensors"]}
+    assert text.keys() == {f"run/{name}/text_summary"
+                           for name in ("command", "options", "versions")}
+    assert "| queue_size | `40` |" in text["run/options/text_summary"]
+    assert f"| torch | {torch.__version__} |" in text["run/versions/text_summary"]
+    monkeypatch.setenv("PATH", "")
+    assert display.commit() == "unknown"
+
+
+def test_where_the_output_is_no_terminal_there_are_lines_and_no_bars(drawn):
+    assert drawn.err == ""
+    lines = drawn.out.splitlines()
+    validations = [line for line in lines if line.startswith("step ")]
+    assert len(validations) == 9 and "\r" not in drawn.out
+    assert all("rsum" in line and "val R@1/5/10" in line for line in validations)
+    assert lines[9].startswith("shapes test, ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_quiet_leaves_the_results(data, tmp_path, monkeypatch):
+    screen = Terminal(), Terminal()
+    monkeypatch.setattr("sys.stdout", screen[0])
+    monkeypatch.setattr("sys.stderr", screen[1])
+    train.main(command(data, tmp_path, "--num_epochs", "1", "--quiet"))
+    assert screen[0].getvalue().startswith("shapes test, ") and screen[1].getvalue() == ""
+
+
+def test_a_terminal_has_one_bar_an_epoch_and_lines_above_it(data, tmp_path, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", screen)
+    train.main(command(data, tmp_path, "--num_epochs", "2"))
+    frames = screen.getvalue().split("\r")
+    bars = [frame for frame in frames if frame.startswith("epoch ")]
+    assert {bar[:9] for bar in bars} == {"epoch 1/2", "epoch 2/2"}
+    assert "step/s" in bars[-1] and "<" in bars[-1] and "loss=0." in bars[-1]  # rate, time to go
+    lines = [line.split("\r")[-1] for line in screen.getvalue().splitlines()]
+    assert sum(line.startswith("step ") for line in lines) == 6
+
+
+@pytest.mark.parametrize("best, change", [
+    (-1.0, "(best so far)"), (150.0, "(+20.5 against the best, best so far)"),
+    (180.0, "(-9.5 against the best)"), (170.5, "(+0.0 against the best)")])
+def test_a_validations_line(best, change):
+    run = SimpleNamespace(global_step=30, epoch=2, step=4, best_rsum=best)
+    metrics = {f"{side}_r{k}": float(k) for side in SIDES for k in (1, 5, 10)} | {"rsum": 170.5}
+    line = validation_line(run, metrics, 0.25)
+    assert line == ("step 30 (epoch 2, step 4): loss 0.2500  val R@1/5/10  i2t 1.0/5.0/10.0  "
+                    f"t2i 1.0/5.0/10.0  rsum 170.5  {change}")
+    assert "loss" not in validation_line(run, metrics, None)
+
+
+def test_the_clock_books_every_second_once(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 10.0, 10.5, 11.0])
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(times))
+    clock = StepClock(torch.device("cpu"))
+    for name in (None, "data", "loss"):
+        clock.lap(name)
+    assert clock.seconds() == Counter(data=1.0, loss=2.0)
+    clock.lap(None)  # a validation of seven seconds
+    clock.lap("data")
+    clock.lap("data")
+    assert clock.seconds() == Counter(data=1.0)
+    assert clock.seconds() == Counter()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_clock_on_a_gpu():
+    clock = StepClock(torch.device("cuda"))
+    clock.lap(None)
+    torch.randn(2000, 2000, device="cuda").matmul(torch.randn(2000, 2000, device="cuda"))
+    clock.lap("loss")
+    assert clock.seconds()["loss"] > 0

@@ -1,0 +1,73 @@
+"""Inputs that the tests of the loss share, in the names and shapes of `oracle.py`."""
+
+from types import SimpleNamespace
+
+from helpers import oracle
+import torch
+import torch.nn.functional as F
+
+from fne_loss import FNELoss, RunningGaussian
+from memory_bank import MemoryBank
+
+DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+SETTINGS = {"margin": 0.4, "tau": 0.7, "prior": 0.05, "min_count": 10}
+FLOOR = 0.02
+# name: D, M, batches put into the bank before, image ids of the batch
+CASES = {
+    "alone": (4, 5, [], [3]),
+    "alone_with_bank": (5, 6, [4], [3]),
+    "two": (5, 4, [], [3, 8]),
+    "two_of_one_photo": (5, 4, [3], [3, 3]),
+    "partly_filled": (7, 30, [9, 9], [3, 8, 9, 2, 5, 0]),
+    "wrapped": (7, 11, [8, 8, 11, 5], [3, 8, 9, 2, 5, 0, 7, 6]),
+    "captions_of_one_photo": (9, 25, [10, 10], [1, 1, 2, 3, 3, 3, 4, 5, 6, 7]),
+}
+
+
+def embeddings(count, dim, dtype):
+    """Two online and two momentum views of the same `count` things, around a common direction."""
+    base = torch.randn(count, dim, dtype=dtype) + 0.8
+    return [F.normalize(base + 0.6 * torch.randn_like(base), dim=1) for _ in range(4)]
+
+
+def make_case(name, dtype=torch.float64):
+    """A batch, a bank that shows some of its photos, and a loss with fitted statistics."""
+    torch.manual_seed(sum(map(ord, name)))
+    dim, size, earlier, ids = CASES[name]
+    bank = MemoryBank(size, dim).to(dtype)
+    for batch in earlier:
+        _, _, images, texts = embeddings(batch, dim, dtype)
+        bank.enqueue(images, texts, torch.randint(0, 12, (batch,)))
+    criterion = FNELoss(**SETTINGS, posterior_floor=FLOOR)
+    statistics = oracle.Statistics(), oracle.Statistics()
+    for _ in range(4):
+        images, texts, _, _ = embeddings(12, dim, dtype)
+        criterion.update_statistics(images, texts, torch.arange(12))
+        oracle.update_statistics(*statistics, *oracle.lists(images, texts), list(range(12)))
+    inputs = [*embeddings(len(ids), dim, dtype), torch.tensor(ids)]
+    return SimpleNamespace(
+        inputs=inputs, bank=bank, ids=ids, criterion=criterion, statistics=statistics,
+        candidate_ids=ids + bank.image_ids.tolist(),
+    )
+
+
+def directions(case):
+    """Anchors (B) and candidates (C) of i2t, then of t2i, as lists."""
+    images, texts, image_keys, text_keys, _ = oracle.lists(*case.inputs)
+    image_bank, text_bank = oracle.lists(case.bank.image_keys, case.bank.text_keys)
+    return (images, text_keys + text_bank), (texts, image_keys + image_bank)
+
+
+def oracle_weights(case, anchors, candidates, **changes):
+    settings = SETTINGS | {"floor": FLOOR} | changes
+    return oracle.weights(
+        anchors, candidates, case.ids, case.candidate_ids, *case.statistics, **settings
+    )
+
+
+def gaussian(mean, variance, count=300):
+    fitted = RunningGaussian()
+    fitted.count.fill_(count)
+    fitted.mean.fill_(mean)
+    fitted.m2.fill_(variance * (count - 1))
+    return fitted

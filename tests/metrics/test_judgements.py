@@ -1,0 +1,220 @@
+"""People's judgements: reading them, and what is computed from them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from metrics.judgements import judgement_lines
+
+import evaluation
+from common.errors import InputError
+from data import Split, read_split
+from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
+from metrics.judgements import (
+    Judgements,
+    agreement,
+    auroc,
+    average_precision,
+    calibration,
+    judge,
+    read_judgements,
+    with_intervals,
+)
+
+NAMES = ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.fixture
+def split(tmp_path):
+    return Split(tmp_path / "x.json", NAMES, [f"text {n}" for n in range(6)],
+                 np.array([0, 0, 1, 1, 2, 2]))
+
+
+PAIRS = [("a.jpg", "b.jpg", 1, 3, 0), ("a.jpg", "c.jpg", 0, 0, 3), ("b.jpg", "a.jpg", 1, 2, 1),
+         ("c.jpg", "a.jpg", 0, 1, 2), ("c.jpg", "b.jpg", 0, 0, 3), ("a.jpg", "a.jpg", 0, 3, 0),
+         ("z.jpg", "a.jpg", 0, 3, 0), ("a.jpg", "z.jpg", 0, 3, 0), ("a.jpg", "b.jpg", 7, 3, 0)]
+
+
+def as_json(path):
+    keys = "image", "caption_of", "caption_no", "yes", "no"
+    path.write_text(json.dumps([dict(zip(keys, pair)) for pair in PAIRS]))
+
+
+def as_crowd_flower(path):
+    path.write_text("".join(f"{image}\t{other}#{number}\t{yes / 3:.4f}\t{yes}\t{no}\n"
+                            for image, other, number, yes, no in PAIRS))
+
+
+def as_expert(path):
+    path.write_text("".join(f"{image}\t{other}#{number}\t" + "\t".join("4" * yes + "2" * no) + "\n"
+                            for image, other, number, yes, no in PAIRS))
+
+
+@pytest.mark.parametrize("write, name", [
+    (as_json, "x.json"), (as_crowd_flower, "CrowdFlowerAnnotations.txt"),
+    (as_expert, "ExpertAnnotations.txt")])
+def test_every_format_tells_the_same(split, tmp_path, write, name):
+    write(tmp_path / name)
+    got = read_judgements(tmp_path / name, split)
+    assert got.images.tolist() == [0, 0, 1, 2, 2]
+    assert got.texts.tolist() == [3, 4, 1, 0, 2]
+    np.testing.assert_allclose(got.yes, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
+    assert got.left_out == {"annotated as matches": 1, "photo not in the split": 1,
+                            "caption not in the split": 2}
+
+
+@pytest.mark.parametrize("name, content, told", [
+    ("x.json", "[{}]", "record 0"), ("x.json", "nonsense", "json"),
+    ("x.json", '[{"image": "a.jpg", "caption_of": "b.jpg", "caption_no": 0, "yes": 0, "no": 0}]',
+     "record 0"),
+    ("x.txt", "a.jpg\tb.jpg#0\t1\t2\n", "line 1"), ("x.txt", "a.jpg b.jpg\n", "line 1"),
+    ("x.json", "[]", "none of its 0 pairs"), ("nothing.txt", None, "cannot be read"),
+])
+def test_bad_files_end_in_one_line(split, tmp_path, name, content, told):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=told) as caught:
+        read_judgements(tmp_path / name, split)
+    assert "\n" not in str(caught.value)
+
+
+def test_average_precision_and_auroc_by_hand():
+    labels = np.array([True, False, True, False])
+    scores = np.array([0.9, 0.8, 0.7, 0.1])
+    assert average_precision(labels, scores) == pytest.approx((1 + 2 / 3) / 2)
+    assert auroc(labels, scores) == pytest.approx(3 / 4)
+    tied = np.array([0.9, 0.5, 0.5, 0.1])
+    assert average_precision(labels, tied) == pytest.approx((1 + 2 / 3) / 2)
+    assert auroc(labels, tied) == pytest.approx(3.5 / 4)
+    # A constant score is worth the base rate and a coin toss.
+    assert (average_precision(labels, tied * 0), auroc(labels, tied * 0)) == (0.5, 0.5)
+
+
+def test_agreement_is_that_of_slow_definitions():
+    generator = np.random.default_rng(0)
+    yes, scores = generator.integers(0, 4, 300) / 3, generator.normal(size=300).round(1)
+    labels, got = yes > 0.5, agreement(yes, scores)
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels] for b in scores[~labels]]
+    assert got["auroc"] == pytest.approx(np.mean(pairs))
+    precision, recall, total = [], [], labels.sum()
+    for level in sorted(set(scores), reverse=True):
+        chosen = scores >= level
+        precision.append(labels[chosen].mean())
+        recall.append(labels[chosen].sum() / total)
+    assert got["ap"] == pytest.approx(np.dot(np.diff([0, *recall]), precision))
+    assert got["spearman"] == pytest.approx(stats.spearmanr(scores, yes).statistic)
+
+
+def case(split, tmp_path):
+    as_json(tmp_path / "x.json")
+    generator = torch.Generator().manual_seed(0)
+    embeds = [F.normalize(torch.randn(count, 5, generator=generator), dim=1) for count in (3, 6)]
+    statistics = np.array([[300, 0.6, 3.0], [600, 0.1, 6.0]])
+    return Embeddings(*embeds, split, statistics, 0.01)
+
+
+def test_the_report_takes_the_right_pairs(split, tmp_path):
+    embeddings = case(split, tmp_path)
+    got = judge(embeddings, tmp_path / "x.json", resamples=50)
+    assert (got["pairs"], got["photos"], got["false_negatives"]) == (5, 3, 2)
+    similarity = embeddings.image_embeds @ embeddings.text_embeds.T
+    scores = similarity[[0, 0, 1, 2, 2], [3, 4, 1, 0, 2]].double().numpy()
+    wanted = agreement(np.array([1, 0, 2 / 3, 1 / 3, 0]), scores)
+    for key, value in wanted.items():
+        assert got["similarity"][key][0] == pytest.approx(value, abs=1e-6)
+        low, high = got["similarity"][key][1:]
+        assert low <= high
+    # With equal variances the posterior rises with the similarity, and ranks alike.
+    assert got["posterior"]["auroc"][0] == got["similarity"]["auroc"][0]
+    assert sum(row["pairs"] for row in got["calibration"]) == 5
+    assert "2 called a match" in judgement_lines(got)
+
+
+def test_intervals_are_over_photos():
+    """Ten equal copies of each pair inside a photo leave the interval as it was."""
+    generator = np.random.default_rng(0)
+    images, yes = np.repeat(np.arange(40), 5), generator.integers(0, 4, 200) / 3
+    scores = yes + generator.normal(size=200)
+
+    def interval(times):
+        pairs = Judgements(np.repeat(images, times), np.zeros(200 * times, int),
+                           np.repeat(yes, times), {})
+        return with_intervals(pairs, np.repeat(scores, times), 100)["auroc"]
+
+    np.testing.assert_allclose(interval(1), interval(10), atol=1e-9)
+    value, low, high = interval(1)
+    assert low < value < high and 0.02 < high - low < 0.3
+
+
+def test_calibration_counts():
+    posterior = np.array([0.0, 5e-5, 0.05, 0.05, 0.99, 1.0])
+    rows = calibration(np.array([0, 0, 0, 1, 1, 1.0]), posterior)
+    assert [row["pairs"] for row in rows] == [2, 2, 2]
+    assert [row["match_share"] for row in rows] == [0, 0.5, 1]
+
+
+def test_people_who_agree_on_everything_leave_nothing_to_rank(split, tmp_path):
+    (tmp_path / "x.txt").write_text("a.jpg\tb.jpg#0\t0\t0\t3\n")
+    with pytest.raises(InputError, match="nothing to rank"):
+        judge(case(split, tmp_path), tmp_path / "x.txt")
+
+
+def test_flickr8k_as_it_is(shared):
+    """All 47,288 judged pairs belong to the test split; 1,985 false negatives are among them."""
+    path = shared / "json" / "flickr8k_crowd_judgements.json"
+    split = read_split("flickr8k", "test", shared / "json")
+    got = read_judgements(path, split)
+    unannotated = [r for r in json.loads(path.read_text()) if r["image"] != r["caption_of"]]
+    assert len(got.yes) == len(unannotated) == 46575
+    assert (got.yes > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
+    assert got.left_out == {"annotated as matches": 713, "photo not in the split": 0,
+                            "caption not in the split": 0}
+
+
+def test_embeddings_files_round_trip_and_are_scored(split, tmp_path, capsys):
+    embeddings = case(split, tmp_path)
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    again = read_embeddings(tmp_path / "e.npz")
+    assert torch.equal(again.text_embeds, embeddings.text_embeds) and again.prior == 0.01
+    assert again.split.images == NAMES and np.array_equal(again.statistics, embeddings.statistics)
+    evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--judgements",
+                     str(tmp_path / "x.json"), "--output", str(tmp_path / "out.json")])
+    results = json.loads((tmp_path / "out.json").read_text())
+    wanted = evaluation.retrieval_metrics(embeddings.image_embeds, embeddings.text_embeds,
+                                          split.image_of_text)
+    assert {key: results[key] for key in wanted} == wanted
+    assert results["judgements"]["pairs"] == 5 and "posterior" in capsys.readouterr().out
+
+
+def spoilt(arrays, what):
+    changes = {
+        "no npz": None,
+        "lacks an array": {"captions": ...},
+        "do not agree": {"images": arrays["images"][:2]},
+        "each of the photos": {"image_of_text": np.array([0, 0, 1, 1, 1, 1])},
+        "NaN": {"text_embeds": np.full((6, 5), np.nan, dtype=np.float32)},
+        "(3, 4)": {"image_embeds": np.zeros((3, 4), dtype=np.float32)},
+    }[what]
+    if changes is None:
+        return None
+    return {name: changes.get(name, array) for name, array in arrays.items()
+            if changes.get(name) is not ...}
+
+
+@pytest.mark.parametrize("what", ["no npz", "lacks an array", "do not agree", "each of the photos",
+                                  "NaN", "(3, 4)"])
+def test_bad_embeddings_end_in_one_line(split, tmp_path, capsys, what):
+    path = tmp_path / "e.npz"
+    save_embeddings(case(split, tmp_path), path)
+    arrays = spoilt(dict(np.load(path)), what)
+    if arrays is None:
+        path.write_bytes(b"no npz")
+    else:
+        np.savez(path, **arrays)
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main(["--embeddings", str(path)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and what in error and error.count("\n") == 1

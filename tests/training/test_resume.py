@@ -1,0 +1,90 @@
+"""Nothing is lost: stopped after any step, or killed at any moment, and taken up again."""
+
+import os
+import random
+import signal
+
+import pytest
+from helpers.runs import assert_same, command, drawing, events, expect_exit, final_state
+
+import checkpoint
+import train
+
+STEPS = 21  # of which the first 7 warm up
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train.main(command(data, folder, "--log_step", "3"))
+    return folder
+
+
+def assert_same_run(folder, finished):
+    assert_same(final_state(folder), final_state(finished))
+    logged, whole = events(folder), events(finished)
+    for tags in logged, whole:
+        for tag in [tag for tag in tags if "_per_second" in tag or tag.startswith("time/")]:
+            del tags[tag]  # of one process: nobody knows it of two
+    assert logged == whole  # no gap and no repeat
+    assert (folder / "test_results.json").read_text() == (
+        finished / "test_results.json").read_text()
+
+
+def signal_after(monkeypatch, step, number=signal.SIGTERM):
+    """Send the process a signal in the middle of a step, counted from 1."""
+    whole_step = train.training_step
+
+    def training_step(run, batch):
+        if run.global_step + 1 == step:
+            os.kill(os.getpid(), number)
+        return whole_step(run, batch)
+
+    monkeypatch.setattr(train, "training_step", training_step)
+
+
+def drawn_steps(seed, each):
+    """So many of the warm-up, its last, and as many of the FNE epochs."""
+    draw = random.Random(seed)
+    early, late = draw.sample(range(1, 7), each), draw.sample(range(8, STEPS), each)
+    return [*sorted(early), 7, *sorted(late)]
+
+
+@pytest.mark.parametrize("workers, each, start", [("0", 3, drawing), ("2", 1, command)])
+def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, monkeypatch, capsys,
+                                                      workers, each, start):
+    """The same command line each time, as in a job that is requeued."""
+    arguments = start(data, tmp_path, "--log_step", "3", "--workers", workers, "--resume", "auto")
+    for step in drawn_steps(int(workers), each):
+        with monkeypatch.context() as patch:
+            signal_after(patch, step)
+            expect_exit(arguments, 143, capsys, [
+                "SIGTERM", f"step {step} is done and saved", "--resume auto"])
+        assert checkpoint.read(tmp_path / "checkpoint.pth.tar")["global_step"] == step
+    train.main(arguments)
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_validation_that_is_stopped_is_made_up_for(data, finished, tmp_path, monkeypatch, capsys,
+                                                     when):
+    """Before its end or after; the steps between are trained meanwhile."""
+    arguments = command(data, tmp_path, "--log_step", "3", "--resume", "auto", "--no_figures")
+    score, calls = train.score, []
+
+    def stopped(*given):
+        calls.append(when)
+        if len(calls) == 4 and when == "before":
+            os.kill(os.getpid(), signal.SIGINT)
+        metrics = score(*given)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(train, "score", stopped)
+    expect_exit(arguments, 130, capsys, ["SIGINT", "step 10 is done and saved"])
+    state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
+    assert state["validation_due"] and state["global_step"] == 10
+    train.main(arguments)
+    assert_same_run(tmp_path, finished)

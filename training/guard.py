@@ -1,0 +1,73 @@
+"""What guards a run against numbers that are not finite, and tells of a collapse.
+
+A run that nothing befalls is not changed by it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.terminal import warn
+from training.run import Run
+
+SKIPS_IN_A_ROW = 5  # this many steps that are not finite end the run
+COLLAPSED = 2e-3  # deviation of a batch's similarities: a run that learns has 0.05 and more
+
+
+@torch.no_grad()
+def finite(*values: Tensor) -> Tensor:
+    """() bool, on the device: whether every number in all of `values` is finite."""
+    return torch.stack([value.isfinite().all() for value in values]).all()
+
+
+def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip the gradients and step the optimizer, unless a number is not finite.
+
+    Then the step does nothing: weights, moments and step count keep every bit, and it is counted.
+    The switch is the one that PyTorch's GradScaler uses: a fused optimizer reads `found_inf` on the
+    device. A `state_dict` does not have it.
+
+    Args:
+        image_ids: (B,) photos of the batch.
+        values: what must be finite beside the gradients.
+
+    Returns:
+        () norm of all gradients before clipping, and () bool, whether the step was taken.
+    """
+    limit = run.options.grad_clip or torch.inf
+    norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
+    good = finite(norm, *values)
+    run.skips.update(good, image_ids, run.global_step)
+    run.optimizer.found_inf = (~good).float()
+    run.optimizer.step()
+    return norm, good
+
+
+def warn_or_stop(run: Run, spread: float, loss: float) -> None:
+    """Look at the steps since the last time, where the run waits for the device anyway.
+
+    Args:
+        spread, loss: means since then; `spread` is the deviation of a batch's similarities.
+
+    Raises:
+        InputError: the last steps were all not finite; it names the photos of the latest.
+    """
+    skips, now = run.skips, run.global_step
+    rate = run.optimizer.param_groups[0]["lr"]
+    if skips.in_a_row >= SKIPS_IN_A_ROW:
+        names = ", ".join(run.photos[image].name for image in skips.image_ids.tolist())
+        raise InputError(
+            f"step {int(skips.step)}: loss, gradient or embeddings were not finite in "
+            f"{int(skips.in_a_row)} steps in a row, at a learning rate of {rate:g}, so none of "
+            "them was taken: lower --learning_rate, or look at the photos of the latest batch: "
+            f"{names}")
+    if now - run.options.log_step < skips.step <= now:
+        warn(f"step {int(skips.step)} was not finite and left out, {int(skips.count)} so far")
+    collapsed = spread < COLLAPSED
+    if collapsed and not run.collapsed:
+        warn(f"step {now}: collapse: the similarities of a batch are all alike (deviation "
+            f"{spread:.1e}), and the loss is {loss:.4f} (twice the margin: "
+            f"{2 * run.options.margin:g}). Try a lower --learning_rate, or more --easy_epochs")
+    elif run.collapsed and not collapsed:
+        warn(f"step {now}: no more collapse: similarities differ again (deviation {spread:.1e})")
+    run.collapsed = collapsed

@@ -1,0 +1,104 @@
+"""A run: all that changes while it trains."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.options import TrainOptions
+from fne_loss import FNELoss
+from memory_bank import MemoryBank
+from model import DualEncoder, MomentumUpdate
+from training.clock import StepClock
+from training.schedule import learning_rate_factor, phase
+
+
+class Skips(nn.Module):
+    """Steps that changed nothing because something in them was not finite.
+
+    Buffers: `count` () int64, in all; `in_a_row` () int64, up to the last step; `step` () int64 and
+    `image_ids` (B,) int64 of the latest. They stay on the device: no step waits to see them.
+    """
+
+    def __init__(self, batch: int):
+        super().__init__()
+        for name in "count", "in_a_row", "step":
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("image_ids", torch.zeros(batch, dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, good: Tensor, image_ids: Tensor, step: int) -> None:
+        """Count a step: `good` () bool, its photos (B,), and how many steps came before it."""
+        self.count += ~good
+        self.in_a_row.copy_((self.in_a_row + 1) * ~good)
+        self.step.copy_(self.step.where(good, step + 1))
+        last = self.image_ids[: len(image_ids)]
+        last.copy_(last.where(good, image_ids))
+
+
+@dataclass
+class Run:
+    """What a run is made of; `checkpoint.pack` saves what of it changes."""
+
+    options: TrainOptions
+    device: torch.device
+    model: DualEncoder
+    criterion: FNELoss
+    log_scale: nn.Parameter  # () log of the inverse temperature of --loss infonce
+    optimizer: torch.optim.Optimizer
+    pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
+    steps_per_epoch: int
+    photos: list[Path]  # (N_i,) files of the training split
+    skips: Skips
+    clock: StepClock
+    momentum_model: DualEncoder | None = None  # None for the controls, as are the next two
+    update_momentum: MomentumUpdate | None = None
+    bank: MemoryBank | None = None
+    matches: Tensor | None = None  # (N_t, N_i) bool, all true matches of training, where known
+    counts: Tensor | None = None  # (2, BINS) similarities of this epoch, where figures are drawn
+    features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
+    epoch: int = 0
+    step: int = 0  # steps done in this epoch
+    global_step: int = 0
+    validation_due: bool = False  # after the last step, and not done yet
+    best_rsum: float = -1.0
+    bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
+    collapsed: bool = False  # as last said
+    logs: list[dict[str, Tensor]] = field(default_factory=list)  # since they were last written
+
+    @property
+    def phase(self) -> str:
+        """The loss of the next step, as `schedule.phase` names it."""
+        return phase(self.options, self.epoch)
+
+    def start_epoch(self) -> None:
+        """Forget what is kept for one epoch only: FNE's statistics, and their histograms."""
+        self.criterion.reset_statistics()
+        if self.counts is not None:
+            self.counts.zero_()
+
+    def set_learning_rate(self) -> None:
+        """That of the next step."""
+        factor = learning_rate_factor(self.options, self.global_step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * factor
+
+    def finish_step(self, validate_at: set[int]) -> None:
+        """Count a step, and an epoch at its end; `validate_at` of `schedule.validation_steps`."""
+        self.validation_due = self.step + 1 in validate_at
+        self.step += 1
+        self.global_step += 1
+        if self.step == self.steps_per_epoch:
+            self.epoch, self.step = self.epoch + 1, 0
+
+    def train_mode(self) -> None:
+        """Dropout on, in the momentum encoders too, as published."""
+        for model in filter(None, (self.model, self.momentum_model)):
+            model.train()
+
+
+def build_loss(options: TrainOptions, prior: float | None = None) -> FNELoss:
+    """The FNE loss that the options describe; `prior` in place of theirs."""
+    return FNELoss(options.margin, options.tau, options.prior if prior is None else prior,
+                   options.posterior_floor, options.nums_right_sims)

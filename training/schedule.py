@@ -1,0 +1,36 @@
+"""What follows from a step or an epoch alone: the loss in use, learning rate, validations.
+
+Pure functions, so that there is no scheduler whose state could be lost.
+"""
+
+from common.options import TrainOptions
+
+# Phases of a run, as they are shown: the in-batch triplet loss, the method, the InfoNCE control.
+ALL_NEGATIVES, HARDEST_NEGATIVE = "triplet, all negatives", "triplet, hardest negative"
+FNE, INFONCE = "FNE", "InfoNCE"
+
+
+def phase(options: TrainOptions, epoch: int) -> str:
+    """The loss of an epoch, counted from 0: one of the four above."""
+    if options.loss == "infonce":
+        return INFONCE
+    if options.loss == "fne" and epoch >= options.warmup_epochs:
+        return FNE
+    hardest = options.max_violation and epoch >= options.easy_epochs
+    return HARDEST_NEGATIVE if hardest else ALL_NEGATIVES
+
+
+def learning_rate_factor(options: TrainOptions, step: int, steps_per_epoch: int) -> float:
+    """The share of --learning_rate at a step: a rise at the start, then tenfold falls."""
+    epoch = step // steps_per_epoch
+    falls = (epoch // options.lr_update if options.lr_update
+             else sum(epoch >= milestone for milestone in options.lr_milestones))
+    return min(1.0, (step + 1) / (options.lr_warmup + 1)) * 0.1**falls
+
+
+def validation_steps(options: TrainOptions, steps: int) -> set[int]:
+    """After which of an epoch's `steps` to validate; always after the last."""
+    if options.val_step:
+        return {*range(options.val_step, steps, options.val_step), steps}
+    parts = options.val_times + 1
+    return {steps * part // parts for part in range(1, parts + 1)} - {0}
