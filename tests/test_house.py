@@ -1,4 +1,4 @@
-"""The house: who may import whom, no circles; every file says what it is; the method stands alone."""
+"""The house: who may import whom, no circles, files that say what they are, the method alone."""
 
 import ast
 import re
