@@ -29,6 +29,7 @@ from timing import Row, in_turns, row
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
+from training_step import training_rows
 
 from common.options import parse
 from encoders.processors import load_tokenizer
@@ -39,7 +40,6 @@ from inputs.photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 from memory_bank import MemoryBank
 from metrics.retrieval import five_fold, retrieval_metrics
 from model import build_model
-from training_step import training_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -234,7 +234,7 @@ def caption_rows(short: bool, repeats: int, device: str) -> list[Row]:
             rows = [some[index] for index in range(start, min(start + 256, len(some)))]
             model.encode_text(*(part.to(device) for part in pad_captions(rows, 0, None)))
 
-    embed = in_turns(repeats, lambda: encode_captions(model, some, options, 0), in_order, device)
+    embed = in_turns(repeats, lambda: encode_captions(model, some), in_order, device)
     return [row("captions", f"{len(captions):,} captions cleaned, tokenised and packed",
                 "the tokenizer alone", read),
             row("captions", f"{len(some):,} captions embedded, sorted by length",

@@ -1,18 +1,19 @@
 """What several test files share."""
 
 import os
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: tests never use the network
 
+import huggingface_hub.constants  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from helpers.runs import SIZES  # noqa: E402
+from helpers import encoders  # noqa: E402
+from helpers.paths import SHARED  # noqa: E402
+from helpers.runs import SIZES, command, contents  # noqa: E402
 
 import fne_loss  # noqa: E402
+import train  # noqa: E402
 from inputs import shapes  # noqa: E402
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,22 +22,61 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_shapes():
+    """Wherever a command makes the embedded dataset or looks for it, it has a size for tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "DEFAULT_SIZES", SIZES)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real data beside a checkout; tests that need it skip where there is none."""
-    folder = ROOT.parent / "shared"
-    if not folder.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("no ../shared with real data beside this checkout")
-    return folder
+    return SHARED
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The embedded dataset, in a size for tests."""
-    before = dict(shapes.DEFAULT_SIZES)
-    shapes.DEFAULT_SIZES.update(SIZES)
-    yield shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
-    shapes.DEFAULT_SIZES.update(before)
+@pytest.fixture(scope="session")
+def data(small_shapes, tmp_path_factory):
+    """The embedded dataset, for all to read; `copy_of` makes one to be spoilt."""
+    folder = shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before, "a test has changed the dataset that all read"
+
+
+@pytest.fixture(scope="session")
+def finished(data, one_thread, tmp_path_factory):
+    """The folder of a run that was never interrupted, for all to read; copy it to change it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train.main(command(data, folder))
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before, "a test has changed the run that all read"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A small encoder of each kind, saved as Hugging Face folders are."""
+    return encoders.save_all(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture
+def dual(folders):
+    """A function that builds a `DualEncoder` of these kinds, in evaluation mode."""
+    def build(image="vit", text="bert", res=encoders.RES, **settings):
+        return encoders.build(folders, image, text, res, **settings)
+
+    return build
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The variable serves child processes; this one has read it already."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Splits, captions and batches: published cleaning, real counts, examples that a seed decides."""
+"""Splits and batches: real counts, refusals, examples that a seed decides."""
 
 import json
 from collections import Counter
@@ -7,16 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from helpers.captions import pair_dataset, word_tokenizer
+from helpers.photos import save
 
 from common.errors import InputError
-from data import NO_PHOTO, Collator, PairDataset, Split, find_json, read_split
-from inputs.captions import Captions, clean_caption, pad_captions
-from inputs.loader import EpochSampler, make_loader
+from common.options import parse
+from data import (
+    NO_PHOTO,
+    Collator,
+    find_json,
+    load_eval_set,
+    load_split,
+    make_train_loader,
+    read_split,
+    sees_photos_once,
+)
+from inputs.captions import Captions
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "captions.json").read_text())
 DATA = Path("photos")  # splits are read without looking at the photos
 
 
@@ -24,22 +31,6 @@ def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def save_photos(folder, names, size=(24, 20)):
-    rng = np.random.default_rng(0)
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One id a word, without special tokens."""
-    words = {word: i for i, word in enumerate("[PAD] [UNK] a red blue cat dog runs sits".split())}
-    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
 
 
 # ------------------------------------------------------------------------------------------ splits
@@ -163,97 +154,26 @@ def test_fidelity_note_9_ten_coco_photos_have_six_captions(shared):
     assert five.image_of_text.tolist() == [photo for photo in range(5_000) for _ in range(5)]
 
 
-# ---------------------------------------------------------------------------------------- captions
-
-
-def test_cleaning_is_the_published_one():
-    assert len(GOLDEN) > 200
-    assert [clean_caption(pair["raw"]) for pair in GOLDEN] == [pair["clean"] for pair in GOLDEN]
-
-
-def test_cleaning_by_hand():
-    assert clean_caption("  A well-lit <Person>, on/off: 'Hi!'  ") == "a well lit person on off hi"
-    assert clean_caption("a b c d", max_words=2) == "a b"
-    assert clean_caption(" ".join("x" * 31)) == " ".join("x" * 30)
-    assert clean_caption("") == ""
-
-
-@pytest.mark.parametrize(("max_words", "max_tokens"), [(30, 30), (2, 30), (30, 3), (3, 2)])
-def test_captions_are_those_tokenised_one_by_one(tokenizer, max_words, max_tokens):
-    texts = ["A red cat, runs.", "dog", "a BLUE dog sits; a red cat runs", "zebra-cat"] * 1100
-    captions = Captions(texts, tokenizer, max_words, max_tokens)
-    assert len(captions) == len(texts)
-    for index in (0, 1, 2, 3, 4095, 4096, 4399):
-        ids = tokenizer(clean_caption(texts[index], max_words))["input_ids"][:max_tokens]
-        assert captions[index].tolist() == ids and captions.lengths[index] == len(ids)
-        assert captions[index].dtype == torch.int64
-
-
-@pytest.mark.parametrize(("length", "width"), [(None, 3), (5, 5)])
-def test_padding(length, width):
-    ids, mask = pad_captions([torch.tensor(row) for row in ([4, 5, 6], [7])], 9, length)
-    rest = [0] * (width - 3)
-    assert ids.tolist() == [[4, 5, 6] + [9 for _ in rest], [7, 9, 9] + [9 for _ in rest]]
-    assert mask.tolist() == [[1, 1, 1] + rest, [1, 0, 0] + rest]
-    assert ids.dtype == mask.dtype == torch.int64
-
-
 # ----------------------------------------------------------------------------------------- batches
 
 
-def test_collator():
-    items = [(torch.full((3, 2, 2), i, dtype=torch.uint8), torch.arange(i + 1), i + 10, i + 20,
-              NO_PHOTO) for i in range(3)]
-    batch = Collator(pad_id=0, length=4)(items)
+@pytest.mark.parametrize(("padded", "width"), [(False, 3), (True, 4)])
+def test_collator(padded, width):
+    captions = Captions(["a", "a red", "a red cat"], word_tokenizer(), 30, 4, padded)
+    items = [(torch.full((3, 2, 2), i, dtype=torch.uint8), captions[i], i + 10, i + 20, NO_PHOTO)
+             for i in range(3)]
+    batch = Collator(captions)(items)
     assert batch.pixels.shape == (3, 3, 2, 2) and batch.pixels[2].unique() == 2
-    assert batch.input_ids.shape == (3, 4)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (3, width)
     assert batch.attention_mask.sum(dim=1).tolist() == [1, 2, 3]
+    assert batch.input_ids[1, :3].tolist() == [2, 3, 0]
     assert batch.image_ids.tolist() == [10, 11, 12] and batch.text_ids.tolist() == [20, 21, 22]
-    assert Collator(pad_id=0)(items).input_ids.shape == (3, 3)
+    assert batch.bad_photos.tolist() == [NO_PHOTO] * 3
     assert all(tensor.device.type == "cpu" for tensor in batch.to(torch.device("cpu")))
 
 
-def batches(seed=1, epoch=0, start=0, size=23, batch_size=4):
-    sampler = EpochSampler(size, batch_size, seed)
-    sampler.epoch, sampler.start = epoch, start
-    return list(sampler)
-
-
-def test_an_epoch_shows_every_pair_once_and_drops_the_rest():
-    epoch = batches()
-    assert [len(batch) for batch in epoch] == [4] * 5 and len(EpochSampler(23, 4, 1)) == 5
-    indices, seeds = zip(*sum(epoch, []))
-    assert len(set(indices)) == len(set(seeds)) == 20 and set(indices) < set(range(23))
-
-
-def test_order_and_seeds_follow_from_seed_and_epoch():
-    assert batches(epoch=3) == batches(epoch=3)
-    different = [batches(), batches(epoch=1), batches(seed=2)]
-    for part in (0, 1):  # the order, and the seeds
-        assert len({tuple(pair[part] for pair in sum(epoch, [])) for epoch in different}) == 3
-
-
-@pytest.mark.parametrize("start", range(6))
-def test_an_interrupted_epoch_goes_on_where_it_stopped(start):
-    assert batches(epoch=2, start=start) == batches(epoch=2)[start:]
-
-
-def test_a_batch_larger_than_the_split_is_refused():
-    assert len(batches(size=4)) == 1
-    with pytest.raises(InputError, match="--batch_size_train 4 .* 3 pairs"):
-        EpochSampler(3, 4, 1)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory, tokenizer):
-    folder, names = tmp_path_factory.mktemp("photos"), [f"{i}.png" for i in range(4)]
-    save_photos(folder, names)
-    split = Split(Path("x.json"), names, ["a cat"] * 8, np.arange(8) % 4)
-    captions = Captions(split.captions, tokenizer, 30, 30)
-    return PairDataset(split, [folder / name for name in names], captions, 16, augment=True)
-
-
-def test_the_seed_decides_a_training_photo_and_the_callers_draws_stay(dataset):
+def test_the_seed_decides_a_training_photo_and_the_callers_draws_stay(tmp_path):
+    dataset = pair_dataset(tmp_path)
     torch.manual_seed(5)
     wanted = torch.rand(8)
     torch.manual_seed(5)
@@ -265,17 +185,36 @@ def test_the_seed_decides_a_training_photo_and_the_callers_draws_stay(dataset):
     assert seen[0][0].shape == (3, 16, 16) and len(dataset) == 8
 
 
-def test_workers_change_nothing(dataset):
-    runs = []
-    for workers in (0, 2):
-        sampler = EpochSampler(8, 3, seed=1)
-        loader = make_loader(dataset, workers, False, batch_sampler=sampler,
-                             collate_fn=Collator(0))
-        state = torch.get_rng_state()
-        runs.append([])
-        for sampler.epoch in range(2):
-            runs[-1] += list(loader)
-        assert torch.equal(torch.get_rng_state(), state)
-    assert len(runs[0]) == 4
-    for alone, shared_out in zip(*runs, strict=True):
-        assert all(map(torch.equal, alone, shared_out))
+# ----------------------------------------------------------------------------- what a command reads
+
+
+def test_a_loaded_split_has_its_photos_and_captions(data):
+    options, _ = parse("", ["--dataset", "shapes", "--data_path", str(data), "--max_tokens", "5",
+                            "--text_pooling", "padded"])
+    loaded = load_split(options, "val", word_tokenizer(), captions_per_image=2)
+    assert len(loaded.photos) == 8 and all(path.is_file() for path in loaded.photos)
+    assert len(loaded.captions) == len(loaded.split.captions) == 16
+    assert loaded.captions.lengths.max() == 5 and loaded.captions.batch_length == 5
+
+
+@pytest.mark.parametrize(("more", "captions"), [([], 5), (["--all_captions"], 6)])
+def test_coco_is_scored_on_five_captions_a_photo(tmp_path, more, captions):
+    save(tmp_path, ["1.jpg"])
+    write(tmp_path / "coco_test.json", [{"image": "1.jpg", "caption": ["a cat"] * 6}])
+    options, _ = parse("", ["--dataset", "mscoco", "--data_path", str(tmp_path), *more])
+    assert len(load_eval_set(options, "test", word_tokenizer()).captions) == captions
+    assert len(load_split(options, "test", word_tokenizer()).captions) == 6
+
+
+@pytest.mark.parametrize(("more", "once"), [
+    ([], False), (["--freeze", "image"], True), (["--freeze", "text"], False),
+    (["--freeze", "image", "--augment", "published"], False)])
+def test_photos_that_no_step_looks_at_are_not_loaded(data, more, once):
+    """Those of a frozen encoder without augmentation: it has seen them all before."""
+    options, _ = parse("", ["--dataset", "shapes", "--data_path", str(data), "--workers", "0",
+                            "--batch_size_train", "16", *more])
+    train_set = load_split(options, "train", word_tokenizer())
+    batch = next(iter(make_train_loader(options, train_set, pin=False)))
+    assert sees_photos_once(options) == once
+    assert batch.pixels.shape == ((16, 0) if once else (16, 3, 64, 64))
+    assert batch.image_ids.tolist() == train_set.split.image_of_text[batch.text_ids].tolist()

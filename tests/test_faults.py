@@ -1,26 +1,27 @@
 """Malformed input of every kind, through the real commands: one line, status 2, no file harmed.
 
-The table is in `faults_of_data.py` and `faults_of_files.py`, and for reading in `FAULTS.md`; below
-hypothesis looks for more.
+The table is in `helpers/faults_of_data.py` and `helpers/faults_of_files.py`, and for reading in
+`FAULTS.md`; below hypothesis looks for more.
 """
 
 import json
 import re
 
-from helpers import faults_of_data  # noqa: F401  (it fills the table)
-from helpers import faults_of_files  # noqa: F401  (likewise)
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import (
+    faults_of_data,  # noqa: F401  (it fills the table)
+    faults_of_files,  # noqa: F401  (likewise)
+)
 from helpers.faults import FAULTS, Place
+from helpers.paths import ROOT
+from helpers.runs import contents, expect_exit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from helpers.runs import command, expect_exit
 
 import checkpoint
-import train
 from common.errors import InputError
 from data import read_matches, read_split
 from inputs.photos import load_photo, photo_fault
@@ -29,17 +30,6 @@ from metrics.judgements import read_judgements
 from training import storage
 
 # ---------------------------------------------------------------------------------- the table holds
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    train.main(command(data, folder, "--num_epochs", "1", "--no_figures"))
-    return folder
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -55,11 +45,11 @@ def test_fault(data, finished, tmp_path, capsys, name):
 
 
 def test_the_table_of_faults_is_that_of_the_tests():
-    assert len(FAULTS) >= 40
+    assert len(FAULTS) >= 73
     table = (ROOT / "tests" / "FAULTS.md").read_text()
     rows = re.findall(r"^\| (.*?) \| .* \| `test_fault\[(.*?)\]` \|$", table, re.MULTILINE)
     assert rows == [(described, name) for name, (described, _, _) in FAULTS.items()]
-    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for test in re.findall(r"`(test_\w+)(?:\[.*?\])?`", table):
         assert f"def {test}(" in sources
 

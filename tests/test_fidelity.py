@@ -1,7 +1,7 @@
 """The deliberate differences that concern the program as a whole; the README numbers them.
 
-Notes 2, 4, 5 and 6 have their tests beside the code that they concern: `test_released.py` and
-`test_golden.py`.
+Notes 2, 4, 5 and 6 have their tests beside the code that they concern:
+`test_released_checkpoints.py` and `test_golden.py`.
 """
 
 import json
@@ -9,8 +9,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from helpers.runs import command
+from helpers.paths import ROOT
+from helpers.runs import CPU, command
 
 import evaluation
 import train
@@ -25,13 +25,14 @@ from model import build_model
 VOCAB = ROOT / "vocab" / "flickr30k.txt"
 
 
-def test_fidelity_note_1_validation_returns_to_training_mode(data):  # noqa: F811
+def test_fidelity_note_1_validation_returns_to_training_mode(data):
     """As released, evaluation leaves dropout off: two passes agree. Ours has it on again."""
-    options, _ = parse("", ["--dataset", "shapes", "--workers", "0", "--data_path", str(data)])
+    options, _ = parse("", ["--dataset", "shapes", "--workers", "0", "--data_path", str(data),
+                            *CPU])
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     model = build_model(options, tokenizer)
     inputs = torch.arange(5, 21).reshape(1, 16), torch.ones(1, 16, dtype=torch.int64)
-    encode_split(model, load_eval_set(options, "val", tokenizer), options, 0)
+    encode_split(model, load_eval_set(options, "val", tokenizer), options)
     assert model.training
     assert not torch.equal(model.encode_text(*inputs), model.encode_text(*inputs))
     model.eval()  # the published behaviour until the next epoch
@@ -43,24 +44,25 @@ def test_fidelity_note_3_long_captions_are_cut_in_training_too():
     tokenizer = load_tokenizer("small-bert", VOCAB)
     text = " ".join(["xylophonist"] * 40)
     released = tokenizer([" ".join(text.split()[:30])])["input_ids"][0]
-    ours = Captions([text], tokenizer, 30, 30)[0]
+    captions = Captions([text], tokenizer, 30, 30)
+    ours = captions[0]
     assert len(released) > 60 and len(ours) == 30
     items = [(torch.zeros(3, 2, 2, dtype=torch.uint8), ours, 0, 0, NO_PHOTO)]
-    assert Collator(tokenizer.pad_token_id)(items).input_ids.shape == (1, 30)
+    assert Collator(captions)(items).input_ids.shape == (1, 30)
 
 
 def test_fidelity_note_7_test_needs_no_resume_and_data_path_is_a_flag(tmp_path, capsys):
     """As released, --test without --resume scores random weights; ours asks for a checkpoint."""
     with pytest.raises(SystemExit) as caught:
         train.main(["--dataset", "flickr", "--data_path", str(tmp_path), "--test",
-                    "--logger_name", str(tmp_path)])
+                    "--logger_name", str(tmp_path), *CPU])
     assert caught.value.code == 2 and "model_best.pth.tar" in capsys.readouterr().err
     spelled = [parse("", [flag, "somewhere"])[0].data_path
                for flag in ("--data_path", "--image_root")]
     assert spelled[0] == spelled[1] and str(spelled[0]) == "somewhere"
 
 
-def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypatch):  # noqa: F811
+def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypatch):
     """As released, every validation scores it too: here six of them, but one test at the end."""
     scored = []
 

@@ -2,10 +2,19 @@
 
 import math
 
-from helpers import oracle
 import pytest
 import torch
-from helpers.cases import CASES, DTYPES, SETTINGS, directions, embeddings, make_case, oracle_weights
+from helpers import oracle
+from helpers.cases import (
+    CASES,
+    DTYPES,
+    SETTINGS,
+    directions,
+    embeddings,
+    make_case,
+    oracle_weights,
+    step_of_the_method,
+)
 from torch._subclasses import FakeTensorMode
 
 import fne_loss
@@ -19,7 +28,8 @@ from memory_bank import EMPTY, MemoryBank
 @pytest.mark.parametrize("name", CASES)
 def test_step_is_the_oracles(name, dtype, tolerance, sampled):
     case = make_case(name, dtype)
-    loss, *draws = case.criterion(*case.inputs, case.bank, return_draws=True)
+    draws = case.criterion.draw_both(*case.inputs, case.bank)
+    loss = case.criterion.hinge_of(*case.inputs[:2], *draws)
     expected = 0.0
     for (anchors, candidates), (weights, fallback), draw in zip(directions(case), sampled, draws):
         wanted = torch.tensor(oracle_weights(case, anchors, candidates), dtype=dtype)
@@ -53,7 +63,8 @@ def test_draws_are_reported_as_they_are_used(name):
     torch.manual_seed(5)
     plain = case.criterion(*case.inputs, case.bank)
     torch.manual_seed(5)
-    loss, *draws = case.criterion(*case.inputs, case.bank, return_draws=True)
+    draws = case.criterion.draw_both(*case.inputs, case.bank)
+    loss = case.criterion.hinge_of(*case.inputs[:2], *draws)
     assert torch.equal(plain, loss)
     expected = 0.0
     for (anchors, candidates), draw in zip(directions(case), draws):
@@ -76,9 +87,9 @@ def test_gradient_reaches_the_anchors_only(sampled):
     case = make_case("captions_of_one_photo")
     *embeds, ids = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in case.inputs]
     banked = case.bank.image_keys.requires_grad_(), case.bank.text_keys.requires_grad_()
-    loss, *draws = case.criterion(*embeds, ids, case.bank, return_draws=True)
+    draws = case.criterion.draw_both(*embeds, ids, case.bank)
     assert not any(value.requires_grad for draw in draws for value in draw)
-    loss.backward()
+    case.criterion.hinge_of(*embeds[:2], *draws).backward()
     assert embeds[0].grad.any() and embeds[1].grad.any()
     assert [tensor.grad for tensor in (*embeds[2:], *banked)] == [None] * 4
     torch.autograd.gradcheck(
@@ -100,7 +111,8 @@ def test_autocast_changes_nothing_for_float32_embeddings(use):
             loss = {
                 "fne": lambda: case.criterion(*anchors, image_keys, text_keys, ids, case.bank),
                 "triplet": lambda: fne_loss.triplet_loss(*anchors, ids, 0.4, False),
-                "infonce": lambda: fne_loss.infonce_loss(*anchors, ids, torch.tensor(2.0)),
+                "infonce": lambda: fne_loss.infonce_loss(
+                    fne_loss.cosine(*anchors), ids, torch.tensor(2.0)),
             }[use]()
         loss.backward()
         buffers = [buffer.clone() for buffer in case.criterion.buffers()]
@@ -138,8 +150,9 @@ def test_without_any_allowed_candidate_there_is_no_loss(name):
     bank, ids = MemoryBank(7, 4), torch.full((batch,), 2)
     if stored:
         bank.enqueue(*embeddings(stored, 4, torch.float32)[:2], torch.full((stored,), 2))
-    anchors = images.requires_grad_(), texts.requires_grad_()
-    loss, *draws = FNELoss()(*anchors, image_keys, text_keys, ids, bank, return_draws=True)
+    anchors, criterion = (images.requires_grad_(), texts.requires_grad_()), FNELoss()
+    draws = criterion.draw_both(*anchors, image_keys, text_keys, ids, bank)
+    loss = criterion.hinge_of(*anchors, *draws)
     loss.backward()
     assert loss.item() == 0
     assert not images.grad.any() and not texts.grad.any()  # also false for NaN
@@ -207,13 +220,23 @@ def test_triplet_is_the_oracles(name, max_violation, dtype, tolerance):
     assert got.item() == pytest.approx(wanted, rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.parametrize("max_violation", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_triplet_of_embeddings_is_that_of_their_similarity(name, max_violation):
+    images, texts, _, _, ids = make_case(name).inputs
+    similarity = fne_loss.cosine(images, texts)
+    assert torch.equal(fne_loss.triplet_from_similarity(similarity, ids, 0.4, max_violation),
+                       fne_loss.triplet_loss(images, texts, ids, 0.4, max_violation))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("log_scale", [0.0, 2.5, 4.6])
 @pytest.mark.parametrize("name", CASES)
 def test_infonce_is_the_oracles(name, log_scale, dtype, tolerance):
     case = make_case(name, dtype)
     images, texts, _, _, ids = case.inputs
-    got = fne_loss.infonce_loss(images, texts, ids, torch.tensor(log_scale, dtype=dtype))
+    similarity = fne_loss.cosine(images, texts)
+    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(log_scale, dtype=dtype))
     scale = math.exp(log_scale)
     wanted = oracle.infonce(*oracle.lists(images, texts), case.ids, scale)
     assert got.item() == pytest.approx(wanted, rel=tolerance, abs=10 * tolerance)
@@ -225,10 +248,12 @@ def test_gradients_of_the_in_batch_losses(use):
     inputs = images.requires_grad_(), texts.requires_grad_()
     log_scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     if use == "infonce":
-        fne_loss.infonce_loss(*inputs, ids, log_scale).backward()
+        def infonce(images, texts, log_scale):
+            return fne_loss.infonce_loss(fne_loss.cosine(images, texts), ids, log_scale)
+
+        infonce(*inputs, log_scale).backward()
         assert log_scale.grad.abs() > 1e-3
-        inputs = (*inputs, log_scale)
-        torch.autograd.gradcheck(lambda a, b, s: fne_loss.infonce_loss(a, b, ids, s), inputs)
+        torch.autograd.gradcheck(infonce, (*inputs, log_scale))
     else:
         hardest = use == "triplet_hardest"
         loss = fne_loss.triplet_loss(*inputs, ids, 0.4, hardest)
@@ -238,31 +263,9 @@ def test_gradients_of_the_in_batch_losses(use):
         )
 
 
-def step(criterion, bank, device):
-    """Everything that the method does in a step of 8 pairs, D 6."""
-    images, texts = (torch.rand(8, 6, device=device, requires_grad=True) for _ in range(2))
-    image_keys, text_keys = torch.rand(2, 8, 6, device=device)
-    ids = torch.arange(8, device=device)
-    criterion.update_statistics(images, texts, ids)
-    loss, *_ = criterion(images, texts, image_keys, text_keys, ids, bank, return_draws=True)
-    bank.enqueue(image_keys, text_keys, ids, ids)
-    loss.backward()
-
-
 def test_a_step_reads_no_number_back():
     """Fake tensors have no data, so whatever would make a GPU wait for a number raises here."""
     with FakeTensorMode() as mode:
-        step(FNELoss(), MemoryBank(20, 6), "cpu")
+        step_of_the_method(FNELoss(), MemoryBank(20, 6), "cpu")
         with pytest.raises(Exception, match="item|local_scalar|data"):
             float(mode.from_tensor(torch.ones(())))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_never_waits_for_the_gpu():
-    criterion, bank = FNELoss().cuda(), MemoryBank(20, 6).cuda()
-    step(criterion, bank, "cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(criterion, bank, "cuda")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -4,19 +4,17 @@ Files and fields: `golden/*.npz`. In the recorded inputs no photo occurs twice i
 bank is full, so the deliberate differences (README, Fidelity notes) are not in play there.
 """
 
-from pathlib import Path
-
 import numpy as np
-from helpers import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import oracle
+from helpers.paths import GOLDEN
 
 import fne_loss
 from fne_loss import FNELoss
 from memory_bank import EMPTY, MemoryBank
 
-GOLDEN = Path(__file__).parent / "golden"
 STEPS = ["all_cut", "bayes", "few_positives", "odd_sizes", "same_image_in_bank"]
 DIRECTIONS = ["i2t", "t2i"]
 

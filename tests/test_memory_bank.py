@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 import torch
+from helpers.steps import all_finite
 
 from memory_bank import EMPTY, MemoryBank
 
@@ -135,3 +136,14 @@ def test_refuses_ids_of_another_shape_and_keeps_the_bank_whole(ids):
     with pytest.raises(ValueError, match="ids of shape"):
         bank.enqueue(keys, keys, **{"image_ids": torch.arange(3)} | ids)
     assert len(bank) == 0 and not bank.image_keys.any()
+
+
+def test_the_bank_leaves_the_slot_of_a_bad_key_empty():
+    bank, ids = MemoryBank(6, 3), torch.arange(4)
+    images, texts = torch.ones(4, 3), torch.ones(4, 3)
+    images[1, 2], texts[3, 0] = torch.nan, torch.inf
+    bank.enqueue(images, texts, ids, ids + 10)
+    assert bank.image_ids.tolist() == [0, EMPTY, 2, EMPTY, EMPTY, EMPTY]
+    assert bank.text_ids.tolist() == [10, EMPTY, 12, EMPTY, EMPTY, EMPTY]
+    assert int(bank.pointer) == 4 and len(bank) == 2
+    assert all_finite(bank.state_dict())

@@ -1,83 +1,23 @@
-"""The dual encoder and its momentum copy, on small models of every kind, made and saved here."""
+"""The dual encoder on small encoders of every kind: embeddings, freezing, speed and memory."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-
-from common.device import use_bf16
-from common.errors import InputError
-from encoders.towers import load_encoder
-from model import (
-    DualEncoder,
-    checkpoint_gradients,
-    compile_encoders,
-    momentum_copy,
-    update_momentum,
+from helpers.encoders import (
+    IDS,
+    IMAGE_KINDS,
+    MASK,
+    PAD,
+    TEXT_KINDS,
+    WIDTH,
+    photos,
+    same,
 )
 
-WIDTH, WORDS, RES = 32, 40, 32
-PAD, FIRST, LAST = 1, 2, 3
-IDS = torch.tensor([[FIRST, 5, 6, 7, LAST], [FIRST, 8, LAST, PAD, PAD], [FIRST, 9, 8, LAST, PAD]])
-MASK = (IDS != PAD).long()
-SIZES = dict(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-             initializer_range=0.3)
-VISION = dict(image_size=RES, patch_size=8, **SIZES)
-TEXT = dict(vocab_size=WORDS, max_position_embeddings=12, **SIZES)
-IMAGE_KINDS = ["vit", "clip", "siglip", "resnet", "mobilenet"]
-TEXT_KINDS = ["bert", "clip", "siglip"]
-
-
-def make(kind):
-    if kind == "vit":
-        return transformers.ViTModel(transformers.ViTConfig(**VISION))
-    if kind == "bert":
-        return transformers.BertModel(transformers.BertConfig(**TEXT))
-    if kind == "clip":
-        tokens = dict(pad_token_id=PAD, bos_token_id=FIRST, eos_token_id=LAST)
-        return transformers.CLIPModel(transformers.CLIPConfig(
-            text_config=TEXT | tokens, vision_config=VISION, projection_dim=24))
-    if kind == "siglip":
-        return transformers.SiglipModel(transformers.SiglipConfig(
-            text_config=TEXT | dict(projection_size=WIDTH), vision_config=VISION))
-    if kind == "resnet":
-        return transformers.ResNetModel(transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=[16, WIDTH], depths=[1, 1], layer_type="basic"))
-    return transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.25))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Each kind, saved as Hugging Face folders are; batch norm has seen something."""
-    root = tmp_path_factory.mktemp("encoders")
-    torch.manual_seed(0)
-    for kind in {*IMAGE_KINDS, *TEXT_KINDS}:
-        model = make(kind).train()
-        if kind in ("resnet", "mobilenet"):
-            model(pixel_values=torch.randn(8, 3, RES, RES) + 1)
-        model.save_pretrained(root / kind)
-    return root
-
-
-@pytest.fixture
-def dual(folders):
-    """A function that builds a `DualEncoder` from the folders."""
-    def build(image="vit", text="bert", res=RES, **settings):
-        encoders = (load_encoder(str(folders / kind), side, res, pretrained=True)
-                    for kind, side in ((image, "image"), (text, "text")))
-        torch.manual_seed(1)
-        return DualEncoder(*encoders, image_res=res, **settings).eval()
-
-    return build
-
-
-def photos(number=3, res=RES):
-    return torch.randn(number, 3, res, res, generator=torch.Generator().manual_seed(2))
-
-
-def same(got, wanted, tolerance=1e-5):
-    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
-
+from common.errors import InputError
+from encoders.towers import load_encoder
+from model import DualEncoder, checkpoint_gradients, compile_encoders, momentum_copy
 
 # --------------------------------------------------------------------------------------- embeddings
 
@@ -138,24 +78,6 @@ def test_fidelity_note_2_padded_pooling_averages_all_tokens(dual):
     tokens = model.text_encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
     same(model.encode_text(IDS, MASK), F.normalize(tokens.mean(dim=1)))
     assert (model.encode_text(IDS, MASK) - dual().encode_text(IDS, MASK))[1].abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-@torch.no_grad()
-def test_both_towers_of_one_folder_give_its_own_embeddings(dual, folders, kind):
-    """SigLIP was trained without mask on captions padded to its greatest length."""
-    whole = transformers.AutoModel.from_pretrained(folders / kind).eval()
-    text = ({"input_ids": IDS, "attention_mask": MASK} if kind == "clip" else
-            {"input_ids": F.pad(IDS, (0, TEXT["max_position_embeddings"] - 5), value=PAD)})
-    wanted = [whole.get_image_features(pixel_values=photos()), whole.get_text_features(**text)]
-    wanted = [F.normalize(output if isinstance(output, torch.Tensor) else output.pooler_output)
-              for output in wanted]  # transformers 4 gives the features, 5 wraps them
-    model = dual(kind, kind)
-    same(model.encode_image(photos()), wanted[0])
-    same(model.encode_text(IDS, MASK), wanted[1])
-    for tower in model.image_encoder, model.text_encoder:  # each kept its half only
-        kept = {name.split(".")[1] for name, _ in tower.named_parameters()}
-        assert not {"vision_model", "text_model"} <= kept
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip", "siglip"])
@@ -234,47 +156,6 @@ def test_a_frozen_encoder_stays_as_it_is(dual, freeze, kept, embed_size):
         assert all(p.grad.abs().sum() > 0 for p in projection.parameters())
 
 
-@pytest.mark.parametrize("freeze", [None, "image", "text"])
-def test_the_momentum_copy_shares_what_is_frozen_and_copies_the_rest(dual, freeze):
-    model = dual(freeze=freeze, embed_size=16)
-    copy = momentum_copy(model)
-    for side in "image", "text":
-        ours, theirs = (getattr(m, f"{side}_encoder") for m in (model, copy))
-        assert (ours is theirs) == (side == freeze)
-        pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
-        assert all((p.data_ptr() == k.data_ptr()) == (side == freeze) for p, k in pairs)
-        assert all(torch.equal(p, k) for p, k in pairs)
-    assert copy.image_projection is not model.image_projection
-    assert not any(parameter.requires_grad for parameter in copy.parameters())
-    assert model.text_projection.weight.requires_grad
-    with torch.no_grad():
-        assert torch.equal(copy.encode_image(photos()), model.encode_image(photos()))
-
-
-@pytest.mark.parametrize("m", [0.0, 0.9, 0.995])
-@pytest.mark.parametrize(("image", "freeze"), [("vit", None), ("resnet", None), ("resnet", "text")])
-def test_momentum_follows_by_the_formula(dual, m, image, freeze):
-    model = dual(image, freeze=freeze)
-    copy = momentum_copy(model)
-    wanted = {name: value.clone() for name, value in copy.state_dict().items()}
-    parameters = {name for name, _ in model.named_parameters()}
-    frozen = f"{freeze}_encoder."
-    for step in range(4):
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                if not name.startswith(frozen):
-                    value.add_(torch.randn_like(value) if value.is_floating_point() else step + 1)
-        for name, q in model.state_dict().items():
-            k = wanted[name]
-            wanted[name] = m * k + (1 - m) * q if name in parameters else q.clone()
-        update_momentum(copy, model, m)
-        for name, value in copy.state_dict().items():
-            same(value, wanted[name])
-    changed = any(not torch.equal(wanted[name], model.state_dict()[name]) for name in parameters)
-    assert changed == (m > 0)
-    assert image == "vit" or len(wanted) > len(parameters)  # there were buffers
-
-
 # --------------------------------------------------------------------------------- speed and memory
 
 
@@ -298,21 +179,6 @@ def test_bf16_runs_the_encoders_alone_and_stays_near(dual, image, text):
     got[0].sum().backward()
     assert all(parameter.grad is None or parameter.grad.dtype == torch.float32
                for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(("able", "cpu", "cuda"), [
-    (True, {"auto": False, "fp32": False, "bf16": True},
-     {"auto": True, "fp32": False, "bf16": True}),
-    (False, {"auto": False, "bf16": True}, {"auto": False, "fp32": False, "bf16": None})])
-def test_when_bf16_is_used(monkeypatch, able, cpu, cuda):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
-    for device, wanted in ("cpu", cpu), ("cuda", cuda):
-        for precision, answer in wanted.items():
-            if answer is None:
-                with pytest.raises(InputError, match="--precision bf16: this GPU"):
-                    use_bf16(precision, torch.device(device))
-            else:
-                assert use_bf16(precision, torch.device(device)) == answer
 
 
 @pytest.mark.parametrize(("image", "text"), [("vit", "bert"), ("clip", "clip")])
@@ -351,8 +217,3 @@ def test_compiled_encoders_keep_their_names(dual):
     assert list(model.state_dict()) == names
     for encoder in model.image_encoder, model.text_encoder:
         assert encoder._compiled_call_impl is not None
-
-
-def test_attention_is_the_fused_one(dual):
-    for encoder in dual().image_encoder, dual().text_encoder:
-        assert encoder.config._attn_implementation == "sdpa"

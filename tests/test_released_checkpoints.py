@@ -5,10 +5,12 @@ import pickle
 from types import SimpleNamespace
 
 import numpy as np
-from helpers import oracle
 import pytest
 import torch
-from conftest import ROOT
+from helpers import oracle
+from helpers.paths import GOLDEN
+from helpers.runs import CPU
+from helpers.steps import recorded
 from PIL import Image
 
 import checkpoint
@@ -18,9 +20,9 @@ from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from inputs.captions import Captions, pad_captions
-from train import build_run
+from model import update_momentum
 
-FOLDER = ROOT / "tests" / "golden" / "released_checkpoint"
+FOLDER = GOLDEN / "released_checkpoint"
 RELEASED, IMAGE, TEXT = (str(FOLDER / name)
                          for name in ("model_best.pth.tar", "image_encoder", "text_encoder"))
 
@@ -43,6 +45,14 @@ def altered(tmp_path):
     return write
 
 
+def released_momentum_model():
+    """The momentum towers of the released checkpoint, in evaluation mode."""
+    options = SimpleNamespace(image_encoder=IMAGE, text_encoder=TEXT, text_pooling="padded",
+                              image_res=32)
+    state = checkpoint.read(FOLDER / "model_best.pth.tar")
+    return checkpoint.released_dual_encoder(options, state, FOLDER, momentum=True)
+
+
 def test_embeddings_are_those_of_the_released_program(expected):
     model = checkpoint.load_released(RELEASED, IMAGE, TEXT)
     assert not model.training
@@ -52,12 +62,8 @@ def test_embeddings_are_those_of_the_released_program(expected):
     torch.testing.assert_close(images, expected["image_embeds"], rtol=0, atol=1e-5)
     torch.testing.assert_close(texts, expected["text_embeds"], rtol=0, atol=1e-5)
     # What a loader gets that picks the momentum encoder is far away, and is what ours gives for it.
-    options = SimpleNamespace(image_encoder=IMAGE, text_encoder=TEXT, text_pooling="padded",
-                              image_res=32)
-    momentum = checkpoint.released_dual_encoder(
-        options, checkpoint.read(FOLDER / "model_best.pth.tar"), FOLDER, momentum=True)
     with torch.no_grad():
-        keys = momentum.encode_image(expected["pixel_values"])
+        keys = released_momentum_model().encode_image(expected["pixel_values"])
     torch.testing.assert_close(keys, expected["momentum_image_embeds"], rtol=0, atol=1e-5)
     assert (keys - images).abs().max() > 0.1
 
@@ -104,7 +110,7 @@ def photos(tmp_path):
 def command(photos, tmp_path, *more):
     return ["--dataset", "flickr", "--data_path", str(photos), "--resume", RELEASED,
             "--image_encoder", IMAGE, "--text_encoder", TEXT, "--workers", "0",
-            "--logger_name", str(tmp_path / "run"), *more]
+            "--logger_name", str(tmp_path / "run"), *CPU, *more]
 
 
 def test_one_command_scores_it(photos, tmp_path, capsys):
@@ -151,42 +157,51 @@ def test_fine_tuning_in_its_own_folder_does_not_overwrite_it(photos, tmp_path):
     assert (folder / "model_best.pth.tar").read_bytes() != released
 
 
-def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expected):
-    """Dropout off, captions of one length: our loop's loss is the oracle's, draw by draw."""
+def run_from_it(photos, tmp_path):
+    """A run at its first step from the released checkpoint, with dropout off."""
     options, given = parse("", command(photos, tmp_path))
     path = FOLDER / "model_best.pth.tar"
     state = checkpoint.read(path)
     checkpoint.merge_options(options, given, state, path)
-    run = build_run(options, load_tokenizer(TEXT, ""), None, 10, state)
+    run = train.build_run(options, load_tokenizer(TEXT, ""), steps_per_epoch=10, state=state)
     run.model.eval()
     run.momentum_model.eval()
-    pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
-    batch = Batch(pixels, expected["input_ids"][:6], expected["attention_mask"][:6],
+    return run
+
+
+@torch.no_grad()
+def embeddings_of_a_step(run, batch):
+    """Online embeddings and momentum keys of a batch, (B, D) each: by the released towers, loaded
+    anew, the momentum ones a step closer to the online ones."""
+    online, momentum = checkpoint.load_released(RELEASED, IMAGE, TEXT), released_momentum_model()
+    update_momentum(momentum, online, run.options.momentum)
+    pixels = train.normalize(batch.pixels, *run.pixel_statistics)
+    text = batch.input_ids, batch.attention_mask
+    return (online.encode_image(pixels), online.encode_text(*text),
+            momentum.encode_image(pixels), momentum.encode_text(*text))
+
+
+def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expected, monkeypatch):
+    """The loop's loss against the oracle's hinge on what the loop drew, from embeddings that are
+    computed here."""
+    run = run_from_it(photos, tmp_path)
+    batch = Batch(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8),
+                  expected["input_ids"][:6], expected["attention_mask"][:6],
                   torch.arange(1000, 1006), torch.arange(6), torch.full((6,), NO_PHOTO))
-    seen = {}
-    forward = run.criterion.forward
+    embeds = images, texts, image_keys, text_keys = embeddings_of_a_step(run, batch)
+    image_bank, text_bank = run.bank.image_keys.clone(), run.bank.text_keys.clone()
+    draws = recorded(monkeypatch, run.criterion, "draw_both")
 
-    def spy(*inputs, **keywords):
-        # The bank is written after the loss, so what the loss saw is kept here.
-        seen["inputs"] = [tensor.detach().clone() for tensor in inputs[:5]]
-        seen["bank"] = [run.bank.image_keys.clone(), run.bank.text_keys.clone()]
-        seen["result"] = forward(*inputs, **keywords)
-        return seen["result"]
-
-    run.criterion.forward = spy
     loss = train.training_step(run, batch)
-    images, texts, image_keys, text_keys, _ = seen["inputs"]
-    total = 0.0
-    for anchors, keys, bank, draw in ((images, text_keys, seen["bank"][1], seen["result"][1]),
-                                      (texts, image_keys, seen["bank"][0], seen["result"][2])):
-        candidates = torch.cat([keys, bank])
-        total += oracle.hinge(*oracle.lists(anchors, candidates), draw.negatives.tolist(), 0.2)
-    assert loss.item() == pytest.approx(total, abs=1e-5)
-    # The towers that the step used are the released ones: undo the update by loading them again.
-    with torch.no_grad():
-        again = checkpoint.load_released(RELEASED, IMAGE, TEXT)
-        pixel_values = train.normalize(pixels, *run.pixel_statistics)
-        torch.testing.assert_close(again.encode_image(pixel_values), images, rtol=0, atol=1e-5)
+
+    [(given, (i2t, t2i))] = draws
+    for got, wanted in zip(given, embeds):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    candidates = torch.cat([text_keys, text_bank]), torch.cat([image_keys, image_bank])
+    wanted = (oracle.hinge(*oracle.lists(images, candidates[0]), i2t.negatives.tolist(), 0.2)
+              + oracle.hinge(*oracle.lists(texts, candidates[1]), t2i.negatives.tolist(), 0.2))
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+    assert wanted > 0.01
 
 
 @pytest.mark.parametrize("side", ["visual_encoder", "text_encoder"])

@@ -1,85 +1,15 @@
-"""Statistics, posterior, weights and draws against `oracle.py` and closed forms."""
+"""Posterior, weights and draws against `oracle.py` and closed forms."""
 
 import math
 
-from helpers import oracle
 import pytest
 import torch
-from helpers.cases import DTYPES, directions, embeddings, gaussian, make_case, oracle_weights
+from helpers import oracle
+from helpers.cases import CASES, DTYPES, directions, gaussian, make_case, oracle_weights
 
 import fne_loss
-from fne_loss import NO_NEGATIVE, FNELoss, RunningGaussian
+from fne_loss import NO_NEGATIVE
 from memory_bank import EMPTY
-
-# Statistics
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_running_gaussian_is_the_oracles(dtype):
-    """In double precision whatever the values come in."""
-    torch.manual_seed(0)
-    fitted, wanted = RunningGaussian(), oracle.Statistics()
-    assert (fitted.count.item(), fitted.mean.item(), fitted.variance.item()) == (0, 0, 0)
-    for shape in [(0,), (1,), (5,), (2, 3), (0,), (40,)]:
-        values = 0.3 + 0.1 * torch.randn(shape, dtype=dtype).requires_grad_()
-        mask = torch.rand(shape) < 0.5
-        values = values.masked_fill(~mask, -torch.inf)  # what is masked out may be anything
-        for given, used in ((values[mask], None), (values, mask), (values, torch.zeros_like(mask))):
-            fitted.update(given, used)
-            wanted.update([] if used is not None and not used.any() else values[mask].tolist())
-            got = fitted.count.item(), fitted.mean.item(), fitted.m2.item(), fitted.variance.item()
-            assert got == pytest.approx(
-                (wanted.count, wanted.mean, wanted.m2, wanted.variance), rel=1e-12
-            )
-    assert wanted.count > 20
-    assert not any(buffer.requires_grad for buffer in fitted.buffers())
-    fitted.reset()
-    assert [buffer.item() for buffer in fitted.buffers()] == [0, 0, 0]
-
-
-def test_mean_moves_before_the_deviations_are_taken():
-    """By hand: 0 and 2 give m2 = 2; a 4 moves the mean to 2 and adds 4. (Welford's gives 8.)"""
-    fitted = RunningGaussian()
-    fitted.update(torch.tensor([0.0, 2.0]))
-    fitted.update(torch.tensor([4.0]))
-    assert (fitted.count.item(), fitted.mean.item(), fitted.m2.item()) == (3, 2, 6)
-    assert fitted.variance.item() == 3
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-@pytest.mark.parametrize("ids", [[4], [0, 1], [5, 5], [0, 0, 1, 2, 2, 2, 3, 4], list(range(9))])
-def test_update_statistics_is_the_oracles(ids, dtype, tolerance):
-    torch.manual_seed(len(ids))
-    criterion, wanted = FNELoss(), (oracle.Statistics(), oracle.Statistics())
-    for _ in range(3):
-        images, texts, _, _ = embeddings(len(ids), 5, dtype)
-        criterion.update_statistics(images, texts, torch.tensor(ids))
-        oracle.update_statistics(*wanted, *oracle.lists(images, texts), ids)
-    for got, side in zip((criterion.positive, criterion.negative), wanted):
-        assert got.count.item() == side.count
-        assert got.mean.item() == pytest.approx(side.mean, abs=tolerance)
-        assert got.m2.item() == pytest.approx(side.m2, abs=tolerance)
-    criterion.reset_statistics()
-    assert not any(buffer.item() for buffer in criterion.buffers())
-
-
-@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 2, 2, 2, 3, 4]])
-def test_confident_pairs_are_the_oracles(ids):
-    torch.manual_seed(1)
-    found = []
-    for _ in range(20):
-        similarity = torch.rand(8, 8) + 0.5 * torch.eye(8)
-        got = fne_loss.confident_pairs(similarity, torch.tensor(ids)).tolist()
-        assert got == oracle.confident_pairs(similarity.tolist(), ids)
-        found += got
-    assert 20 < sum(found) < len(found) - 20
-
-
-def test_a_tie_is_not_confident():
-    similarity = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.9, 0.0], [0.0, 0.0, 0.5]])
-    assert fne_loss.confident_pairs(similarity, torch.arange(3)).tolist() == [False, True, True]
-    assert fne_loss.confident_pairs(similarity.T, torch.arange(3)).tolist() == [False, True, True]
-
 
 # Posterior and weights
 
@@ -126,6 +56,19 @@ def test_posterior_of_statistics_without_spread_is_finite():
         sides = gaussian(0.5, 0.0, counts[0]), gaussian(0.3, 0.0, counts[1])
         got = fne_loss.false_negative_posterior(values, *sides, 1e-4)
         assert got.tolist() == [0, 0, 1, 1]  # the nearer of two needles
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_excluded_are_the_own_photo_and_empty_slots(name):
+    case = make_case(name)
+    got = fne_loss.excluded_candidates(case.inputs[-1], torch.tensor(case.candidate_ids))
+    assert got.tolist() == [[oracle.is_excluded(own, other) for other in case.candidate_ids]
+                            for own in case.ids]
+
+
+def test_the_bound_of_the_cut_down_is_mean_minus_margin():
+    bound = fne_loss.cut_down_bound(gaussian(0.7, 0.01), 0.2)
+    assert bound.shape == () and bound.item() == pytest.approx(0.5, abs=1e-15)
 
 
 def small_weights(similarity, positive, negative, **changes):
@@ -223,7 +166,7 @@ def test_every_candidate_with_weight_is_drawn_and_no_other(monkeypatch, name, pa
     case = make_case(name)
     seen = [[set() for _ in case.ids] for _ in range(2)]
     for _ in range(300):
-        _, *draws = case.criterion(*case.inputs, case.bank, return_draws=True)
+        draws = case.criterion.draw_both(*case.inputs, case.bank)
         for direction, draw in zip(seen, draws):
             for row, negative in zip(direction, draw.negatives.tolist()):
                 row.add(negative)
@@ -243,7 +186,7 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     def look(part):
         monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
         sampled.clear()
-        _, *draws = case.criterion(*case.inputs, case.bank, return_draws=True)
+        draws = case.criterion.draw_both(*case.inputs, case.bank)
         count = len(sampled) // 2  # parts of a direction
         weights = [torch.cat([weights for weights, _ in sampled[start : start + count]], dim=1)
                    for start in (0, count)]

@@ -51,7 +51,7 @@ def watch(run: Run, step: Step) -> None:
 
 def false_negative_share(run: Run, step: Step) -> Tensor:
     """() share of true matches among the negatives that the loss used: those drawn, or in the
-    in-batch triplet loss the hardest. NaN where it used none."""
+    in-batch triplet loss the hardest. NaN where it used none that is known."""
     batch = step.batch
     if step.draws is None:
         texts, images = (batch.text_ids[step.in_batch.hardest_at[0]],
@@ -62,8 +62,11 @@ def false_negative_share(run: Run, step: Step) -> Tensor:
         used = drawn != NO_NEGATIVE
         texts = torch.cat([batch.text_ids, run.bank.text_ids])[drawn[0].clamp(min=0)]  # (B,)
         images = torch.cat([batch.image_ids, run.bank.image_ids])[drawn[1].clamp(min=0)]  # (B,)
-    false = torch.stack([run.matches[texts, batch.image_ids], run.matches[batch.text_ids, images]])
-    return (false & used).sum() / used.sum()  # of bools (2, B)
+    # A bank that was taken over from a released checkpoint does not know its captions.
+    used = used & (torch.stack([texts, images]) >= 0)  # (2, B)
+    false = torch.stack([run.matches[texts.clamp(min=0), batch.image_ids],
+                         run.matches[batch.text_ids, images.clamp(min=0)]])  # (2, B)
+    return (false & used).sum() / used.sum()
 
 
 def count_similarities(counts: Tensor, in_batch: InBatch) -> None:

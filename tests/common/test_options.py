@@ -1,13 +1,27 @@
 """Flags: names, published defaults, presets, layering, refusals; and that none of them is inert."""
 
 import re
+import typing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from common.errors import InputError
-from common.options import PRESETS, SCORING, TRAINING, build_parser, check, parse, parse_scoring
+from common.options import (
+    CHECKING,
+    PRESETS,
+    SCORING,
+    TRAINING,
+    CheckingOptions,
+    ScoringOptions,
+    TrainOptions,
+    build_parser,
+    check,
+    parse,
+    parse_checking,
+    parse_scoring,
+)
 
 PUBLISHED = dict(
     image_res=384, batch_size_train=32, batch_size_test=32, margin=0.2, num_epochs=25,
@@ -161,9 +175,40 @@ def test_every_flag_has_help_that_prints(groups):
     assert "A docstring." in parser.format_help()
 
 
+def sources():
+    """The program's own files, but for the one that defines the flags."""
+    folders = ["", "common", "inputs", "encoders", "metrics", "training", "figures", "scripts"]
+    paths = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
+    return [path.read_text() for path in paths if path.name != "options.py"]
+
+
 @pytest.mark.parametrize("name", {**flags(), **flags(SCORING)})
 def test_fidelity_note_7_no_flag_is_inert(name):
     """A file beside options.py reads it, other than to name it in a list."""
-    sources = [path.read_text() for path in ROOT.glob("*.py") if path.name != "options.py"]
     reads = re.compile(rf"options\.{name}\b")
-    assert any(reads.search(source) for source in sources)
+    assert any(reads.search(source) for source in sources())
+
+
+# ------------------------------------------------------------------------------------ typed options
+
+
+@pytest.mark.parametrize(("kind", "groups"), [
+    (TrainOptions, TRAINING), (ScoringOptions, {*TRAINING, *SCORING}),
+    (CheckingOptions, CHECKING)])
+def test_every_flag_has_a_field_and_every_field_a_flag(kind, groups):
+    assert typing.get_type_hints(kind).keys() == flags(groups).keys()
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    (TrainOptions, options()),
+    (TrainOptions, options("--dataset", "shapes", "--freeze", "text", "--resume", "auto")),
+    (ScoringOptions, parse_scoring("", ["x.tar", "--data_path", "photos", "--output", "x"])[0]),
+    (CheckingOptions, parse_checking("", ["--data_path", "photos", "--json_path", "x"]))])
+def test_values_are_of_their_fields_types(kind, options):
+    assert type(options) is kind
+    for name, hint in typing.get_type_hints(kind).items():
+        value = getattr(options, name)
+        if hint == list[int]:
+            assert isinstance(value, list) and all(isinstance(item, int) for item in value)
+        elif name != "logger_name" or value is not None:  # which scoring leaves open
+            assert isinstance(value, hint), name

@@ -9,9 +9,7 @@ import torch
 from helpers.cases import gaussian
 from PIL import Image
 
-from figures.galleries import Cell
 from figures.plots import GRID, calibration_figure, distribution_figure, png, svg
-from figures.sheets import CELL, MATCH, sheet, wrapped
 from fne_loss import FNELoss, false_negative_posterior, sampling_weights
 from training.monitor import BINS
 
@@ -102,23 +100,3 @@ def test_calibration_shows_every_bin():
     assert dots.get_xdata() == pytest.approx([1e-6, 0.2])
     assert dots.get_ydata() == pytest.approx([0.01, 0.5])
     assert [text.get_text() for text in axes.texts] == ["7", "12,345"]
-
-
-def test_a_sheet_frames_matches_and_nothing_else(tmp_path):
-    path = tmp_path / "photo.png"
-    Image.new("RGB", (30, 60), "white").save(path)
-    cells = [Cell("own pair", "", path, "a caption", None), Cell("drawn", "s 1", path, "b", True),
-             Cell("hardest", "s 1", None, "word " * 40, False)]
-    page = np.array(sheet([cells, cells[:1]], "title"))
-    green = (page == [int(MATCH[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2)
-    assert page.shape[1] == 3 * CELL + 8
-    columns = np.flatnonzero(green.any(axis=0))
-    assert CELL < columns.min() and columns.max() < 2 * CELL
-    assert green.sum() > 500  # a frame, not a speck
-
-
-def test_long_captions_end_in_an_ellipsis():
-    assert wrapped("a dog", 23, 3) == ["a dog"]
-    lines = wrapped("word " * 40, 23, 3)
-    assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 23
-    assert len(wrapped("x" * 200, 23, 3)) <= 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.runs import CPU
 from PIL import Image
 
 import evaluation
@@ -59,7 +60,7 @@ def scored(tmp_path):
 def write(embeddings, photos, folder, **changes):
     options = parse("", ["--dataset", "shapes", "--batch_size_train", "6"])[0]
     vars(options).update(changes)
-    metrics, _ = evaluation.full_report(embeddings, options)
+    metrics, _ = evaluation.all_metrics(embeddings, options)
     path = write_report(embeddings, metrics, options, "a <title>", photos, folder / "deep" / "er")
     html = path.read_text(encoding="utf-8")
     return Page(html), html, metrics
@@ -163,7 +164,7 @@ def test_the_command_writes_it_beside_its_numbers(scored, tmp_path, capsys):
                "yes": int(step == 1), "no": 2 * int(step != 1)}
               for a in range(12) for step in (1, 2, 3)]
     (tmp_path / "j.json").write_text(json.dumps(judged))
-    command = ["--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path / "out")]
+    command = [*CPU, "--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path / "out")]
     evaluation.main([*command, "--judgements", str(tmp_path / "j.json"),
                      "--data_path", str(tmp_path)])
     assert capsys.readouterr().out.rstrip().endswith("report.html")
@@ -176,22 +177,23 @@ def test_the_command_writes_it_beside_its_numbers(scored, tmp_path, capsys):
 
 def test_matplotlib_is_asked_for_in_one_line(scored, tmp_path, capsys, monkeypatch):
     save_embeddings(scored[0], tmp_path / "e.npz")
-    for name in "figures", "report":
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in "plots", "report":
+        monkeypatch.delitem(sys.modules, f"figures.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as caught:
-        evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path)])
+        evaluation.main([*CPU, "--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path)])
     output = capsys.readouterr()
     assert caught.value.code == 2 and output.err.count("\n") == 1 and output.out == ""
     assert "pip install matplotlib" in output.err and "--no_figures" in output.err
-    evaluation.main(["--embeddings", str(tmp_path / "e.npz")])  # without --report nobody needs it
+    # Without --report nobody needs it.
+    evaluation.main([*CPU, "--embeddings", str(tmp_path / "e.npz")])
 
 
 def test_a_folder_that_cannot_be_written_is_named(scored, tmp_path, capsys):
     save_embeddings(scored[0], tmp_path / "e.npz")
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as caught:
-        evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--report",
+        evaluation.main([*CPU, "--embeddings", str(tmp_path / "e.npz"), "--report",
                          str(tmp_path / "file")])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("error: --report") and error.count("\n") == 1

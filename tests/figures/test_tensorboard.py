@@ -1,22 +1,19 @@
 """What a run shows, and that showing it changes nothing."""
 
 import io
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from helpers.runs import assert_same, command, drawing, final_state
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from common import errors, terminal
-from figures import galleries
-from figures import tensorboard as display
-from figures.tensorboard import validation_line
+from figures import galleries, tensorboard
+from figures.tensorboard import Board, validation_line
 from training import monitor
-from training.clock import StepClock
 
 SIDES = "i2t", "t2i"
 
@@ -58,8 +55,8 @@ def test_training_is_the_same_to_the_bit_without_figures(data, drawn, tmp_path, 
     def forbidden(*arguments):
         raise AssertionError("drawn in spite of --no_figures")
 
-    monkeypatch.setattr(train, "count_similarities", forbidden)
-    monkeypatch.setattr(display.Display, "write_figures", forbidden)
+    monkeypatch.setattr(monitor, "count_similarities", forbidden)
+    monkeypatch.setattr(Board, "write_figures", forbidden)
     monkeypatch.setattr(galleries, "picks", forbidden)
     train.main(command(data, tmp_path, "--quiet"))
     assert_same(final(tmp_path), final(drawn.folder))
@@ -92,14 +89,14 @@ def test_the_controls_have_no_bank_and_no_statistics_to_show(data, tmp_path, los
 def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
     """As many values as the statistics took, at every validation."""
     seen = []
-    write = display.Display.write_figures
+    write = Board.write_figures
 
     def keep(self, *embeds):
         seen.append((self.run.counts.sum(dim=1).tolist(), [
             int(getattr(self.run.criterion, name).count) for name in ("positive", "negative")]))
         return write(self, *embeds)
 
-    monkeypatch.setattr(display.Display, "write_figures", keep)
+    monkeypatch.setattr(Board, "write_figures", keep)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
                        "15", "--quiet"))
     assert len(seen) == 4 and all(counted == taken for counted, taken in seen)
@@ -109,7 +106,7 @@ def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
 def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
     """A frozen encoder that saw all photos gives the same embeddings as the photos themselves."""
     found = []
-    embed = display.embed_pairs
+    embed = tensorboard.embed_pairs
 
     def both(run, *arguments):
         found.append(embed(run, *arguments))
@@ -118,7 +115,7 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
         run.features = features
         return found[-2]
 
-    monkeypatch.setattr(display, "embed_pairs", both)
+    monkeypatch.setattr(tensorboard, "embed_pairs", both)
     train.main(drawing(data, tmp_path, "--freeze", "image", "--num_epochs", "2", "--quiet",
                        "--val_step", "7"))
     assert len(found) == 4  # online and momentum encoders, twice each
@@ -130,7 +127,7 @@ def test_a_lost_photo_costs_the_galleries_not_the_run(data, tmp_path, monkeypatc
     def lost(path):
         raise errors.InputError(f"photo {path} cannot be decoded")
 
-    monkeypatch.setattr(display, "load_photo", lost)
+    monkeypatch.setattr(tensorboard, "load_photo", lost)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
     assert "no galleries at step 14" in capsys.readouterr().out
     assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}
@@ -145,7 +142,7 @@ def test_curves_are_grouped_and_times_are_split(drawn):
         set(parts) - set(tags["scalars"]))
     for tag in parts:
         events = accumulator.Scalars(tag)
-        assert [event.step for event in events] == list(range(2, 21, 2))
+        assert [event.step for event in events] == list(range(3, 22, 3))
         assert all(event.value > 0 for event in events)
 
 
@@ -158,7 +155,7 @@ def test_the_text_tab_tells_how_it_was_made(drawn, monkeypatch):
     assert "| queue_size | `40` |" in text["run/options/text_summary"]
     assert f"| torch | {torch.__version__} |" in text["run/versions/text_summary"]
     monkeypatch.setenv("PATH", "")
-    assert display.commit() == "unknown"
+    assert tensorboard.commit() == "unknown"
 
 
 def test_where_the_output_is_no_terminal_there_are_lines_and_no_bars(drawn):
@@ -206,26 +203,3 @@ def test_a_validations_line(best, change):
     assert line == ("step 30 (epoch 2, step 4): loss 0.2500  val R@1/5/10  i2t 1.0/5.0/10.0  "
                     f"t2i 1.0/5.0/10.0  rsum 170.5  {change}")
     assert "loss" not in validation_line(run, metrics, None)
-
-
-def test_the_clock_books_every_second_once(monkeypatch):
-    times = iter([0.0, 1.0, 3.0, 10.0, 10.5, 11.0])
-    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(times))
-    clock = StepClock(torch.device("cpu"))
-    for name in (None, "data", "loss"):
-        clock.lap(name)
-    assert clock.seconds() == Counter(data=1.0, loss=2.0)
-    clock.lap(None)  # a validation of seven seconds
-    clock.lap("data")
-    clock.lap("data")
-    assert clock.seconds() == Counter(data=1.0)
-    assert clock.seconds() == Counter()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_clock_on_a_gpu():
-    clock = StepClock(torch.device("cuda"))
-    clock.lap(None)
-    torch.randn(2000, 2000, device="cuda").matmul(torch.randn(2000, 2000, device="cuda"))
-    clock.lap("loss")
-    assert clock.seconds()["loss"] > 0

@@ -2,11 +2,11 @@
 
 from types import SimpleNamespace
 
-from helpers import oracle
 import torch
 import torch.nn.functional as F
 
 from fne_loss import FNELoss, RunningGaussian
+from helpers import oracle
 from memory_bank import MemoryBank
 
 DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
@@ -59,6 +59,7 @@ def directions(case):
 
 
 def oracle_weights(case, anchors, candidates, **changes):
+    """The oracle's sampling weights (B, C) in a case, with some of its settings changed."""
     settings = SETTINGS | {"floor": FLOOR} | changes
     return oracle.weights(
         anchors, candidates, case.ids, case.candidate_ids, *case.statistics, **settings
@@ -66,8 +67,20 @@ def oracle_weights(case, anchors, candidates, **changes):
 
 
 def gaussian(mean, variance, count=300):
+    """N(mean, variance) as if fitted to `count` values."""
     fitted = RunningGaussian()
     fitted.count.fill_(count)
     fitted.mean.fill_(mean)
     fitted.m2.fill_(variance * (count - 1))
     return fitted
+
+
+def step_of_the_method(criterion, bank, device):
+    """Everything that the method does in a step of 8 pairs, D 6, on any device."""
+    images, texts = (torch.rand(8, 6, device=device, requires_grad=True) for _ in range(2))
+    image_keys, text_keys = torch.rand(2, 8, 6, device=device)
+    ids = torch.arange(8, device=device)
+    criterion.update_statistics(images, texts, ids)
+    loss = criterion(images, texts, image_keys, text_keys, ids, bank)
+    bank.enqueue(image_keys, text_keys, ids, ids)
+    loss.backward()

@@ -4,18 +4,20 @@ import json
 
 import numpy as np
 import torch
-from helpers.runs import command, copy_of
 
 import checkpoint
 import evaluation
 import train
+from helpers.runs import CPU, command, copy_of
 
-FAULTS = {}  # name: (fault, what is told, function that makes it)
+FAULTS = {}  # name of the function that makes it: (fault, what is told, that function)
 
 
-def fault(name, described, *told):
+def fault(described, *told):
+    """Put a function that makes a fault into the table, under its own name."""
     def add(make):
-        FAULTS[name] = described, told, make
+        assert make.__name__ not in FAULTS, f"two faults are called {make.__name__}"
+        FAULTS[make.__name__] = described, told, make
         return make
     return add
 
@@ -27,7 +29,7 @@ class Place:
         self.folder, self.finished = folder, finished
         self.data = copy_of(data, folder)
         self.images = self.data / "images"
-        self.main, self.arguments = train.main, command(self.data, folder / "run", "--no_figures")
+        self.main, self.arguments = train.main, command(self.data, folder / "run")
 
     def json(self, change, split="train"):
         """Change the records of a split in place, or write what `change` returns."""
@@ -37,6 +39,7 @@ class Place:
         path.write_text(json.dumps(records if changed is None else changed))
 
     def file(self, name, content):
+        """Write a file of bytes or text; its path as a word of the command."""
         path = self.folder / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(path)
@@ -50,20 +53,22 @@ class Place:
             path.write_bytes(changed)
         else:
             torch.save(state if changed is None else changed, path)
-        self.arguments = ["--resume", str(path), *more]
+        self.arguments = ["--resume", str(path), *CPU, *more]
         return path
 
     def embeddings(self, **changes):
+        """Score an embeddings file, with some of its arrays changed, or None for none."""
         arrays = {"image_embeds": np.eye(3, dtype=np.float32),
                   "text_embeds": np.eye(3, dtype=np.float32), "image_of_text": np.arange(3),
                   "images": np.array(["a", "b", "c"]), "captions": np.array(["x", "y", "z"])}
         arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
         path = self.folder / "embeddings.npz"
         np.savez(path, **arrays)
-        self.main, self.arguments = evaluation.main, ["--embeddings", str(path)]
+        self.main, self.arguments = evaluation.main, [*CPU, "--embeddings", str(path)]
         return path
 
     def judgements(self, name, content):
+        """Score sound embeddings on a file of judgements."""
         self.embeddings()
         self.arguments += ["--judgements", self.file(name, content)]
 

@@ -4,229 +4,229 @@ import zipfile
 
 import numpy as np
 import torch
-from helpers.faults import Evil, fault
 
 import evaluation
+from helpers.faults import Evil, fault
+from helpers.runs import CPU
 
 # ------------------------------------------------------------------------------------- checkpoints
 
-@fault("checkpoint empty", "an empty file", "checkpoint.pth.tar is no checkpoint")
-def _(place):
+@fault("an empty file", "checkpoint.pth.tar is no checkpoint")
+def checkpoint_empty(place):
     place.resume(lambda state: b"")
 
 
-@fault("checkpoint cut short", "a checkpoint cut short", "cut short")
-def _(place):
+@fault("a checkpoint cut short", "cut short")
+def checkpoint_cut_short(place):
     place.resume(lambda state: (place.finished / "checkpoint.pth.tar").read_bytes()[:100_000])
 
 
-@fault("checkpoint bit", "a checkpoint with one flipped bit in a weight", "damaged")
-def _(place):
+@fault("a checkpoint with one flipped bit in a weight", "damaged")
+def checkpoint_flipped_bit(place):
     content = bytearray((place.finished / "checkpoint.pth.tar").read_bytes())
     content[len(content) // 2] ^= 1
     place.resume(lambda state: bytes(content))
 
 
-@fault("checkpoint text", "a text", "is no checkpoint")
-def _(place):
+@fault("a text", "is no checkpoint")
+def checkpoint_a_text(place):
     place.resume(lambda state: b"some text\n" * 100)
 
 
-@fault("checkpoint code", "a checkpoint that would run code", "could run code; it is not loaded")
-def _(place):
+@fault("a checkpoint that would run code", "could run code; it is not loaded")
+def checkpoint_with_code(place):
     place.resume(lambda state: state.update(extra=Evil(place.folder)))
 
 
-@fault("checkpoint other zip", "a zip file of something else", "is no checkpoint")
-def _(place):
+@fault("a zip file of something else", "is no checkpoint")
+def checkpoint_other_zip(place):
     path = place.resume(lambda state: b"")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.txt", "x")
 
 
-@fault("checkpoint list", "a list of tensors", "neither a checkpoint of this program")
-def _(place):
+@fault("a list of tensors", "neither a checkpoint of this program")
+def checkpoint_a_list(place):
     place.resume(lambda state: [torch.zeros(2)])
 
 
-@fault("checkpoint other", "another program's checkpoint", "neither a checkpoint of this program")
-def _(place):
+@fault("another program's checkpoint", "neither a checkpoint of this program")
+def checkpoint_of_another_program(place):
     place.resume(lambda state: {"state_dict": {"weight": torch.zeros(2)}})
 
 
-@fault("checkpoint no model", "a checkpoint without its model", "lacks 'model'")
-def _(place):
+@fault("a checkpoint without its model", "lacks 'model'")
+def checkpoint_without_model(place):
     place.resume(lambda state: state.pop("model") and None)
 
 
-@fault("checkpoint model", "a checkpoint whose weights are numbers", "not all of its weights are")
-def _(place):
+@fault("a checkpoint whose weights are numbers", "not all of its weights are")
+def checkpoint_weights_numbers(place):
     place.resume(lambda state: state.update(model=dict.fromkeys(state["model"], 1)))
 
 
-@fault("checkpoint shape", "a checkpoint with a weight of another shape", "does not fit",
-       "other shape")
-def _(place):
+@fault("a checkpoint with a weight of another shape", "does not fit", "other shape")
+def checkpoint_other_shape(place):
     place.resume(lambda state: state["model"].update(
         {"image_projection.weight": torch.zeros(2, 2)}))
 
 
-@fault("checkpoint no rng", "a checkpoint without random state", "no whole checkpoint", "rng")
-def _(place):
+@fault("a checkpoint without random state", "no whole checkpoint", "rng")
+def checkpoint_without_rng(place):
     place.resume(lambda state: state.pop("rng") is None or None)
 
 
-@fault("checkpoint optimizer", "a checkpoint with another optimizer's state", "no whole checkpoint")
-def _(place):
+@fault("a checkpoint with another optimizer's state", "no whole checkpoint")
+def checkpoint_other_optimizer(place):
     place.resume(lambda state: state.update(optimizer={"state": {}, "param_groups": []}))
 
 
-@fault("checkpoint epoch", "a checkpoint whose epoch is a text", "no whole checkpoint", "epoch")
-def _(place):
+@fault("a checkpoint whose epoch is a text", "no whole checkpoint", "epoch")
+def checkpoint_epoch_a_text(place):
     place.resume(lambda state: state.update(epoch="one"))
 
 
-@fault("checkpoint option", "a checkpoint with an option of no sense", "--loss", "one of fne")
-def _(place):
+@fault("a checkpoint with an option of no sense", "--loss", "one of fne")
+def checkpoint_option_unknown(place):
     place.resume(lambda state: state["options"].update(loss="magic"))
 
 
-@fault("checkpoint option kind", "a checkpoint with an option of another kind", "--log_step")
-def _(place):
+@fault("a checkpoint with an option of another kind", "--log_step")
+def checkpoint_option_kind(place):
     place.resume(lambda state: state["options"].update(log_step="often"))
 
 
-@fault("checkpoint other data", "a run taken up with other training data", "training split now has")
-def _(place):
+@fault("a run taken up with other training data", "training split now has")
+def checkpoint_other_data(place):
     place.json(lambda records: records.__delitem__(slice(60, None)))
     (place.data / "shapes_train_matches.json").unlink()
     place.resume(lambda state: None, "--data_path", str(place.data))
 
 
-@fault("checkpoint flag", "a flag that the checkpoint's weights exclude", "--embed_size 32")
-def _(place):
+@fault("a flag that the checkpoint's weights exclude", "--embed_size 32")
+def checkpoint_flag_excluded(place):
     place.resume(lambda state: None, "--embed_size", "32")
 
 
-@fault("checkpoint scored", "a checkpoint scored whose statistics are texts", "statistics")
-def _(place):
+@fault("a checkpoint scored whose statistics are texts", "statistics")
+def checkpoint_statistics_texts(place):
     path = place.resume(lambda state: state.update(criterion={"positive.count": "many"}))
-    place.main, place.arguments = evaluation.main, [str(path)]
+    place.main, place.arguments = evaluation.main, [*CPU, str(path)]
 
 
 # ------------------------------------------------------------------------------------------- flags
 
-@fault("flag nan", "--learning_rate nan", "--learning_rate nan")
-def _(place):
+@fault("--learning_rate nan", "--learning_rate nan")
+def flag_nan(place):
     place.arguments += ["--learning_rate", "nan"]
 
 
-@fault("flag log step", "--log_step 0", "--log_step 0: must be at least 1")
-def _(place):
+@fault("--log_step 0", "--log_step 0: must be at least 1")
+def flag_log_step_zero(place):
     place.arguments += ["--log_step", "0"]
 
 
-@fault("flag save step", "--save_step -1", "--save_step -1")
-def _(place):
+@fault("--save_step -1", "--save_step -1")
+def flag_save_step_negative(place):
     place.arguments += ["--save_step", "-1"]
 
 
-@fault("flag batch", "a batch larger than the split", "--batch_size_train")
-def _(place):
+@fault("a batch larger than the split", "--batch_size_train")
+def flag_batch_too_large(place):
     place.arguments += ["--batch_size_train", "1000", "--queue_size", "1000"]
 
 
-@fault("flag resume", "--resume of a file that is not there", "no checkpoint", "--resume")
-def _(place):
+@fault("--resume of a file that is not there", "no checkpoint", "--resume")
+def flag_resume_gone(place):
     place.arguments += ["--resume", str(place.folder / "nothing")]
 
 
-@fault("flag folder", "--logger_name under a file", "--logger_name", "cannot be written")
-def _(place):
+@fault("--logger_name under a file", "--logger_name", "cannot be written")
+def flag_folder_under_a_file(place):
     place.arguments += ["--logger_name", place.file("file", "x") + "/run"]
 
 
-@fault("flag output", "--output that is a folder", "cannot be written")
-def _(place):
+@fault("--output that is a folder", "cannot be written")
+def flag_output_a_folder(place):
     place.embeddings()
     place.arguments += ["--output", str(place.folder)]
 
 
 # ---------------------------------------------------------------------- embeddings and judgements
 
-@fault("embeddings text", "a text named .npz", "no npz file")
-def _(place):
+@fault("a text named .npz", "no npz file")
+def embeddings_a_text(place):
     place.embeddings().write_text("x")
 
 
-@fault("embeddings npy", "a single array", "no npz file")
-def _(place):
+@fault("a single array", "no npz file")
+def embeddings_a_single_array(place):
     with open(place.embeddings(), "wb") as file:
         np.save(file, np.eye(3))
 
 
-@fault("embeddings cut short", "an npz cut short", "no npz file")
-def _(place):
+@fault("an npz cut short", "no npz file")
+def embeddings_cut_short(place):
     path = place.embeddings()
     path.write_bytes(path.read_bytes()[:500])
 
 
-@fault("embeddings pickle", "an npz that holds pickled objects", "no npz file")
-def _(place):
+@fault("an npz that holds pickled objects", "no npz file")
+def embeddings_pickled(place):
     place.embeddings(images=np.array([Evil(place.folder)] * 3, dtype=object))
 
 
-@fault("embeddings lack", "an npz without captions", "lacks an array", "captions")
-def _(place):
+@fault("an npz without captions", "lacks an array", "captions")
+def embeddings_without_captions(place):
     place.embeddings(captions=None)
 
 
-@fault("embeddings count", "more captions than embeddings", "do not agree")
-def _(place):
+@fault("more captions than embeddings", "do not agree")
+def embeddings_too_many_captions(place):
     place.embeddings(captions=np.array(list("wxyz")))
 
 
-@fault("embeddings text kind", "embeddings that are texts", "image_embeds is <U1")
-def _(place):
+@fault("embeddings that are texts", "image_embeds is <U1")
+def embeddings_of_texts(place):
     place.embeddings(image_embeds=np.array([["a"] * 3] * 3))
 
 
-@fault("embeddings scalar", "a single number for embeddings", "text_embeds is float64 of shape ()")
-def _(place):
+@fault("a single number for embeddings", "text_embeds is float64 of shape ()")
+def embeddings_scalar(place):
     place.embeddings(text_embeds=np.array(1.0))
 
 
-@fault("embeddings nan", "an embedding that is NaN", "NaN or infinity")
-def _(place):
+@fault("an embedding that is NaN", "NaN or infinity")
+def embeddings_nan(place):
     place.embeddings(image_embeds=np.eye(3) * np.nan)
 
 
-@fault("embeddings photo", "a caption of photo 7 of 3", "image_of_text")
-def _(place):
+@fault("a caption of photo 7 of 3", "image_of_text")
+def embeddings_photo_out_of_range(place):
     place.embeddings(image_of_text=np.array([0, 1, 7]))
 
 
-@fault("embeddings prior", "a prior of 3", "prior must lie between 0 and 1")
-def _(place):
+@fault("a prior of 3", "prior must lie between 0 and 1")
+def embeddings_prior_too_large(place):
     place.embeddings(prior=np.array(3.0))
 
 
-@fault("judgements number", "judgements that are a number", "--judgements", "not a list")
-def _(place):
+@fault("judgements that are a number", "--judgements", "not a list")
+def judgements_a_number(place):
     place.judgements("judgements.json", "5")
 
 
-@fault("judgements record", "a judgement without answers", "record 0")
-def _(place):
+@fault("a judgement without answers", "record 0")
+def judgements_without_answers(place):
     place.judgements("judgements.json", '[{"image": "a", "caption_of": "b", "caption_no": 0}]')
 
 
-@fault("judgements infinite", "a caption's number of 1e999", "record 0")
-def _(place):
+@fault("a caption's number of 1e999", "record 0")
+def judgements_infinite_number(place):
     place.judgements("judgements.json",
                      '[{"image": "a", "caption_of": "b", "caption_no": 1e999, "yes": 1, "no": 0}]')
 
 
-@fault("judgements line", "a line of two columns", "line 1")
-def _(place):
+@fault("a line of two columns", "line 1")
+def judgements_short_line(place):
     place.judgements("judgements.txt", "a\tb#0\n")

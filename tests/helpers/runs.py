@@ -9,7 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoint
 import train
 
-SIZES = {"train": 24, "val": 8, "test": 8}
+SIZES = {"train": 24, "val": 8, "test": 8}  # photos of the embedded dataset, in a size for tests
+# A GPU would round otherwise, and compute in bfloat16: what is compared to the bit runs here.
+CPU = ("--device", "cpu")
 
 
 def command(data, folder, *more):
@@ -18,8 +20,8 @@ def command(data, folder, *more):
     return ["--dataset", "shapes", "--max_violation", "--data_path", str(data), "--logger_name",
             str(folder), "--num_epochs", "3", "--easy_epochs", "0", "--warmup_epochs", "1",
             "--batch_size_train", "16", "--queue_size", "40", "--val_step", "3", "--workers", "0",
-            "--nums_right_sims", "2", "--log_step", "2", "--seed", "1", "--embed_size", "24",
-            "--no_figures", *more]
+            "--nums_right_sims", "2", "--log_step", "3", "--seed", "1", "--embed_size", "24",
+            "--no_figures", *CPU, *more]
 
 
 def drawing(data, folder, *more):
@@ -28,6 +30,7 @@ def drawing(data, folder, *more):
 
 
 def events(folder):
+    """Tag to the steps that TensorBoard has it of."""
     accumulator = EventAccumulator(str(folder)).Reload()
     return {tag: [event.step for event in accumulator.Scalars(tag)]
             for tag in accumulator.Tags()["scalars"]}
@@ -69,7 +72,13 @@ def expect_exit(arguments, status, capsys, told=(), main=train.main):
 
 
 def expect_one_line(arguments, told, capsys):
+    """`expect_exit` of a user's mistake."""
     return expect_exit(arguments, 2, capsys, [told])
+
+
+def contents(folder):
+    """Path to bytes, of all files in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def copy_of(data, folder):

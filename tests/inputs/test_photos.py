@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.photos import array, noise, save
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
@@ -28,11 +29,6 @@ NAMES = ("identity", "autocontrast", "equalize", "brightness", "sharpness", "she
 SIZE = 65
 
 
-def noise(height=37, width=53, low=0, high=256, seed=0):
-    values = np.random.default_rng(seed).integers(low, high, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
 def apply(name, image):
     """An operation by name, on a PIL image."""
     operation = OPERATIONS[NAMES.index(name)]
@@ -46,20 +42,10 @@ def waves(size=SIZE):
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
-def array(image):
-    return np.asarray(image).astype(int)
-
-
 # ------------------------------------------------------------------------------ finding photo files
 
 
 SOURCE = Path("x.json")
-
-
-def save(folder, names):
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise().save(folder / name)
 
 
 def test_photos_are_found_by_relative_path_or_bare_name(tmp_path):

@@ -279,18 +279,3 @@ def test_a_quicker_process_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "_write_split", meanwhile)
     assert shapes.make_shapes(tmp_path / "made", 0, SMALL) == tmp_path / "made"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def test_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "DEFAULT_SIZES", SMALL)
-    (tmp_path / "made").mkdir()  # an empty folder will do
-    command = ["shapes.py", str(tmp_path / "made"), "--image_size", "32"]
-    monkeypatch.setattr("sys.argv", command)
-    shapes.main()
-    assert capsys.readouterr().out.strip() == str(tmp_path / "made")
-    with Image.open(tmp_path / "made" / "images" / "test_00002.png") as image:
-        assert image.size == (32, 32)
-    monkeypatch.setattr("sys.argv", [*command, "--seed", "4"])
-    with pytest.raises(SystemExit):
-        shapes.main()
-    assert "another folder" in capsys.readouterr().err.splitlines()[-1]

@@ -4,15 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
+from helpers.judged import PAIRS, as_json, small_embeddings, small_split
 from scipy import stats
-from metrics.judgements import judgement_lines
 
-import evaluation
 from common.errors import InputError
-from data import Split, read_split
-from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
+from data import read_split
 from metrics.judgements import (
     Judgements,
     agreement,
@@ -20,27 +16,15 @@ from metrics.judgements import (
     average_precision,
     calibration,
     judge,
+    judgement_lines,
     read_judgements,
     with_intervals,
 )
 
-NAMES = ["a.jpg", "b.jpg", "c.jpg"]
-
 
 @pytest.fixture
 def split(tmp_path):
-    return Split(tmp_path / "x.json", NAMES, [f"text {n}" for n in range(6)],
-                 np.array([0, 0, 1, 1, 2, 2]))
-
-
-PAIRS = [("a.jpg", "b.jpg", 1, 3, 0), ("a.jpg", "c.jpg", 0, 0, 3), ("b.jpg", "a.jpg", 1, 2, 1),
-         ("c.jpg", "a.jpg", 0, 1, 2), ("c.jpg", "b.jpg", 0, 0, 3), ("a.jpg", "a.jpg", 0, 3, 0),
-         ("z.jpg", "a.jpg", 0, 3, 0), ("a.jpg", "z.jpg", 0, 3, 0), ("a.jpg", "b.jpg", 7, 3, 0)]
-
-
-def as_json(path):
-    keys = "image", "caption_of", "caption_no", "yes", "no"
-    path.write_text(json.dumps([dict(zip(keys, pair)) for pair in PAIRS]))
+    return small_split(tmp_path)
 
 
 def as_crowd_flower(path):
@@ -108,16 +92,9 @@ def test_agreement_is_that_of_slow_definitions():
     assert got["spearman"] == pytest.approx(stats.spearmanr(scores, yes).statistic)
 
 
-def case(split, tmp_path):
-    as_json(tmp_path / "x.json")
-    generator = torch.Generator().manual_seed(0)
-    embeds = [F.normalize(torch.randn(count, 5, generator=generator), dim=1) for count in (3, 6)]
-    statistics = np.array([[300, 0.6, 3.0], [600, 0.1, 6.0]])
-    return Embeddings(*embeds, split, statistics, 0.01)
-
-
 def test_the_report_takes_the_right_pairs(split, tmp_path):
-    embeddings = case(split, tmp_path)
+    as_json(tmp_path / "x.json")
+    embeddings = small_embeddings(split)
     got = judge(embeddings, tmp_path / "x.json", resamples=50)
     assert (got["pairs"], got["photos"], got["false_negatives"]) == (5, 3, 2)
     similarity = embeddings.image_embeds @ embeddings.text_embeds.T
@@ -159,7 +136,7 @@ def test_calibration_counts():
 def test_people_who_agree_on_everything_leave_nothing_to_rank(split, tmp_path):
     (tmp_path / "x.txt").write_text("a.jpg\tb.jpg#0\t0\t0\t3\n")
     with pytest.raises(InputError, match="nothing to rank"):
-        judge(case(split, tmp_path), tmp_path / "x.txt")
+        judge(small_embeddings(split), tmp_path / "x.txt")
 
 
 def test_flickr8k_as_it_is(shared):
@@ -172,49 +149,3 @@ def test_flickr8k_as_it_is(shared):
     assert (got.yes > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
     assert got.left_out == {"annotated as matches": 713, "photo not in the split": 0,
                             "caption not in the split": 0}
-
-
-def test_embeddings_files_round_trip_and_are_scored(split, tmp_path, capsys):
-    embeddings = case(split, tmp_path)
-    save_embeddings(embeddings, tmp_path / "e.npz")
-    again = read_embeddings(tmp_path / "e.npz")
-    assert torch.equal(again.text_embeds, embeddings.text_embeds) and again.prior == 0.01
-    assert again.split.images == NAMES and np.array_equal(again.statistics, embeddings.statistics)
-    evaluation.main(["--embeddings", str(tmp_path / "e.npz"), "--judgements",
-                     str(tmp_path / "x.json"), "--output", str(tmp_path / "out.json")])
-    results = json.loads((tmp_path / "out.json").read_text())
-    wanted = evaluation.retrieval_metrics(embeddings.image_embeds, embeddings.text_embeds,
-                                          split.image_of_text)
-    assert {key: results[key] for key in wanted} == wanted
-    assert results["judgements"]["pairs"] == 5 and "posterior" in capsys.readouterr().out
-
-
-def spoilt(arrays, what):
-    changes = {
-        "no npz": None,
-        "lacks an array": {"captions": ...},
-        "do not agree": {"images": arrays["images"][:2]},
-        "each of the photos": {"image_of_text": np.array([0, 0, 1, 1, 1, 1])},
-        "NaN": {"text_embeds": np.full((6, 5), np.nan, dtype=np.float32)},
-        "(3, 4)": {"image_embeds": np.zeros((3, 4), dtype=np.float32)},
-    }[what]
-    if changes is None:
-        return None
-    return {name: changes.get(name, array) for name, array in arrays.items()
-            if changes.get(name) is not ...}
-
-
-@pytest.mark.parametrize("what", ["no npz", "lacks an array", "do not agree", "each of the photos",
-                                  "NaN", "(3, 4)"])
-def test_bad_embeddings_end_in_one_line(split, tmp_path, capsys, what):
-    path = tmp_path / "e.npz"
-    save_embeddings(case(split, tmp_path), path)
-    arrays = spoilt(dict(np.load(path)), what)
-    if arrays is None:
-        path.write_bytes(b"no npz")
-    else:
-        np.savez(path, **arrays)
-    with pytest.raises(SystemExit) as caught:
-        evaluation.main(["--embeddings", str(path)])
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and what in error and error.count("\n") == 1

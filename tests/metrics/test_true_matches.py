@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation import all_metrics
 
 from data import read_split
-from metrics import true_matches as relevance
+from evaluation import all_metrics
+from metrics import true_matches
 from metrics.embeddings import Embeddings
 from metrics.retrieval import retrieval_metrics
 from metrics.true_matches import coco_image_ids, coco_metrics, multi_positive_metrics
@@ -39,7 +39,7 @@ def random_case(seed, images=9, texts=23, dim=4):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("block", [2**23, 10])
 def test_metrics_over_all_matches_are_those_of_a_loop(seed, block, monkeypatch):
-    monkeypatch.setattr(relevance, "BLOCK", block)
+    monkeypatch.setattr(true_matches, "BLOCK", block)
     images, texts, matches = random_case(seed)
     images[1], texts[2] = images[0], texts[5]  # ties
     got = multi_positive_metrics(images, texts, matches.numpy())
@@ -91,7 +91,7 @@ def test_captions_are_in_the_order_of_the_annotations(coco):
     ids = coco_image_ids(coco[2].images)
     assert photos == [ids[image] for image in coco[2].image_of_text]
     assert max(map(len, [*truth.eccv_gts["i2t"].values(), *truth.eccv_gts["t2i"].values()])
-               ) <= relevance.TOP
+               ) <= true_matches.TOP
 
 
 def test_our_recalls_are_the_packages_own(coco):
@@ -100,8 +100,8 @@ def test_our_recalls_are_the_packages_own(coco):
     images, texts, split = coco
     truth, ids = eccv_caption.Metrics(), np.array(coco_image_ids(split.images))
     retrieved = {
-        "i2t": relevance.retrieved_ids(images, texts, ids, truth.coco_ids),
-        "t2i": relevance.retrieved_ids(texts, images, truth.coco_ids, ids)}
+        "i2t": true_matches.retrieved_ids(images, texts, ids, truth.coco_ids),
+        "t2i": true_matches.retrieved_ids(texts, images, truth.coco_ids, ids)}
     options = SimpleNamespace(dataset="mscoco", judgements=None)
     metrics, text = all_metrics(Embeddings(images, texts, split), options)
     for k in 1, 10:

@@ -5,17 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.photos import noise
 from helpers.runs import expect_exit
+from PIL import Image
 
 from common.errors import InputError
 from inputs.photos import MAX_PIXELS, open_photo
 from scripts import check_data
-
-
-def noise(size=(40, 48), seed=0):
-    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def rotated(path):
@@ -25,7 +21,7 @@ def rotated(path):
 
 
 def cut_short(path):
-    noise((300, 200)).save(path)
+    noise(300, 200).save(path)
     path.write_bytes(path.read_bytes()[:3000])
 
 
@@ -58,8 +54,8 @@ PHOTOS = {
     "turned.jpg": (rotated, ["rotated by EXIF"]),
     "moving.gif": (lambda path: noise().save(path, save_all=True, append_images=[noise(seed=1)]),
                    ["palette", "animated"]),
-    "dot.png": (lambda path: noise((1, 1)).save(path), ["small"]),
-    "wide.png": (lambda path: noise((20_000, 40)).save(path), ["long"]),
+    "dot.png": (lambda path: noise(1, 1).save(path), ["small"]),
+    "wide.png": (lambda path: noise(20_000, 40).save(path), ["long"]),
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.runs import assert_same, command, copy_of, expect_exit, final_state
-from test_resume import signal_after
+from helpers.stopping import signal_after
 
 import checkpoint
 import train
@@ -26,27 +26,29 @@ def spoilt(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(spoilt, tmp_path_factory):
+def finished_on_spoilt(spoilt, tmp_path_factory):
+    """The folder of a run on the spoilt photos that was never interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train.main(command(spoilt, folder, "--no_figures"))
+    train.main(command(spoilt, folder))
     return folder
 
 
-def test_a_broken_photo_is_named_once_and_replaced(spoilt, finished, tmp_path, capsys):
+def test_a_broken_photo_is_named_once_and_replaced(spoilt, finished_on_spoilt, tmp_path, capsys):
     """By the same one, however many workers look; its captions and its keys never show up."""
-    train.main(command(spoilt, tmp_path / "run", "--workers", "2", "--no_figures"))
+    train.main(command(spoilt, tmp_path / "run", "--workers", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 2 and "2 bad so far" in lines[1]
     for name in "train_00005.png", "train_00011.png":
         assert sum(name in line and "cannot be decoded" in line for line in lines) == 1
     state = final_state(tmp_path / "run")
-    assert_same(state, final_state(finished))
+    assert_same(state, final_state(finished_on_spoilt))
     assert sorted(state["bad_photos"]) == [5, 11]
     assert not torch.isin(state["bank"]["image_ids"], torch.tensor([5, 11])).any()
 
 
-def test_a_resumed_run_replaces_it_by_the_same(spoilt, finished, tmp_path, monkeypatch, capsys):
-    arguments = command(spoilt, tmp_path, "--resume", "auto", "--no_figures")
+def test_a_resumed_run_replaces_it_by_the_same(spoilt, finished_on_spoilt, tmp_path, monkeypatch,
+                                               capsys):
+    arguments = command(spoilt, tmp_path, "--resume", "auto")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         signal_after(patch, 9)
         train.main(arguments)
@@ -54,12 +56,13 @@ def test_a_resumed_run_replaces_it_by_the_same(spoilt, finished, tmp_path, monke
     capsys.readouterr()
     train.main(arguments)
     assert "cannot be decoded" not in capsys.readouterr().err  # it was named before
-    assert_same(final_state(tmp_path), final_state(finished))
+    assert_same(final_state(tmp_path), final_state(finished_on_spoilt))
 
 
 def test_too_many_broken_photos_stop_the_run(spoilt, tmp_path, capsys):
     arguments = command(spoilt, tmp_path / "run", "--max_bad_photos", "0")
-    expect_exit(arguments, 2, capsys, ["cannot be decoded", "--max_bad_photos 0", "check_data.py"])
+    expect_exit(arguments, 2, capsys, [
+        "cannot be decoded", "--max_bad_photos 0", "python -m scripts.check_data"])
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

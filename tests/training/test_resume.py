@@ -6,19 +6,12 @@ import signal
 
 import pytest
 from helpers.runs import assert_same, command, drawing, events, expect_exit, final_state
+from helpers.stopping import signal_after
 
 import checkpoint
 import train
 
 STEPS = 21  # of which the first 7 warm up
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    """The folder of a run that was never interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    train.main(command(data, folder, "--log_step", "3"))
-    return folder
 
 
 def assert_same_run(folder, finished):
@@ -32,18 +25,6 @@ def assert_same_run(folder, finished):
         finished / "test_results.json").read_text()
 
 
-def signal_after(monkeypatch, step, number=signal.SIGTERM):
-    """Send the process a signal in the middle of a step, counted from 1."""
-    whole_step = train.training_step
-
-    def training_step(run, batch):
-        if run.global_step + 1 == step:
-            os.kill(os.getpid(), number)
-        return whole_step(run, batch)
-
-    monkeypatch.setattr(train, "training_step", training_step)
-
-
 def drawn_steps(seed, each):
     """So many of the warm-up, its last, and as many of the FNE epochs."""
     draw = random.Random(seed)
@@ -55,7 +36,7 @@ def drawn_steps(seed, each):
 def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, monkeypatch, capsys,
                                                       workers, each, start):
     """The same command line each time, as in a job that is requeued."""
-    arguments = start(data, tmp_path, "--log_step", "3", "--workers", workers, "--resume", "auto")
+    arguments = start(data, tmp_path, "--workers", workers, "--resume", "auto")
     for step in drawn_steps(int(workers), each):
         with monkeypatch.context() as patch:
             signal_after(patch, step)
@@ -70,7 +51,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, 
 def test_a_validation_that_is_stopped_is_made_up_for(data, finished, tmp_path, monkeypatch, capsys,
                                                      when):
     """Before its end or after; the steps between are trained meanwhile."""
-    arguments = command(data, tmp_path, "--log_step", "3", "--resume", "auto", "--no_figures")
+    arguments = command(data, tmp_path, "--resume", "auto")
     score, calls = train.score, []
 
     def stopped(*given):

@@ -1,117 +1,26 @@
-"""Encoders, tokenizers and pixel statistics by name: what is loaded, and what is refused."""
+"""Tokenizers and pixel statistics by an encoder's name: what is loaded, and what is refused."""
 
 import json
 from argparse import Namespace
 
-import huggingface_hub.constants
 import pytest
-import torch
 import transformers
-from conftest import ROOT
-from test_data import GOLDEN
+from helpers.captions import PUBLISHED
+from helpers.paths import ROOT
 
-from common.device import pick_device
 from common.errors import InputError
 from encoders.processors import image_statistics, load_tokenizer
-from encoders.towers import BUILT_IN, load_encoder
+from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
-from model import DualEncoder, build_model
+
+pytestmark = pytest.mark.usefixtures("offline")
 
 SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
-TOKENIZER = load_tokenizer("small-bert", ROOT / "vocab" / "shapes.txt")
 VOCABULARIES = ["vocab/flickr30k.txt", "vocab/shapes.txt"]
 BUILT_IN_TEXT = [name for name in BUILT_IN if name.endswith("bert")]
 BUILT_IN_IMAGE = [name for name in BUILT_IN if name not in BUILT_IN_TEXT]
-CAPTIONS = [pair["clean"] for pair in GOLDEN] + ["Café  NAÏVE, zebra-striped!", "a 狗 runs 🐕", ""]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """The variable serves child processes; this one has read it already."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def one_line(caught):
-    assert "\n" not in str(caught.value)
-
-
-# ----------------------------------------------------------------------------------------- encoders
-
-
-@pytest.mark.parametrize("side", ["image", "text"])
-def test_an_unknown_encoder(tmp_path, side):
-    name = str(tmp_path / "nothing")
-    with pytest.raises(InputError, match=f"--{side}_encoder .*nothing: .* no local folder") as at:
-        load_encoder(name, side, 32, None, pretrained=True)
-    one_line(at)
-    assert all(built_in in str(at.value) for built_in in BUILT_IN)
-
-
-@pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "vit"}', '{"model_type": "x"}'])
-def test_a_folder_that_holds_no_encoder(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match="--image_encoder") as caught:
-        load_encoder(str(tmp_path), "image", 32, None, pretrained=True)
-    one_line(caught)
-
-
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_pretrained_weights_are_read_or_left(tmp_path, pretrained):
-    saved = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
-    saved.save_pretrained(tmp_path)
-    got = load_encoder(str(tmp_path), "image", 32, None, pretrained)
-    pairs = list(zip(got.parameters(), saved.parameters(), strict=True))
-    assert all(torch.equal(*pair) for pair in pairs) == pretrained
-    assert len(pairs) > 10
-
-
-def test_an_encoder_saved_in_half_precision_is_loaded_in_float32(tmp_path):
-    model = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
-    model.half().save_pretrained(tmp_path)
-    got = load_encoder(str(tmp_path), "text", 32, None, pretrained=True)
-    assert {parameter.dtype for parameter in got.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("image", BUILT_IN_IMAGE)
-@pytest.mark.parametrize("text", BUILT_IN_TEXT)
-def test_built_in_encoders(image, text):
-    options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                        text_pooling="tokens", freeze=None)
-    model = build_model(options, TOKENIZER)
-    assert model.text_encoder.get_input_embeddings().num_embeddings == len(TOKENIZER)
-    assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
-    ids = torch.randint(50, (2, 30))
-    assert model.encode_text(ids, torch.ones_like(ids)).shape == (2, 16)
-    (model.encode_image(torch.randn(2, 3, 64, 64)) * model.encode_text(ids, ids * 0 + 1)
-     ).sum().backward()  # trainable, from scratch
-    assert all(p.grad is not None for p in model.image_projection.parameters())
-
-
-def test_a_size_that_the_image_encoder_does_not_take(tmp_path):
-    """An image side below one patch leaves nothing to look at."""
-    vit = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
-    bert = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
-    with pytest.raises(InputError, match="--image_res 4") as caught:
-        DualEncoder(vit, bert, image_res=4)
-    one_line(caught)
-
-
-def test_encoders_on_the_wrong_side():
-    for image, text in (("small-bert", "small-bert"), ("small-vit", "small-vit"),
-                        ("small-vit", "small-convnext")):
-        options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                            text_pooling="tokens", freeze=None)
-        side = "image" if image == "small-bert" else "text"
-        with pytest.raises(InputError, match=f"{side}[_ ]encoder"):
-            build_model(options, TOKENIZER)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_devices_without_a_gpu():
-    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="--device cuda: no GPU"):
-        pick_device("cuda")
+CAPTIONS = [pair["clean"] for pair in PUBLISHED] + [
+    "Café  NAÏVE, zebra-striped!", "a 狗 runs 🐕", ""]
 
 
 # --------------------------------------------------------------------------------------- tokenizers
@@ -142,7 +51,7 @@ def test_a_caption_goes_round():
     assert (tokens[0], tokens[-1], tokens.count("[UNK]")) == ("[CLS]", "[SEP]", 0)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokens[1:3] == ["a", "man"]
-    ids = sum(tokenizer([pair["clean"] for pair in GOLDEN])["input_ids"], [])
+    ids = sum(tokenizer([pair["clean"] for pair in PUBLISHED])["input_ids"], [])
     assert ids.count(tokenizer.unk_token_id) < 0.005 * len(ids)
 
 
@@ -156,7 +65,7 @@ def test_a_vocabulary_that_is_none(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(InputError, match=f"--vocab .*words.txt: {message}") as caught:
         load_tokenizer("small-bert", path)
-    one_line(caught)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_comes_from_the_folder_of_its_encoder(tmp_path):
@@ -167,7 +76,7 @@ def test_a_tokenizer_comes_from_the_folder_of_its_encoder(tmp_path):
         "small-bert", "vocab/shapes.txt")(CAPTIONS)["input_ids"]
     with pytest.raises(InputError, match="--text_encoder .*nothing") as caught:
         load_tokenizer(str(tmp_path / "nothing"), "no matter")
-    one_line(caught)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):
@@ -196,7 +105,7 @@ def test_an_encoder_without_pixel_statistics(tmp_path):
     name = str(tmp_path / "nothing")
     with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip") as caught:
         image_statistics(Namespace(image_stats="encoder", image_encoder=name))
-    one_line(caught)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BUILT_IN_IMAGE)

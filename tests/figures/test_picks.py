@@ -1,0 +1,105 @@
+"""Which candidates the figures show, against slow loops from the formulas."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import oracle
+from helpers.cases import CASES, FLOOR, SETTINGS, directions, make_case, oracle_weights
+
+from figures.picks import fixed_choice, picks, top_wrong_leads
+from fne_loss import FNELoss
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_picks_are_those_of_a_slow_loop_over_the_bank(name, count, sampled):
+    """The draw is replaced by the heaviest candidate, so that a loop can tell what it must be."""
+    case = make_case(name)
+    images, texts, image_keys, text_keys, ids = case.inputs
+    shown = torch.arange(len(case.candidate_ids)) // 2  # neighbours are copies of each other
+    for i2t, (anchors, candidates) in zip((True, False), directions(case)):
+        got = picks(case.criterion, images if i2t else texts, text_keys if i2t else image_keys,
+                    case.bank.text_keys if i2t else case.bank.image_keys, ids,
+                    case.bank.image_ids, shown, count)
+        heavy = oracle_weights(case, anchors, candidates)
+        hardest_of = oracle.fallbacks(anchors, candidates, case.ids, case.candidate_ids)
+        for row, similarity in enumerate(oracle.similarities(anchors, candidates)):
+            allowed = [c for c in range(len(candidates))
+                       if not oracle.is_excluded(case.ids[row], case.candidate_ids[c])]
+            drawn = None if not allowed else (
+                max(allowed, key=heavy[row].__getitem__) if any(heavy[row]) else hardest_of[row])
+            assert got[row].drawn == drawn
+            assert got[row].hardest == distinct(allowed, similarity, count)
+            posterior = [oracle.posterior(value, *case.statistics, SETTINGS["prior"])
+                         for value in similarity]
+            seen = {c // 2 for c in [drawn, *got[row].hardest[:1]] if c is not None}
+            cut = case.statistics[0].mean - SETTINGS["margin"]
+            suspects = [c for c in allowed
+                        if posterior[c] > FLOOR and similarity[c] > cut and c // 2 not in seen]
+            assert got[row].suspects == distinct(suspects, posterior, count)
+
+
+def distinct(candidates, scores, count):
+    """The highest scores first, one of each pair of neighbours."""
+    found = []
+    for candidate in sorted(candidates, key=scores.__getitem__, reverse=True):
+        if candidate // 2 not in [other // 2 for other in found]:
+            found.append(candidate)
+    return found[:count]
+
+
+def test_picks_take_no_random_number_and_change_nothing():
+    case = make_case("wrapped")
+    images, _, _, text_keys, ids = case.inputs
+    before = torch.get_rng_state(), *(buffer.clone() for buffer in case.criterion.buffers())
+    arguments = (case.criterion, images, text_keys, case.bank.text_keys, ids, case.bank.image_ids,
+                 torch.arange(len(case.candidate_ids)))
+    first, torch_state = picks(*arguments), torch.get_rng_state()
+    torch.randn(5)
+    assert [pick.drawn for pick in picks(*arguments)] == [pick.drawn for pick in first]
+    after = torch_state, *case.criterion.buffers()
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_without_trusted_statistics_nothing_is_suspected():
+    case = make_case("wrapped")
+    images, _, _, text_keys, ids = case.inputs
+    arguments = (images, text_keys, case.bank.text_keys, ids, case.bank.image_ids,
+                 torch.arange(len(case.candidate_ids)))
+    case.criterion.min_count = int(case.criterion.positive.count)
+    early, control = picks(case.criterion, *arguments), picks(None, *arguments)
+    assert all(pick.posterior is None and pick.suspects == [] for pick in early + control)
+    assert all(pick.drawn is not None for pick in early)
+    assert all(pick.drawn is None and len(pick.hardest) == 3 for pick in control)
+
+
+def test_the_far_tail_of_a_wide_positive_gaussian_is_no_suspicion():
+    """Below both Gaussians the wider one wins again, at a similarity that is never drawn."""
+    criterion = FNELoss(prior=0.5, min_count=1)
+    criterion.positive.update(torch.tensor([0.5, 0.9]))
+    criterion.negative.update(torch.tensor([0.4, 0.44]))
+    angles = torch.tensor([0.0, 3.0, 0.3])
+    bank_keys = torch.stack([angles.cos(), angles.sin()], dim=1)
+    anchor = torch.tensor([[1.0, 0.0]])
+    [pick] = picks(criterion, anchor, anchor, bank_keys, torch.tensor([9]), torch.tensor([1, 2, 3]),
+                   torch.arange(4))
+    assert pick.posterior[2] > 0.99 and float(pick.similarity[2]) < -0.9
+    assert pick.drawn != 2 and 2 not in pick.suspects and pick.hardest == [1, 3, 2]
+
+
+def test_leads_of_wrong_results():
+    rng = np.random.default_rng(0)
+    queries, items = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
+    right = rng.random((7, 9)) < 0.3
+    right[:, 0] = True
+    leads, found = top_wrong_leads(*map(torch.from_numpy, (queries, items, right)))
+    for row, similarity in enumerate(queries @ items.T):
+        wrong = np.where(right[row], -np.inf, similarity)
+        assert found[row] == wrong.argmax()
+        assert float(leads[row]) == pytest.approx(wrong.max() - similarity[right[row]].max())
+
+
+def test_the_handful_is_always_the_same():
+    before = torch.get_rng_state()
+    assert fixed_choice(4, 100) == fixed_choice(4, 100) and len(set(fixed_choice(4, 100))) == 4
+    assert fixed_choice(4, 3) and torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,22 @@
+"""Photos of random pixels."""
+
+import numpy as np
+from PIL import Image
+
+
+def noise(width=53, height=37, low=0, high=256, seed=0):
+    """A photo that compresses badly, every pixel of it anything from `low` to below `high`."""
+    values = np.random.default_rng(seed).integers(low, high, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def save(folder, names):
+    """Write a photo under each name, folders in it included; each is another photo."""
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(seed=seed).save(folder / name)
+
+
+def array(image):
+    """Pixels (height, width, 3) as integers that can be subtracted."""
+    return np.asarray(image).astype(int)

@@ -1,0 +1,77 @@
+"""The order of an epoch, and worker processes: neither their number nor a signal changes it."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from helpers.captions import pair_dataset
+
+from common.errors import InputError
+from data import Collator
+from inputs.loader import EpochSampler, close_workers, make_loader
+
+
+def batches(seed=1, epoch=0, start=0, size=23, batch_size=4):
+    sampler = EpochSampler(size, batch_size, seed)
+    sampler.epoch, sampler.start = epoch, start
+    return list(sampler)
+
+
+def test_an_epoch_shows_every_pair_once_and_drops_the_rest():
+    epoch = batches()
+    assert [len(batch) for batch in epoch] == [4] * 5 and len(EpochSampler(23, 4, 1)) == 5
+    indices, seeds = zip(*sum(epoch, []))
+    assert len(set(indices)) == len(set(seeds)) == 20 and set(indices) < set(range(23))
+
+
+def test_order_and_seeds_follow_from_seed_and_epoch():
+    assert batches(epoch=3) == batches(epoch=3)
+    different = [batches(), batches(epoch=1), batches(seed=2)]
+    for part in (0, 1):  # the order, and the seeds
+        assert len({tuple(pair[part] for pair in sum(epoch, [])) for epoch in different}) == 3
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_an_interrupted_epoch_goes_on_where_it_stopped(start):
+    assert batches(epoch=2, start=start) == batches(epoch=2)[start:]
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    assert len(batches(size=4)) == 1
+    with pytest.raises(InputError, match="--batch_size_train 4 .* 3 pairs"):
+        EpochSampler(3, 4, 1)
+
+
+def test_workers_change_nothing(tmp_path):
+    dataset = pair_dataset(tmp_path)
+    runs = []
+    for workers in (0, 2):
+        sampler = EpochSampler(8, 3, seed=1)
+        loader = make_loader(dataset, workers, False, batch_sampler=sampler,
+                             collate_fn=Collator(dataset.captions))
+        state = torch.get_rng_state()
+        runs.append([])
+        for sampler.epoch in range(2):
+            runs[-1] += list(loader)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert len(runs[0]) == 4
+    for alone, shared_out in zip(*runs, strict=True):
+        assert all(map(torch.equal, alone, shared_out))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_signals(number):
+    """What they were asked for still comes, and asked to end they end in order."""
+    loader = make_loader(list(range(40)), 1, False, batch_size=4)
+    given, seen = iter(loader), []
+    workers = list(loader._iterator._workers)
+    for _ in range(10):
+        seen += next(given).tolist()
+        for worker in workers:
+            os.kill(worker.pid, number)
+        time.sleep(0.01)
+    close_workers(loader)
+    assert seen == list(range(40))
+    assert [worker.exitcode for worker in workers] == [0]

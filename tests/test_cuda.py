@@ -1,0 +1,59 @@
+"""What only a GPU can show. All other tests say --device cpu, whatever the machine has."""
+
+import pytest
+import torch
+from helpers.cases import step_of_the_method
+from helpers.steps import run_with_a_bank, take_step
+
+from fne_loss import FNELoss
+from memory_bank import MemoryBank
+from training.clock import StepClock
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_a_step_never_waits_for_the_gpu():
+    criterion, bank = FNELoss().cuda(), MemoryBank(20, 6).cuda()
+    step_of_the_method(criterion, bank, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step_of_the_method(criterion, bank, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_clock_on_a_gpu():
+    clock = StepClock(torch.device("cuda"))
+    clock.lap(None)
+    torch.randn(2000, 2000, device="cuda").matmul(torch.randn(2000, 2000, device="cuda"))
+    clock.lap("loss")
+    assert clock.seconds()["loss"] > 0
+
+
+def test_a_step_of_fne_has_the_loss_of_the_cpu(tmp_path, sampled):
+    """In float32, with the heaviest candidates drawn: random numbers differ between devices."""
+    losses = {}
+    for device in "cpu", "cuda":
+        run, batch = run_with_a_bank(tmp_path, "--device", device, "--precision", "fp32")
+        assert run.device.type == device and not run.model.bf16
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            losses[device] = take_step(run, batch).item()
+        assert int(run.skips.count) == 0 and len(run.bank) == 40
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=1e-3)
+    assert losses["cpu"] > 0.01
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)),
+    reason="needs a GPU that has bfloat16")
+def test_a_step_on_a_gpu_is_in_bf16_if_nobody_says_otherwise(tmp_path):
+    run, batch = run_with_a_bank(tmp_path, "--device", "cuda")
+    assert run.options.precision == "auto" and run.model.bf16 and run.momentum_model.bf16
+    seen = set()
+    for encoder in run.model.image_encoder, run.model.text_encoder:
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    loss = take_step(run, batch)
+    assert seen == {torch.bfloat16}
+    assert loss.dtype == torch.float32 and loss.isfinite() and int(run.skips.count) == 0

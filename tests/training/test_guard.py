@@ -1,0 +1,105 @@
+"""A number that is not finite reaches nothing that a run keeps, wherever it comes up."""
+
+import pytest
+import torch
+from helpers.runs import assert_same, command
+from helpers.spoiling import PLACES, spoil
+from helpers.steps import B, all_finite, clone, kept, run_on_its_way, take_step
+from torch import nn
+
+import checkpoint
+import train
+from training import guard
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, place, bad):
+    run, batch = run_on_its_way(tmp_path)
+    before = clone(kept(run))
+    with monkeypatch.context() as patch:
+        spoil(patch, run, place, bad)
+        take_step(run, batch)
+    assert int(run.skips.count) == int(run.skips.in_a_row) == 1
+    assert int(run.skips.step) == run.global_step
+    assert run.skips.image_ids.tolist() == batch.image_ids.tolist()
+    assert_same(kept(run), before)
+    for part in run.momentum_model, run.bank, run.criterion:
+        assert all_finite(part.state_dict())
+    assert all(value.isnan() for value in run.logs[-1].values())
+    take_step(run, batch)  # and it goes on
+    assert int(run.skips.count) == 1 and int(run.skips.in_a_row) == 0
+    with pytest.raises(AssertionError):
+        assert_same(kept(run), before)
+    assert all_finite(kept(run)) and run.logs[-1]["loss"].isfinite()
+
+
+@pytest.mark.parametrize("place", ["text", "gradient"])
+def test_it_happens_under_bf16_too(tmp_path, monkeypatch, place):
+    run, batch = run_on_its_way(tmp_path, "--precision", "bf16")
+    before = clone(kept(run))
+    with monkeypatch.context() as patch:
+        spoil(patch, run, place, torch.inf)
+        take_step(run, batch)
+    assert int(run.skips.count) == 1
+    assert_same(kept(run), before)
+
+
+def test_several_in_a_row_end_the_run(data, tmp_path, monkeypatch, capsys):
+    """With the step, the learning rate and the photos; the last good checkpoint stays."""
+    whole_step = train.training_step
+
+    def training_step(run, batch):
+        if run.global_step >= 9:
+            next(run.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+        return whole_step(run, batch)
+
+    monkeypatch.setattr(train, "training_step", training_step)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(command(data, tmp_path, "--log_step", "2"))
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert all("was not finite and left out" in line for line in warnings) and len(warnings) == 2
+    assert error.startswith("error: step 14: ") and error.count("train_000") == B
+    for told in "not finite in 5 steps in a row", "learning rate of 0.0005", "--learning_rate":
+        assert told in error
+    state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
+    assert state["global_step"] == 13 and all_finite([state["model"], state["optimizer"]])
+
+
+def test_a_few_are_told_and_counted(data, tmp_path, monkeypatch, capsys):
+    whole_step = train.training_step
+
+    def training_step(run, batch):
+        if run.global_step in (4, 5):
+            hook = next(run.model.parameters()).register_hook(lambda grad: grad * torch.inf)
+            loss = whole_step(run, batch)
+            hook.remove()
+            return loss
+        return whole_step(run, batch)
+
+    monkeypatch.setattr(train, "training_step", training_step)
+    train.main(command(data, tmp_path, "--num_epochs", "1", "--log_step", "2"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert lines == ["warning: step 6 was not finite and left out, 2 so far"]
+    assert int(checkpoint.read(tmp_path / "checkpoint.pth.tar")["skips"]["count"]) == 2
+
+
+def test_a_collapse_is_said_once_and_its_end_too(tmp_path, capsys):
+    run, _ = run_on_its_way(tmp_path, "--log_step", "2")
+    for spread in 0.2, 1e-5, 1e-5, 0.1, 1e-6:
+        guard.warn_or_stop(run, spread, 0.4)
+    lines = capsys.readouterr().err.splitlines()
+    assert ["no more collapse" in line for line in lines] == [False, True, False]
+    assert "all alike" in lines[0] and "loss is 0.4000 (twice the margin: 0.4)" in lines[0]
+
+
+def test_a_collapse_is_measured(tmp_path):
+    """All photos on one point and all captions on another: no spread, and twice the margin."""
+    run, batch = run_on_its_way(tmp_path, "--loss", "triplet")
+    for projection in run.model.image_projection, run.model.text_projection:
+        nn.init.zeros_(projection.weight)
+        nn.init.ones_(projection.bias)
+    take_step(run, batch)
+    logs = run.logs[-1]
+    assert logs["similarity_spread"] < guard.COLLAPSED < run.logs[0]["similarity_spread"]
+    assert logs["loss"] == pytest.approx(2 * run.options.margin, rel=1e-4)
