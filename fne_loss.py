@@ -109,8 +109,7 @@ def rank_in_batch(similarity: Tensor, image_ids: Tensor) -> InBatch:
         similarity: (B, B), images in rows and texts in columns.
         image_ids: (B,) ids of the photos.
     """
-    similarity = similarity.detach()
-    positive = similarity.diagonal()  # (B,)
+    positive = similarity.detach().diagonal()  # (B,)
     allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)  # (B, B)
     hardest, hardest_at = torch.stack([allowed, allowed.T]).max(dim=2)  # (2, B), (2, B)
     return InBatch(positive, hardest, hardest_at, (positive > hardest).all(dim=0))
