@@ -6,6 +6,7 @@ reads the files; nothing in them is ever run as code.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from common.errors import InputError, one_line
-from common.options import ScoringOptions, TrainOptions
+from common.options import FROM_CHECKPOINT, PRESETS, ScoringOptions, TrainOptions
 from common.terminal import say
 from encoders.towers import load_config, quiet_transformers
 from memory_bank import EMPTY
@@ -26,7 +27,6 @@ from training.run import Run
 FORMAT = "fne-1"
 # Where a run stands, beside its tensors.
 PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_photos"
-PATHS = "data_path", "json_path", "logger_name"
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "queue_size", "loss", "dataset", "batch_size_train", "seed")
@@ -70,21 +70,46 @@ def newest(folder: Path) -> tuple[Path, dict] | tuple[None, None]:
     """
     for path in folder / storage.NEWEST, folder / storage.BEST:
         try:
-            if path.is_file() and not is_released(state := read(path)):
+            if os.path.lexists(path) and not is_released(state := read(path)):
                 return path, state
+        except storage.NotReadable:
+            raise  # going on from an older one would replace a newer that may be whole
         except InputError as error:
-            print(f"--resume auto passes over {error}", file=sys.stderr)
+            print(one_line(f"--resume auto passes over {error}"), file=sys.stderr)
     return None, None
+
+
+def choose_folder(
+    options: TrainOptions, given: set[str], state: dict | None, path: Path | None
+) -> None:
+    """Set --logger_name to the folder that this command writes to.
+
+    A run goes on, and is tested, in the folder that its checkpoint lies in, wherever that was
+    copied or moved to, or in a new one that --logger_name names.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    if path is None:
+        return  # a fresh run: `storage.prepare_folder` moves a former one aside
+    own = path.parent
+    released = is_released(state)
+    if "logger_name" not in given and (options.test or not released):
+        options.logger_name = own
+    same = options.logger_name.resolve() == own.resolve()
+    if released and same and not options.test:
+        raise InputError(f"--logger_name {options.logger_name} holds {path} itself: name a new "
+                         "folder for the run that starts from it")
+    if not released and not same and storage.holds_run(options.logger_name):
+        raise InputError(f"--logger_name {options.logger_name} holds another run than {path}: "
+                         "leave the flag out, or name a new folder")
 
 
 def stored_options(state: dict) -> dict:
     """The options that a run takes from its checkpoint, where the command line does not say."""
     if is_released(state):
         return released_options(state)
-    options = {name: value for name, value in state["options"].items()
-               if name not in ("resume", "test", "device", "workers", "judgements", "quiet")}
-    return {name: Path(value) if name in PATHS and value is not None else value
-            for name, value in options.items()}
+    return {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
 
 
 def merge_options(
@@ -95,7 +120,11 @@ def merge_options(
     Raises:
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
-    for name, value in stored_options(state).items():
+    stored = stored_options(state)
+    if options.data_path is None and isinstance(stored.get("dataset"), str):
+        preset = PRESETS.get(stored["dataset"], {})
+        options.data_path = preset.get("data_path")
+    for name, value in stored.items():
         if name not in options:
             continue  # of a later or an earlier version
         if name not in given:
@@ -151,7 +180,7 @@ def unpack(run: Run, state: dict, path: Path) -> None:
             if getattr(run, name) is not None:
                 load_weights(getattr(run, name), state[name], path)
         run.log_scale.data.copy_(state["log_scale"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(run.optimizer, state["optimizer"])
         for name in PROGRESS:
             if type(state[name]) is not type(getattr(run, name)):
                 raise TypeError(f"{name} is {state[name]!r}")
@@ -193,6 +222,38 @@ def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
     if parts:
         raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(parts)}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Copy Adam's moments and step counts in, once they are those of its parameters.
+
+    A fused Adam trusts their shapes: a wrong one is read beyond its end.
+
+    Raises:
+        ValueError: another optimizer's state, or moments of another shape, type or range.
+    """
+    own = optimizer.state_dict()["param_groups"][0]
+    (group,) = state["param_groups"]
+    if group.keys() != own.keys() or any(
+            type(group[name]) is not type(own[name]) or group[name] != own[name]
+            for name in own.keys() - {"lr"}):
+        raise ValueError("the optimizer's settings are others")
+    parameters = optimizer.param_groups[0]["params"]
+    for number, moments in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError(f"the optimizer has no parameter {number!r}")
+        expected = {"exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape,
+                    "step": torch.Size()}
+        if moments.keys() != expected.keys() or not all(
+                isinstance(value, Tensor) and value.shape == expected[name]
+                and value.dtype == torch.float32 and value.isfinite().all()
+                for name, value in moments.items()) or (
+                    moments["step"] < 0 or (moments["exp_avg_sq"] < 0).any()):
+            raise ValueError(f"the optimizer's moments of parameter {number} do not fit it")
+    # Copies, since a fused step writes into them and the loaded ones are mapped from the file.
+    optimizer.load_state_dict({"param_groups": state["param_groups"], "state": {
+        number: {name: value.clone() for name, value in moments.items()}
+        for number, moments in state["state"].items()}})
 
 
 def fitted_statistics(state: dict) -> np.ndarray | None:

@@ -8,6 +8,7 @@ imported from here as well.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,22 @@ import torch
 from torch import Tensor
 
 import checkpoint
+from common import files
 from common.device import place
 from common.errors import InputError, exit_on_input_error
-from common.options import TrainOptions, check, parse_scoring
+from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
 from common.terminal import progress
-from data import LoadedSplit, load_eval_set
+from data import LoadedSplit, load_eval_set, read_json
 from encoders.processors import image_statistics, load_tokenizer
 from inputs.captions import Captions
 from inputs.loader import make_loader
 from inputs.photos import PhotoDataset, find_photos, normalize
-from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
+from metrics.embeddings import (
+    Embeddings,
+    is_embeddings_file,
+    read_embeddings,
+    save_embeddings,
+)
 from metrics.judgements import judge, judgement_lines
 from metrics.retrieval import five_fold, retrieval_metrics
 from metrics.retrieval import retrieval_ranks as retrieval_ranks  # is public here
@@ -158,19 +165,57 @@ def embed_split(
     return Embeddings(*embeds, eval_set.split, statistics, options.prior)
 
 
-def print_metrics(
-    embeddings: Embeddings, options: TrainOptions, title: str, output: Path | None
-) -> dict:
-    """Print `all_metrics`, write them as json to `output` if given, and return them."""
+def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> dict:
+    """Print `all_metrics`, and return them."""
     metrics, text = all_metrics(embeddings, options)
     print(f"{title}\n{text}")
-    if output:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(metrics, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"the metrics cannot be written to {output}: {error}") from error
     return metrics
+
+
+def metrics_place(path: Path, flag: str, inputs: list[Path]) -> Path:
+    """Where `write_metrics` may write; InputError where something else is there."""
+    def is_metrics(place: Path) -> bool:
+        try:
+            return "rsum" in read_json(place)
+        except (InputError, TypeError):
+            return False
+
+    return files.output_place(path, flag, is_metrics, inputs)
+
+
+def write_metrics(metrics: dict, place: Path) -> None:
+    """Write metrics as json, which has no number for what is none: null."""
+    text = json.dumps(without_nan(metrics), indent=2, allow_nan=False)
+    files.write(place, f"{text}\n".encode(), "the metrics in")
+
+
+def without_nan(value: object) -> object:
+    """The same metrics, None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def output_places(options: ScoringOptions) -> dict[str, Path]:
+    """Where the outputs that are asked for may be written, by the name of their flag.
+
+    Raises:
+        InputError: something else is there, or two would share a file.
+    """
+    places, used = {}, [path for path in (options.checkpoint, options.embeddings,
+                                          options.judgements) if path is not None]
+    if options.save_embeddings:
+        places["save_embeddings"] = files.output_place(
+            options.save_embeddings, "--save_embeddings", is_embeddings_file, used)
+    if options.output:
+        places["output"] = metrics_place(options.output, "--output", [*used, *places.values()])
+    if options.report:
+        from figures.report import report_place  # loads matplotlib, which only this needs
+
+        places["report"] = report_place(options.report, [*used, *places.values()])
+    return places
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -178,9 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_input_error():
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
-        if options.report:
-            from figures.report import write_report  # loads matplotlib, which only this needs
-        photos = None
+        check_paths(options)
+        places, photos = output_places(options), None
         if options.embeddings:
             embeddings, title = read_embeddings(options.embeddings), str(options.embeddings)
             if options.report and options.data_path:
@@ -196,10 +240,15 @@ def main(argv: list[str] | None = None) -> None:
             title = f"{options.dataset} {options.split}, {options.checkpoint}"
             photos = eval_set.photos
         if options.save_embeddings:
-            save_embeddings(embeddings, options.save_embeddings)
-        metrics = print_metrics(embeddings, options, title, options.output)
+            save_embeddings(embeddings, places["save_embeddings"])
+        metrics = print_metrics(embeddings, options, title)
+        if options.output:
+            write_metrics(metrics, places["output"])
         if options.report:
-            print(write_report(embeddings, metrics, options, title, photos, options.report))
+            from figures.report import write_report
+
+            write_report(embeddings, metrics, options, title, photos, places["report"])
+            print(places["report"])
 
 
 if __name__ == "__main__":

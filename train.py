@@ -21,7 +21,7 @@ import checkpoint
 from common import terminal
 from common.device import pick_device, place
 from common.errors import exit_on_input_error
-from common.options import TrainOptions, check, parse
+from common.options import TrainOptions, check, check_paths, parse
 from data import (
     Batch,
     LoadedSplit,
@@ -31,7 +31,14 @@ from data import (
     sees_photos_once,
 )
 from encoders.processors import image_statistics, load_tokenizer
-from evaluation import embed_split, encode_photos, print_metrics, score
+from evaluation import (
+    embed_split,
+    encode_photos,
+    metrics_place,
+    print_metrics,
+    score,
+    write_metrics,
+)
 from figures.tensorboard import Board
 from fne_loss import cosine, infonce_loss, rank_in_batch, triplet_from_similarity
 from inputs.loader import close_workers
@@ -180,8 +187,9 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
     if best:
         storage.save(folder / storage.BEST, state)
     storage.save(folder / storage.NEWEST, state)
-    return (f"step {run.global_step} is done and saved; go on with: python train.py --resume "
-            f"{folder / storage.NEWEST}, or the same command with --resume auto")
+    return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
+            f"auto, or with: python train.py --resume {folder / storage.NEWEST} --data_path "
+            f"{run.options.data_path}")
 
 
 # ------------------------------------------------------------------------------------------- set-up
@@ -231,7 +239,9 @@ def build_run(
     return run
 
 
-def train_and_test(options: TrainOptions, state: dict | None) -> None:
+def train_and_test(
+    options: TrainOptions, state: dict | None, lock: storage.FolderLock
+) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     train_set = load_split(options, "train", tokenizer)
@@ -246,14 +256,19 @@ def train_and_test(options: TrainOptions, state: dict | None) -> None:
     if sees_photos_once(options):
         features = encode_photos(run.model, train_set.photos, options, project=False)
         run.features = features.to(run.device)
-    fresh = state is None or checkpoint.is_released(state)  # which must not be overwritten
-    storage.prepare_folder(options.logger_name, fresh)
+    began_in = None if state is None or checkpoint.is_released(state) else options.resume.parent
+    storage.prepare_folder(options.logger_name, lock, fresh=began_in is None, best_of=began_in)
+    metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [])  # says it now
+    best = options.logger_name / storage.BEST
+    if run.best_rsum >= 0 and not best.is_file():
+        terminal.warn(f"{options.resume} goes on without its best checkpoint, which is not beside "
+                      "it: the best is found anew from here on")
+        run.best_rsum = -1.0
     try:
         with storage.written_to(options.logger_name):
             train(run, loader, train_set, val_set)
     finally:
         close_workers(loader)
-    best = options.logger_name / storage.BEST
     test(options, checkpoint.read(best), best, test_set, tokenizer)
 
 
@@ -261,19 +276,26 @@ def test(
     options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer
 ) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
+    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
     embeddings = embed_split(options, state, path, test_set, tokenizer)
-    print_metrics(embeddings, options, f"{options.dataset} test, {path}",
-                  options.logger_name / "test_results.json")
+    metrics = print_metrics(embeddings, options, f"{options.dataset} test, {path}")
+    write_metrics(metrics, results)
 
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse(__doc__, argv)
-    with exit_on_input_error():
+    with exit_on_input_error(), storage.FolderLock() as lock:
+        check_paths(options)
+        if options.resume == Path("auto") and not options.test:
+            lock.take(options.logger_name)
         path, state = checkpoint.find(options)
         options.resume = path
+        checkpoint.choose_folder(options, given, state, path)
         if state is not None:
             checkpoint.merge_options(options, given, state, path)
         check(options)
+        if not options.test:
+            lock.take(options.logger_name)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
             make_shapes(options.data_path)
@@ -281,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = load_tokenizer(options.text_encoder, options.vocab)
             test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)
         else:
-            train_and_test(options, state)
+            train_and_test(options, state, lock)
 
 
 if __name__ == "__main__":

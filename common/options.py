@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import check_path
 
 AT_LEAST_ONE = ("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test",
                 "queue_size", "num_epochs", "log_step")
@@ -290,6 +291,16 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
                        help="score these, of this program or any other, instead of a checkpoint")
 
 
+# What a checkpoint may say of the run that made it: the options that describe the model and its
+# training. No path to write, no path to read and no permission is among them: those come from the
+# command line alone.
+FROM_CHECKPOINT = (
+    {"dataset", "max_words", "val_times", "val_step", "save_step", "max_bad_photos", "log_step",
+     "no_figures"}
+    | DataOptions.__annotations__.keys() | ModelOptions.__annotations__.keys()
+    | MethodOptions.__annotations__.keys() | TrainingOptions.__annotations__.keys()
+) - {"judgements", "device"}
+
 # ------------------------------------------------------------------------------- parsers and layers
 
 TRAINING = (add_source_flags, add_data_flags, add_model_flags, add_method_flags,
@@ -363,6 +374,17 @@ def check_kinds(options: TrainOptions) -> None:
             raise InputError(f"--{action.dest} {value}: not of its kind{choices}")
 
 
+def check_paths(options: argparse.Namespace) -> None:
+    """Raise InputError where a path is none that a file can have; called before any is looked at.
+    """
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            check_path(value, "checkpoint" if name == "checkpoint" else f"--{name}")
+    for name in "vocab", "image_encoder", "text_encoder":
+        if name in options:
+            check_path(Path(getattr(options, name)), f"--{name}")
+
+
 def check(options: TrainOptions) -> None:
     """Raise InputError where a value cannot work; called once all layers are in place."""
     check_kinds(options)
@@ -384,4 +406,5 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                          f"{options.batch_size_train} (--batch_size_train)")
     if options.data_path is None:
-        raise InputError("--data_path: name the folder of the photos")
+        raise InputError("--data_path: name the folder of the photos; a checkpoint does not say "
+                         "what is read")

@@ -13,7 +13,7 @@ from string import Template
 import torch
 from torch import Tensor
 
-from common.errors import InputError
+from common import files
 from common.options import TrainOptions
 from data import Split
 from figures.galleries import Cell, Library, Pairs, negative_rows
@@ -28,15 +28,16 @@ from training.run import build_loss
 
 EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
 SIDES = {"i2t": "photo to captions", "t2i": "caption to photos"}
+MARK = b'<meta name="generator" content="evaluation.py --report">'  # report.html tells itself by it
 FACTS = ("loss", "image_encoder", "text_encoder", "embed_size", "image_res", "margin", "tau",
          "posterior_floor", "seed")
 
 
 def write_report(
     embeddings: Embeddings, metrics: dict, options: TrainOptions, title: str,
-    photos: list[Path] | None, folder: Path,
-) -> Path:
-    """Write `report.html` into `folder`, which is made, and return its path.
+    photos: list[Path] | None, place: Path,
+) -> None:
+    """Write a report to `place`, of `report_place`.
 
     Args:
         embeddings: of the split; with FNE's statistics there are distributions and posteriors.
@@ -58,13 +59,15 @@ def write_report(
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), facts=escape(facts),
                                sections="\n".join(sections))
-    path = folder / "report.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--report {folder} cannot be written: {error}") from error
-    return path
+    files.write(place, page.encode(), "--report")
+
+
+def report_place(folder: Path, inputs: list[Path]) -> Path:
+    """`report.html` in `folder`; InputError where something else is there."""
+    def is_report(place: Path) -> bool:
+        return MARK in place.read_bytes()[:1000]
+
+    return files.output_place(folder / "report.html", "--report", is_report, inputs)
 
 
 def fitted_criterion(embeddings: Embeddings, options: TrainOptions) -> FNELoss | None:

@@ -6,6 +6,7 @@ one. `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians
 optional.
 """
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import files
 from common.errors import InputError, one_line
 from data import Split
 from fne_loss import RunningGaussian
@@ -45,18 +47,23 @@ def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
 
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> None:
-    """Write an embeddings file; InputError where that cannot be done."""
+    """Write an embeddings file, whole or not at all; InputError where that cannot be done."""
     split = embeddings.split
     optional = {} if embeddings.statistics is None else {
         "statistics": embeddings.statistics, "prior": embeddings.prior}
+    arrays = {"image_embeds": embeddings.image_embeds.numpy(),
+              "text_embeds": embeddings.text_embeds.numpy(), "images": np.array(split.images),
+              "captions": np.array(split.captions), "image_of_text": split.image_of_text}
+    files.write(path, lambda file: np.savez(file, **arrays, **optional), "--save_embeddings")
+
+
+def is_embeddings_file(path: Path) -> bool:
+    """Whether there is an npz file of embeddings."""
     try:
-        with open(path, "wb") as file:
-            np.savez(file, image_embeds=embeddings.image_embeds.numpy(),
-                     text_embeds=embeddings.text_embeds.numpy(), images=np.array(split.images),
-                     captions=np.array(split.captions), image_of_text=split.image_of_text,
-                     **optional)
-    except OSError as error:
-        raise InputError(f"--save_embeddings {path} cannot be written: {error}") from error
+        with zipfile.ZipFile(path) as file:
+            return "image_embeds.npy" in file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def read_embeddings(path: Path) -> Embeddings:

@@ -2,8 +2,12 @@
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import os
 import pickle
+import shutil
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -11,46 +15,22 @@ from pathlib import Path
 
 import torch
 
+from common import files
 from common.errors import NO_ROOM, InputError, one_line
 from common.terminal import say
 
-NEWEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-RUN_FILES = "*.pth.tar", "test_results.json", "events.out.tfevents.*"
+NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
+RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
+LOCK = ".lock"
+
+
+class NotReadable(InputError):
+    """A file that is there, and may be whole, but that this user may not read now."""
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint so that `path` always holds a whole one: beside, flushed, renamed.
-
-    The former one stays until the new one is on the disk, so there must be room for both.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full; `path` is as it was.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        # Where the disk is full, torch tells of its own file format instead.
-        reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
-        raise InputError(f"checkpoint {path} cannot be written ({reason}): free some space or "
-                         "choose another --logger_name; the last one is untouched") from error
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the disk keep a rename too. Some network file systems refuse; they need none."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Write a checkpoint with `files.write`; InputError where that cannot be done."""
+    files.write(path, lambda file: torch.save(state, file), "checkpoint")
 
 
 def load(path: Path) -> object:
@@ -60,34 +40,144 @@ def load(path: Path) -> object:
 
     Raises:
         InputError: missing, of another format, cut short, damaged, or holding code.
+        NotReadable: it may be a whole one, but reading it is not allowed, or fails.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
     try:
+        if not os.path.isfile(path):
+            os.stat(path.parent)  # a folder that may not be looked into hides its files
+            raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
+        with open(path, "rb"):
+            pass
         zipped = zipfile.is_zipfile(path)
-        if zipped and (damaged := zipfile.ZipFile(path).testzip()) is not None:
-            raise ValueError(f"{damaged} is damaged")
+        if zipped:
+            check_zip(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a remark on the pickle protocol of foreign files
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        check_plain(state)
+        return state
+    except FileNotFoundError as error:
+        raise InputError(f"no checkpoint {path}: train first, or name one with --resume") from error
+    except OSError as error:
+        raise NotReadable(f"checkpoint {path} cannot be read ({one_line(error)}): it may be whole, "
+                          "so nothing is done in its place") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is no checkpoint, or holds objects that are not numbers and "
                          "could run code; it is not loaded") from error
+    except InputError:
+        raise
     except Exception as error:  # of two dozen kinds, as bytes come: all mean the same
         raise InputError(f"{path} is no checkpoint, or is cut short or damaged "
                          f"({type(error).__name__}): fetch or save it again") from error
 
 
-def prepare_folder(folder: Path, fresh: bool) -> None:
+def check_zip(path: Path) -> None:
+    """Raise ValueError where a checkpoint's zip file is not as `torch.save` writes it.
+
+    Its parts are stored as they are. Compressed ones would be mapped as weights without being
+    unpacked, and could unpack to any size; so what the file declares is looked at first.
+    """
+    with zipfile.ZipFile(path) as file:
+        parts = file.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size
+               for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("compressed")
+        if (damaged := file.testzip()) is not None:
+            raise ValueError(f"{damaged} is damaged")
+
+
+class FolderLock:
+    """Keeps a run's folder to one process: from `take` to the end of the `with`, however it ends.
+
+    A lock of `fcntl`: the system gives it up with the process, and worker processes do not have it.
+    """
+
+    def __init__(self):
+        self.file = None
+
+    def take(self, folder: Path) -> None:
+        """Lock `folder`, unless it is not there yet or already locked by this.
+
+        Raises:
+            InputError: another process trains here.
+        """
+        if self.file is not None or not folder.is_dir():
+            return
+        try:
+            file = open(folder / LOCK, "ab")
+        except OSError:
+            return  # `prepare_folder` tells of a folder that cannot be written
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = lock_holder(file.fileno())
+            file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks
+            raise InputError(f"--logger_name {folder}: {holder} trains in this folder now; wait "
+                             "for its end, or name another folder") from error
+        self.file = file
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def lock_holder(descriptor: int) -> str:
+    """Who has the lock: "process 123", where the system tells."""
+    layout = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, process
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        process = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[-1]
+    except (OSError, struct.error):
+        process = 0
+    return f"process {process}" if process > 0 else "another process"
+
+
+def check_plain(value: object) -> None:
+    """Raise ValueError unless `value` is made of dense tensors, plain numbers, texts, lists and
+    dictionaries: what a checkpoint needs, and what cannot surprise those who read it."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError("a tensor that is not dense")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key)
+            check_plain(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_plain(item)
+    elif isinstance(value, argparse.Namespace):
+        check_plain(vars(value))
+    elif isinstance(value, int) and not -2**63 <= value < 2**63:
+        raise ValueError("a number beyond 64 bits")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left its files here."""
+    return any(any(folder.glob(pattern)) for pattern in RUN_FILES)
+
+
+def prepare_folder(
+    folder: Path, lock: FolderLock, fresh: bool, best_of: Path | None = None
+) -> None:
     """Make the run's folder; a fresh run moves the files of a former one into `previous_N`.
 
     A former run that left no checkpoint left nothing to keep: its logs are written anew.
+
+    Args:
+        lock: taken, if it is not yet.
+        best_of: another folder, that the run began in, whose best checkpoint is brought along.
 
     Raises:
         InputError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.take(folder)
         for part in folder.glob("*.part"):  # a save that was killed
             part.unlink()
         probe = folder / f".{os.getpid()}.part"
@@ -98,6 +188,10 @@ def prepare_folder(folder: Path, fresh: bool) -> None:
     except OSError as error:
         raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free "
                          "some space, or name another folder") from error
+    if best_of is not None and best_of.resolve() != folder.resolve() and (
+            best_of / BEST).is_file():
+        with open(best_of / BEST, "rb") as best:
+            files.write(folder / BEST, lambda file: shutil.copyfileobj(best, file), "checkpoint")
 
 
 @contextlib.contextmanager
