@@ -7,7 +7,6 @@ reads the files; nothing in them is ever run as code.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import AutoModel
 
 from common.errors import InputError, one_line
 from common.options import FROM_CHECKPOINT, PRESETS, ScoringOptions, TrainOptions
-from common.terminal import say
+from common.terminal import say, warn
 from encoders.towers import load_config, quiet_transformers
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
@@ -75,7 +74,7 @@ def newest(folder: Path) -> tuple[Path, dict] | tuple[None, None]:
         except storage.NotReadable:
             raise  # going on from an older one would replace a newer that may be whole
         except InputError as error:
-            print(one_line(f"--resume auto passes over {error}"), file=sys.stderr)
+            warn(f"--resume auto passes over {error}")
     return None, None
 
 
@@ -181,17 +180,13 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                 load_weights(getattr(run, name), state[name], path)
         run.log_scale.data.copy_(state["log_scale"])
         load_optimizer(run.optimizer, state["optimizer"])
-        for name in PROGRESS:
-            if type(state[name]) is not type(getattr(run, name)):
-                raise TypeError(f"{name} is {state[name]!r}")
-            setattr(run, name, state[name])
         if state["steps_per_epoch"] != run.steps_per_epoch:
             raise InputError(
                 f"{path} was made with {state['steps_per_epoch']} steps in an epoch and the "
                 f"training split now has {run.steps_per_epoch}: bring back its old files, or start "
                 "a new run")
-        run.logs = [{name: torch.tensor(value, device=run.device) for name, value in logs.items()}
-                    for logs in state["logs"]]
+        load_progress(run, state)
+        check_bank(run)
         torch.set_rng_state(state["rng"])
         if run.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], run.device)
@@ -222,6 +217,46 @@ def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
     if parts:
         raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(parts)}")
+
+
+def load_progress(run: Run, state: dict) -> None:
+    """Take over where the run stood.
+
+    Raises:
+        TypeError, ValueError: values that no run can come to.
+    """
+    for name in PROGRESS:
+        if type(state[name]) is not type(getattr(run, name)):
+            raise TypeError(f"{name} is {state[name]!r}")
+        setattr(run, name, state[name])
+    if not (run.epoch >= 0 and 0 <= run.step < run.steps_per_epoch
+            and run.global_step == run.epoch * run.steps_per_epoch + run.step):
+        raise ValueError(f"epoch {run.epoch}, step {run.step} and global step {run.global_step} do "
+                         "not belong together")
+    if not -1 <= run.best_rsum <= 600:
+        raise ValueError(f"best_rsum is {run.best_rsum}")
+    if not all(type(photo) is int and 0 <= photo < len(run.photos) for photo in run.bad_photos):
+        raise ValueError("a bad photo that the training split does not have")
+    run.logs = [{name: torch.tensor(float(value), device=run.device)
+                 for name, value in logs.items()} for logs in state["logs"]]
+    if not all("loss" in logs for logs in run.logs):
+        raise ValueError("a step was logged without its loss")
+
+
+def check_bank(run: Run) -> None:
+    """Raise ValueError where the bank's numbers are none that a bank can have."""
+    if run.bank is None:
+        return
+    size, keys = len(run.bank.image_ids), (run.bank.image_keys, run.bank.text_keys)
+    if not 0 <= run.bank.pointer < size or not all(part.isfinite().all() for part in keys):
+        raise ValueError("the memory bank's pointer or keys are none")
+    ids, photos = run.bank.image_ids, len(run.photos)
+    if (ids < EMPTY).any() or photos and (ids >= photos).any():
+        raise ValueError("the memory bank holds photos that the training split does not have")
+    texts = run.bank.text_ids
+    captions = len(run.matches) if run.matches is not None else None
+    if (texts < EMPTY).any() or captions and (texts >= captions).any():
+        raise ValueError("the memory bank holds captions that the training split does not have")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

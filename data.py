@@ -18,11 +18,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError, one_line
+from common.files import read_bytes
 from common.options import TrainOptions
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
 from inputs.loader import EpochSampler, make_loader
-from inputs.photos import eval_pixels, find_photos, load_photo, train_pixels
+from inputs.photos import (
+    eval_pixels,
+    find_photos,
+    leads_out_of_folder,
+    load_photo,
+    train_pixels,
+)
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
@@ -71,7 +78,13 @@ def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None)
 def read_json(path: Path):
     """The parsed file; InputError where it cannot be read or is not json."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
+        json.dumps(content, ensure_ascii=False).encode()  # half a letter, \ud800, is none
+        return content
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} holds a text that is no Unicode, {error.object[error.start]!r} "
+                         f"in {error.object[max(0, error.start - 20):error.start]!r}: mend the "
+                         "text") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
@@ -102,7 +115,7 @@ def check_record(record, number: int, path: Path) -> tuple[str, list[str]]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise InputError(f"{path}: record {number}: 'caption' is neither text nor a list of texts")
-    if not isinstance(name, str) or name.startswith("/") or ".." in PurePosixPath(name).parts:
+    if not isinstance(name, str) or leads_out_of_folder(name):
         raise InputError(f"{path}: record {number}: 'image' {name!r} must be a path inside the "
                          "photo folder")
     return name, captions
@@ -291,5 +304,6 @@ def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) 
     pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
                         augment=options.augment == "published")
     sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed)
-    return make_loader(pairs, options.workers, pin, batch_sampler=sampler,
+    pixels = 0 if photos is None else 3 * options.image_res**2 * options.batch_size_train
+    return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,
                        collate_fn=Collator(train_set.captions))

@@ -20,11 +20,11 @@ from common import files
 from common.device import place
 from common.errors import InputError, exit_on_input_error
 from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
-from common.terminal import progress
+from common.terminal import progress, tell
 from data import LoadedSplit, load_eval_set, read_json
 from encoders.processors import image_statistics, load_tokenizer
 from inputs.captions import Captions
-from inputs.loader import make_loader
+from inputs.loader import batches_of, make_loader
 from inputs.photos import PhotoDataset, find_photos, normalize
 from metrics.embeddings import (
     Embeddings,
@@ -50,10 +50,11 @@ def encode_photos(
     encode = model.encode_image if project else model.image_features
     mean, std = image_statistics(options)
     loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
-                         device.type == "cuda", batch_size=options.batch_size_test)
+                         device.type == "cuda", 3 * options.image_res**2 * options.batch_size_test,
+                         batch_size=options.batch_size_test)
     return torch.cat([
         encode(normalize(pixels.to(device, non_blocking=True), mean, std))
-        for pixels in progress(loader, "encoding photos")
+        for pixels in progress(batches_of(loader), "encoding photos", len(loader))
     ]).cpu()  # once, since it waits for the device
 
 
@@ -168,7 +169,7 @@ def embed_split(
 def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> dict:
     """Print `all_metrics`, and return them."""
     metrics, text = all_metrics(embeddings, options)
-    print(f"{title}\n{text}")
+    tell(f"{title}\n{text}")
     return metrics
 
 
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
             from figures.report import write_report
 
             write_report(embeddings, metrics, options, title, photos, places["report"])
-            print(places["report"])
+            tell(str(places["report"]))
 
 
 if __name__ == "__main__":

@@ -169,8 +169,16 @@ class MomentumUpdate:
         self.key_buffers, self.buffers = two_lists(momentum_model.buffers(), model.buffers())
 
     @torch.no_grad()
-    def __call__(self, m: float) -> None:
-        torch._foreach_lerp_(self.keys, self.queries, 1 - m)
+    def __call__(self, m: float, moved: Tensor | None = None) -> None:
+        """Move by `m`, the share that the momentum model keeps.
+
+        Where `moved`, a () bool on the device, is false, nothing changes: the online model has not
+        moved since the last update.
+        """
+        if moved is None:
+            torch._foreach_lerp_(self.keys, self.queries, 1 - m)
+        else:
+            torch._foreach_lerp_(self.keys, self.queries, [(1 - m) * moved] * len(self.keys))
         if self.buffers:
             torch._foreach_copy_(self.key_buffers, self.buffers)
 

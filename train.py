@@ -70,7 +70,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     in_batch = rank_in_batch(similarity, batch.image_ids)
     if run.momentum_model is not None:
         criterion.add_to_statistics(in_batch)
-        run.update_momentum(run.options.momentum)
+        run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
     lap("loss")
     if run.phase == FNE:
         keys = encode_keys(run, batch, pixels, image_features, text_features)  # (B, D), (B, D)

@@ -6,11 +6,13 @@ SIGTERM, as shells and schedulers expect.
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 
+NO_FILES = {errno.EMFILE, errno.ENFILE}  # too many open ones
 # What the machine refuses wherever a file is written. Any other OSError is a fault of the program.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
@@ -27,17 +29,22 @@ class Stopped(BaseException):
         self.number, self.told = signal.Signals(number), told
 
 
+def printable(text: str) -> str:
+    """The same text, what is not printable escaped: names from files may hold anything, such as
+    sequences that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def one_line(error: BaseException | str) -> str:
     """An error's message in one line, what is not printable escaped; or its kind, without one."""
-    message = " ".join(str(error).split())
-    shown = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
-    return "".join(shown) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn an `InputError`, also one from a worker process, into that line and exit status 2."""
     threading.excepthook = quiet_excepthook
+    open_streams()
     try:
         yield
         return
@@ -45,15 +52,40 @@ def exit_on_input_error() -> Iterator[None]:
         # A worker's error arrives with its traceback in front.
         line, status = f"error: {str(error).rpartition('errors.InputError: ')[2]}", 2
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM | NO_FILES:
             raise
-        line, status = f"error: {error}: free some space, or name another folder", 2
+        way = ("close some, or use fewer --workers" if error.errno in NO_FILES
+               else "free some space, or name another folder")
+        line, status = f"error: {error}: {way}", 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        line, status = ("error: out of memory: make --batch_size_train, --batch_size_test, "
+                        "--image_res or --queue_size smaller, or use fewer --workers"), 2
     except Stopped as stop:
         line, status = f"stopped by {stop.number.name}: {stop.told}", 128 + stop.number
     except KeyboardInterrupt:
         line, status = "stopped at once: what was last saved is whole", 128 + signal.SIGINT
-    print(one_line(line), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(one_line(line), file=sys.stderr)
     sys.exit(status)
+
+
+def open_streams() -> None:
+    """Have standard output and error take any text: closed ones go nowhere, and what an encoding
+    does not have is escaped."""
+    for name in "stdout", "stderr":
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says: torch has its own kinds for CPU and GPU."""
+    told = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def quiet_excepthook(failure) -> None:

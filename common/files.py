@@ -11,6 +11,13 @@ from common.errors import InputError, one_line
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and its file systems
 
 
+def read_bytes(path: Path) -> bytes:
+    """A whole file; OSError where it cannot be read or is none that ends, such as a pipe."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    return path.read_bytes()
+
+
 def write(path: Path, content: bytes | Callable[[IO[bytes]], None], what: str) -> None:
     """Write a file so that `path` always holds a whole one: beside, flushed, renamed.
 

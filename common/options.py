@@ -16,11 +16,19 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import check_path
 
-AT_LEAST_ONE = ("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test",
-                "queue_size", "num_epochs", "log_step")
-NOT_NEGATIVE = ("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers",
-                "val_times", "val_step", "lr_update", "lr_warmup", "grad_clip", "margin", "tau",
-                "posterior_floor", "learning_rate", "seed", "save_step", "max_bad_photos")
+# What a number may be, both ends included. The upper ends are far above all that makes sense: they
+# keep a slip of the pen from filling the memory, or counting for ever.
+COUNT = 2**53
+RANGES = {
+    "image_res": (1, 8192), "max_words": (1, 10**6), "max_tokens": (3, 10**6),
+    "batch_size_train": (1, 2**20), "batch_size_test": (1, 2**20), "queue_size": (1, 2**28),
+    "num_epochs": (1, 10**6), "log_step": (1, COUNT), "embed_size": (0, 2**16),
+    "warmup_epochs": (0, COUNT), "easy_epochs": (0, COUNT), "nums_right_sims": (0, COUNT),
+    "workers": (0, 1024), "val_times": (0, 10**6), "val_step": (0, COUNT), "lr_update": (0, COUNT),
+    "lr_warmup": (0, COUNT), "save_step": (0, COUNT), "max_bad_photos": (0, COUNT),
+    "seed": (0, 2**63 - 1), "grad_clip": (0, 1e30), "margin": (0, 1e6), "tau": (0, 1e6),
+    "posterior_floor": (0, 1e6), "learning_rate": (0, 1e6),
+}
 
 # What a dataset changes in the published setting. Flickr30K and COCO change nothing.
 PRESETS = {
@@ -360,43 +368,44 @@ def parse_checking(description: str, argv: list[str] | None = None) -> CheckingO
     return build_parser(description, CHECKING, own).parse_args(argv, CheckingOptions())
 
 
-def check_kinds(options: TrainOptions) -> None:
-    """Raise InputError where a value is none that its flag could give: a checkpoint can hold
-    anything."""
-    for action in build_parser("", TRAINING, {})._actions:
-        value = getattr(options, action.dest, None)
-        kinds = {int: int, float: (int, float), Path: Path, None: (str, bool)}[action.type]
-        values = value if action.nargs == "*" and isinstance(value, list) else [value]
-        if value is not None and (
-                not all(isinstance(value, kinds) for value in values)
-                or action.choices and value not in action.choices):
-            choices = f", one of {', '.join(action.choices)}" if action.choices else ""
-            raise InputError(f"--{action.dest} {value}: not of its kind{choices}")
-
-
 def check_paths(options: argparse.Namespace) -> None:
     """Raise InputError where a path is none that a file can have; called before any is looked at.
     """
     for name, value in vars(options).items():
         if isinstance(value, Path):
-            check_path(value, "checkpoint" if name == "checkpoint" else f"--{name}")
+            check_path(value, name if name == "checkpoint" else f"--{name}")
     for name in "vocab", "image_encoder", "text_encoder":
         if name in options:
             check_path(Path(getattr(options, name)), f"--{name}")
 
 
+def check_kinds(options: TrainOptions) -> None:
+    """Raise InputError where a value is none that its flag could give: a checkpoint can hold
+    anything."""
+    for action in build_parser("", TRAINING, {})._actions[1:]:  # but for --help
+        value = getattr(options, action.dest)
+        kinds = {int: int, float: (int, float), Path: Path, None: (str, bool)}[action.type]
+        if isinstance(action.default, bool):
+            kinds = bool
+        values = value if action.nargs == "*" and isinstance(value, list) else [value]
+        may_be_none = value is None and action.default is None
+        if not may_be_none and (
+                not all(isinstance(value, kinds) for value in values)
+                or isinstance(value, bool) and kinds is not bool
+                or action.choices and value not in action.choices):
+            choices = f", one of {', '.join(action.choices)}" if action.choices else ""
+            raise InputError(f"--{action.dest} {value}: not of its kind{choices}")
+
+
 def check(options: TrainOptions) -> None:
     """Raise InputError where a value cannot work; called once all layers are in place."""
     check_kinds(options)
-    for name in AT_LEAST_ONE:
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")
-    for name in NOT_NEGATIVE:
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise InputError(f"--{name} {getattr(options, name)}: must be finite, not negative")
-    if options.max_tokens < 3:
-        raise InputError(f"--max_tokens {options.max_tokens}: two are special, so at least 3")
-    if min(options.lr_milestones, default=0) < 0:
+    for name, (low, high) in RANGES.items():
+        value = getattr(options, name)
+        if not low <= value <= high:  # nor NaN
+            least = f"at least {low}" if low else "finite, not negative"
+            raise InputError(f"--{name} {str(value)[:30]}: must be {least}, and at most {high:g}")
+    if any(not 0 <= milestone <= COUNT for milestone in options.lr_milestones):
         raise InputError(f"--lr_milestones {options.lr_milestones}: must not be negative")
     if not 0 < options.prior < 1:
         raise InputError(f"--prior {options.prior}: must lie between 0 and 1")

@@ -3,10 +3,14 @@
 Results and errors are not its business: they are printed whatever --quiet says.
 """
 
+import os
 import sys
 from collections.abc import Iterable
+from typing import TextIO
 
 from tqdm import tqdm
+
+from common.errors import one_line, printable
 
 quiet = False  # set by a command's main, from --quiet
 
@@ -18,11 +22,27 @@ def progress(iterable: Iterable | None, what: str, total: int | None = None, **m
 
 def warn(line: str) -> None:
     """A warning on stderr, above the bars, also if --quiet."""
-    tqdm.write(f"warning: {' '.join(line.split())}", file=sys.stderr)
+    write(f"warning: {one_line(line)}", sys.stderr)
 
 
 def say(line: str) -> None:
     """Print a line at once, above the bars where there are any; not if --quiet."""
     if not quiet:
-        tqdm.write(line)
-        sys.stdout.flush()
+        write(printable(line), sys.stdout)
+
+
+def tell(text: str) -> None:
+    """Print results, in lines, whatever --quiet says."""
+    write("\n".join(map(printable, text.split("\n"))), sys.stdout)
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Write a line to a stream that may have been closed at its other end, as `| head` does: then
+    nobody reads it, and the run goes on."""
+    try:
+        tqdm.write(text, stream)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # or the flush at the end of Python fails again
+        os.close(nowhere)

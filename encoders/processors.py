@@ -29,6 +29,8 @@ def load_tokenizer(name: str, vocab: Path | str):
         return tokenizer
     path = Path(vocab) if Path(vocab).is_file() else ROOT / vocab
     try:
+        if not path.is_file():
+            raise OSError("there is no such file")
         words = models.WordPiece.read_file(str(path))
         core = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     except Exception as error:

@@ -23,6 +23,7 @@ from common.terminal import progress, say
 from data import Batch, LoadedSplit
 from figures import galleries
 from figures.picks import fixed_choice
+from inputs.loader import batches_of
 from inputs.photos import eval_pixels, load_photo, normalize
 from training.run import Run
 
@@ -50,7 +51,7 @@ class Board:
     def batches(self, loader) -> Iterator[Batch]:
         """An epoch's batches behind its bar: loss, rate and time to go."""
         run = self.run
-        self.bar = progress(loader, f"epoch {run.epoch + 1}/{run.options.num_epochs}",
+        self.bar = progress(batches_of(loader), f"epoch {run.epoch + 1}/{run.options.num_epochs}",
                             len(loader.batch_sampler), initial=run.step, mininterval=1.0,
                             unit="step", dynamic_ncols=True)
         yield from self.bar

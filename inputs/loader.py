@@ -4,15 +4,23 @@ What is random about a training example follows from (seed, epoch, position) alo
 number of workers nor a restart changes it.
 """
 
+import contextlib
+import functools
 import os
+import resource
 import signal
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.terminal import warn
 
+SHARED = "/dev/shm"  # where workers put a batch for the main process
+TIME_LIMIT = 300  # seconds without a batch, after which the workers are given up
+AHEAD = 3  # batches of a worker that wait there at a time
+FILES_OF_OURS, FILES_OF_WORKER = 64, 16  # open at a time
 GRACE = 20  # seconds that a worker goes on after SIGTERM
 
 
@@ -42,16 +50,64 @@ class EpochSampler(Sampler):
             yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-def make_loader(dataset: Dataset, workers: int, pin: bool, **order) -> DataLoader:
+def make_loader(
+    dataset: Dataset, workers: int, pin: bool, batch_bytes: int, **order
+) -> DataLoader:
     """A DataLoader whose workers live on between epochs; `order` is its batching.
 
-    More workers than the machine has cores would only get in each other's way, so it takes fewer.
+    More workers than the machine has cores would only get in each other's way, so it takes fewer;
+    as it does where more could not hand their batches over.
+
+    Args:
+        batch_bytes: of a batch's pixels.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers, cores)
+    workers = min(workers, usable_cores(), workers_with_room(workers, batch_bytes))
     # Its own generator: the loader must not take a number from the stream that dropout uses.
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                      persistent_workers=workers > 0, worker_init_fn=outlive_signals, **order)
+                      timeout=TIME_LIMIT if workers else 0, persistent_workers=workers > 0,
+                      worker_init_fn=outlive_signals, **order)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@functools.cache  # so that each validation does not say it again
+def workers_with_room(workers: int, batch_bytes: int) -> int:
+    """How many of `workers` can hand batches over: through shared memory, and a file for each
+    tensor. Where there is too little of either, the whole would hang without a word."""
+    if workers == 0 or not os.path.isdir(SHARED):
+        return workers
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    room = os.statvfs(SHARED)
+    by_memory = room.f_bavail * room.f_frsize // (AHEAD * max(1, batch_bytes))
+    by_files = (files - FILES_OF_OURS) // FILES_OF_WORKER
+    can = max(0, min(workers, by_memory, workers if files < 0 else by_files))
+    if can < workers:
+        lack = (f"{SHARED} has too little room for their batches (docker run --shm-size 8g)"
+                if can == max(0, by_memory) else "this process may open too few files (ulimit -n)")
+        warn(f"--workers {workers}: only {can} are used, since {lack}")
+    return can
+
+
+def batches_of(loader: DataLoader) -> Iterator:
+    """The loader's batches.
+
+    Raises:
+        InputError: a worker was killed, or has given nothing for `TIME_LIMIT` seconds; or one that
+            it met itself.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("DataLoader", "shared memory", "ancdata")):
+            raise
+        raise InputError(
+            f"--workers {loader.num_workers}: a process that loads photos was killed, or gave "
+            f"nothing for {TIME_LIMIT} s ({one_line(error)[:200]}): use fewer --workers, or give "
+            f"{SHARED} more room (docker run --shm-size 8g)") from error
 
 
 def outlive_signals(worker: int) -> None:

@@ -54,6 +54,9 @@ def find_photos(
     """
     if not data_path.is_dir() or not any(data_path.iterdir()):
         raise InputError(f"--data_path {data_path} is not a folder with photos in it")
+    outside = next((name for name in images if leads_out_of_folder(name)), None)
+    if outside is not None:
+        raise InputError(f"{source}: photo {outside!r} must be a path inside the photo folder")
     found = [photo_path(name, data_path) for name in images]
     leads_out = (lambda path: None) if follow_links else link_check(data_path)
     with ThreadPoolExecutor(16) as pool:
@@ -66,6 +69,11 @@ def find_photos(
                          f"under --data_path {data_path}; the first, {faults[0][0]}, "
                          f"{faults[0][1]}")
     return found
+
+
+def leads_out_of_folder(name: str) -> bool:
+    """Whether a photo's name is no path inside a folder."""
+    return name.startswith("/") or ".." in PurePosixPath(name).parts
 
 
 def photo_path(name: str, data_path: Path) -> Path:
@@ -94,6 +102,8 @@ def link_check(data_path: Path) -> Callable[[Path], str | None]:
 def photo_fault(path: Path) -> str | None:
     """What is wrong with a photo, or None."""
     try:
+        if not os.path.isfile(path):  # not a pipe or device either, which might never end
+            return "is missing"
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64))
@@ -122,6 +132,8 @@ def open_photo(path: Path) -> Image.Image:
         InputError: it is none of `FORMATS`, or has more than `MAX_PIXELS`.
     """
     try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError("there is no such file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
             image = Image.open(path, formats=FORMATS)

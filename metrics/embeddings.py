@@ -19,6 +19,8 @@ from common.errors import InputError, one_line
 from data import Split
 from fne_loss import RunningGaussian
 
+SMALL, UNPACKS_TO = 2**31, 20  # bytes, and times a file's size, that an npz may unpack to
+
 
 @dataclass
 class Embeddings:
@@ -44,6 +46,27 @@ def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
         gaussian.m2.fill_(m2)
         gaussians.append(gaussian)
     return gaussians
+
+
+def check_declared_size(path: Path) -> None:
+    """Raise OSError where an npz would unpack to far more than embeddings can: before it does."""
+    if not path.is_file():
+        raise OSError("no file")
+    with zipfile.ZipFile(path) as file:
+        declared = sum(part.file_size for part in file.infolist())
+    if declared > max(SMALL, UNPACKS_TO * path.stat().st_size):
+        raise OSError("it would unpack to far more than it is")
+
+
+def check_statistics(statistics: np.ndarray | None, prior: np.ndarray | None, path: Path) -> None:
+    """Raise InputError unless both are there or neither, and are what FNE could have fitted."""
+    if statistics is None and prior is None:
+        return
+    if statistics is None or prior is None or not 0 < prior < 1 or statistics.shape != (2, 3) or (
+            not np.isfinite(statistics).all()) or (statistics[:, [0, 2]] < 0).any() or (
+            statistics[:, 0] % 1).any() or statistics[:, 0].max() > 2**53:
+        raise InputError(f"--embeddings {path}: prior must lie between 0 and 1, and statistics be "
+                         "(2, 3): counts, means and sums of squares; both or neither")
 
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> None:
@@ -73,6 +96,7 @@ def read_embeddings(path: Path) -> Embeddings:
         InputError: it cannot be read, lacks an array, or the counts do not agree.
     """
     try:
+        check_declared_size(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         required = ("image_embeds", "text_embeds", "image_of_text", "images", "captions")
@@ -93,12 +117,18 @@ def read_embeddings(path: Path) -> Embeddings:
             f"--embeddings {path}: {len(images)} image_embeds for {len(names)} images, "
             f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
             "image_of_text do not agree")
+    if images.shape[1] == 0 or images.shape[1] != texts.shape[1]:
+        raise InputError(f"--embeddings {path}: image_embeds and text_embeds are "
+                         f"{images.shape[1]} and {texts.shape[1]} wide, not alike and above 0")
+    for name, values in ("images", names), ("captions", captions):
+        try:
+            "".join(values.tolist()).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--embeddings {path}: {name} holds a text that is no Unicode"
+                             ) from error
     split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
     prior, statistics = arrays.get("prior"), arrays.get("statistics")
-    if prior is not None and not 0 < prior < 1 or statistics is not None and (
-            statistics.shape != (2, 3) or not np.isfinite(statistics).all()):
-        raise InputError(f"--embeddings {path}: prior must lie between 0 and 1, and statistics be "
-                         "(2, 3) finite numbers")
+    check_statistics(statistics, prior, path)
     images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
                      for array in (images, texts))
     return Embeddings(images, texts, split, statistics, None if prior is None else float(prior))

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.files import read_bytes
 from data import Split, read_json
 from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
@@ -84,9 +85,9 @@ def text_pairs(path: Path) -> list[tuple[str, str, int, float]]:
     call the caption a match.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--judgements {path} cannot be read: {error}") from error
+        raise InputError(f"--judgements {path} cannot be read: {one_line(error)}") from error
     pairs = []
     for number, line in enumerate(lines, 1):
         try:

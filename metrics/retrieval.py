@@ -3,6 +3,7 @@
 "i2t" ranks all captions for a photo, "t2i" all photos for a caption.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,11 +35,22 @@ def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor
     if len(texts) == 0 or not torch.equal(image_of_text.unique().cpu(), torch.arange(len(images))):
         raise ValueError(f"image_of_text must name each of the photos 0 to {len(images) - 1}, and "
                          "no other")
+    return in_range(images), in_range(texts), image_of_text
+
+
+def in_range(embeds: Tensor) -> Tensor:
+    """The same rows (N, D), times a power of two where their products would leave the numbers that
+    floats have: that is exact, and changes no rank.
+
+    Raises:
+        ValueError: an embedding is not finite.
+    """
     # The largest entry, since asking each would take a quarter of the memory again.
-    largest = (torch.linalg.vector_norm(embeds, torch.inf) for embeds in (images, texts))
-    if not all(value.isfinite() for value in largest):
+    largest = float(torch.linalg.vector_norm(embeds, torch.inf))
+    if not math.isfinite(largest):
         raise ValueError("an embedding holds NaN or infinity")
-    return images, texts, image_of_text
+    exponent = math.frexp(largest)[1]
+    return embeds if abs(exponent) < 16 else torch.ldexp(embeds, torch.tensor(-exponent))
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from common.errors import InputError, exit_on_input_error
-from common.options import CheckingOptions, parse_checking
-from common.terminal import progress
+from common.options import CheckingOptions, check_paths, parse_checking
+from common.terminal import progress, tell
 from data import Split, read_split
 from inputs.captions import clean_caption
 from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
@@ -159,21 +159,22 @@ def examples(labels: list[str], count: int = 3) -> str:
 def main(argv: list[str] | None = None) -> None:
     options = parse_checking(__doc__, argv)
     with exit_on_input_error():
+        check_paths(options)
         if options.data_path is None or not options.data_path.is_dir():
             raise InputError(f"--data_path {options.data_path} is not a folder with photos in it")
         splits = {part: read_split(options.dataset, part, options.data_path, options.json_path)
                   for part in SPLITS}
         for part, split in splits.items():
-            print(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
-                  f"{split.source}")
+            tell(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
+                 f"{split.source}")
         photos, captions = check_photos(splits, options), check_captions(splits, options.max_words)
         for line in [*finding_lines("photos that cannot be used", FATAL, photos),
                      *finding_lines("photos that are used, but are unusual", ODD, photos),
                      *finding_lines("photos that are there twice", BETWEEN, photos),
                      *finding_lines("captions", CAPTIONS, captions)]:
-            print(line)
+            tell(line)
         bad = sum(len(photos.get(kind, ())) for kind in FATAL)
-        print(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
+        tell(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
         sys.exit(2 if bad else 0)
 
 

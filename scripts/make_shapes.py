@@ -4,8 +4,11 @@
 """
 
 import argparse
+from pathlib import Path
 
 from common.errors import exit_on_input_error
+from common.files import check_path
+from common.terminal import tell
 from inputs.shapes import make_shapes
 
 
@@ -18,7 +21,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="width and height of a photo in pixels (%(default)s)")
     options = parser.parse_args(argv)
     with exit_on_input_error():
-        print(make_shapes(options.root, options.seed, image_size=options.image_size))
+        check_path(Path(options.root), "ROOT")
+        tell(str(make_shapes(options.root, options.seed, image_size=options.image_size)))
 
 
 if __name__ == "__main__":

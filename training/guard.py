@@ -50,17 +50,18 @@ def warn_or_stop(run: Run, spread: float, loss: float) -> None:
         spread, loss: means since then; `spread` is the deviation of a batch's similarities.
 
     Raises:
-        InputError: the last steps were all not finite; it names the photos of the latest.
+        InputError: too many of them in a row were not finite; it names the photos of the latest.
     """
     skips, now = run.skips, run.global_step
     rate = run.optimizer.param_groups[0]["lr"]
-    if skips.in_a_row >= SKIPS_IN_A_ROW:
+    if skips.longest >= SKIPS_IN_A_ROW:
         names = ", ".join(run.photos[image].name for image in skips.image_ids.tolist())
         raise InputError(
             f"step {int(skips.step)}: loss, gradient or embeddings were not finite in "
-            f"{int(skips.in_a_row)} steps in a row, at a learning rate of {rate:g}, so none of "
+            f"{int(skips.longest)} steps in a row, at a learning rate of {rate:g}, so none of "
             "them was taken: lower --learning_rate, or look at the photos of the latest batch: "
             f"{names}")
+    skips.longest.zero_()
     if now - run.options.log_step < skips.step <= now:
         warn(f"step {int(skips.step)} was not finite and left out, {int(skips.count)} so far")
     collapsed = spread < COLLAPSED

@@ -17,14 +17,16 @@ from training.schedule import learning_rate_factor, phase
 class Skips(nn.Module):
     """Steps that changed nothing because something in them was not finite.
 
-    Buffers: `count` () int64, in all; `in_a_row` () int64, up to the last step; `step` () int64 and
-    `image_ids` (B,) int64 of the latest. They stay on the device: no step waits to see them.
+    Buffers: `count` () int64, in all; `in_a_row` () int64, up to the last step; `longest` () int64,
+    the most in a row since this process looked; `step` () int64 and `image_ids` (B,) int64 of the
+    latest. They stay on the device: no step waits to see them.
     """
 
     def __init__(self, batch: int):
         super().__init__()
         for name in "count", "in_a_row", "step":
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("longest", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("image_ids", torch.zeros(batch, dtype=torch.int64))
 
     @torch.no_grad()
@@ -32,6 +34,7 @@ class Skips(nn.Module):
         """Count a step: `good` () bool, its photos (B,), and how many steps came before it."""
         self.count += ~good
         self.in_a_row.copy_((self.in_a_row + 1) * ~good)
+        self.longest.copy_(self.longest.maximum(self.in_a_row))
         self.step.copy_(self.step.where(good, step + 1))
         last = self.image_ids[: len(image_ids)]
         last.copy_(last.where(good, image_ids))

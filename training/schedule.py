@@ -32,5 +32,5 @@ def validation_steps(options: TrainOptions, steps: int) -> set[int]:
     """After which of an epoch's `steps` to validate; always after the last."""
     if options.val_step:
         return {*range(options.val_step, steps, options.val_step), steps}
-    parts = options.val_times + 1
+    parts = min(options.val_times + 1, steps)
     return {steps * part // parts for part in range(1, parts + 1)} - {0}
