@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel
 
 from common.errors import InputError, one_line
@@ -21,11 +21,17 @@ from encoders.towers import load_config, quiet_transformers
 from memory_bank import EMPTY
 from model import DualEncoder, build_model
 from training import storage
+from training.restore import (
+    PROGRESS,
+    check_bank,
+    fault,
+    load_optimizer,
+    load_progress,
+    load_weights,
+)
 from training.run import Run
 
 FORMAT = "fne-1"
-# Where a run stands, beside its tensors.
-PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_photos"
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "queue_size", "loss", "dataset", "batch_size_train", "seed")
@@ -195,100 +201,6 @@ def unpack(run: Run, state: dict, path: Path) -> None:
             raise
         raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "
                          f"from it ({type(error).__name__}: {one_line(error)})") from error
-
-
-def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
-    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
-    if not all(isinstance(key, str) and isinstance(value, Tensor)
-               for key, value in weights.items()):
-        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
-    own = module.state_dict()
-    fault(path,
-          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
-          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
-                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
-    module.load_state_dict(weights)
-
-
-def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
-    """Raise InputError in one line unless all three lists are empty."""
-    parts = [f"{label}: {', '.join(names)}" for label, names in (
-        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
-    if parts:
-        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
-                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
-
-
-def load_progress(run: Run, state: dict) -> None:
-    """Take over where the run stood.
-
-    Raises:
-        TypeError, ValueError: values that no run can come to.
-    """
-    for name in PROGRESS:
-        if type(state[name]) is not type(getattr(run, name)):
-            raise TypeError(f"{name} is {state[name]!r}")
-        setattr(run, name, state[name])
-    if not (run.epoch >= 0 and 0 <= run.step < run.steps_per_epoch
-            and run.global_step == run.epoch * run.steps_per_epoch + run.step):
-        raise ValueError(f"epoch {run.epoch}, step {run.step} and global step {run.global_step} do "
-                         "not belong together")
-    if not -1 <= run.best_rsum <= 600:
-        raise ValueError(f"best_rsum is {run.best_rsum}")
-    if not all(type(photo) is int and 0 <= photo < len(run.photos) for photo in run.bad_photos):
-        raise ValueError("a bad photo that the training split does not have")
-    run.logs = [{name: torch.tensor(float(value), device=run.device)
-                 for name, value in logs.items()} for logs in state["logs"]]
-    if not all("loss" in logs for logs in run.logs):
-        raise ValueError("a step was logged without its loss")
-
-
-def check_bank(run: Run) -> None:
-    """Raise ValueError where the bank's numbers are none that a bank can have."""
-    if run.bank is None:
-        return
-    size, keys = len(run.bank.image_ids), (run.bank.image_keys, run.bank.text_keys)
-    if not 0 <= run.bank.pointer < size or not all(part.isfinite().all() for part in keys):
-        raise ValueError("the memory bank's pointer or keys are none")
-    ids, photos = run.bank.image_ids, len(run.photos)
-    if (ids < EMPTY).any() or photos and (ids >= photos).any():
-        raise ValueError("the memory bank holds photos that the training split does not have")
-    texts = run.bank.text_ids
-    captions = len(run.matches) if run.matches is not None else None
-    if (texts < EMPTY).any() or captions and (texts >= captions).any():
-        raise ValueError("the memory bank holds captions that the training split does not have")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Copy Adam's moments and step counts in, once they are those of its parameters.
-
-    A fused Adam trusts their shapes: a wrong one is read beyond its end.
-
-    Raises:
-        ValueError: another optimizer's state, or moments of another shape, type or range.
-    """
-    own = optimizer.state_dict()["param_groups"][0]
-    (group,) = state["param_groups"]
-    if group.keys() != own.keys() or any(
-            type(group[name]) is not type(own[name]) or group[name] != own[name]
-            for name in own.keys() - {"lr"}):
-        raise ValueError("the optimizer's settings are others")
-    parameters = optimizer.param_groups[0]["params"]
-    for number, moments in state["state"].items():
-        if type(number) is not int or not 0 <= number < len(parameters):
-            raise ValueError(f"the optimizer has no parameter {number!r}")
-        expected = {"exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape,
-                    "step": torch.Size()}
-        if moments.keys() != expected.keys() or not all(
-                isinstance(value, Tensor) and value.shape == expected[name]
-                and value.dtype == torch.float32 and value.isfinite().all()
-                for name, value in moments.items()) or (
-                    moments["step"] < 0 or (moments["exp_avg_sq"] < 0).any()):
-            raise ValueError(f"the optimizer's moments of parameter {number} do not fit it")
-    # Copies, since a fused step writes into them and the loaded ones are mapped from the file.
-    optimizer.load_state_dict({"param_groups": state["param_groups"], "state": {
-        number: {name: value.clone() for name, value in moments.items()}
-        for number, moments in state["state"].items()}})
 
 
 def fitted_statistics(state: dict) -> np.ndarray | None:
