@@ -1,4 +1,4 @@
-"""What a run takes over from a file: looked at first, since a file may hold anything, then copied."""
+"""What a run takes over from a file, which may hold anything: looked at first, then copied."""
 
 from pathlib import Path
 
