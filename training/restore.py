@@ -1,5 +1,6 @@
 """What a run takes over from a file, which may hold anything: looked at first, then copied."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,16 +15,30 @@ PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_p
 
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
-    """Copy weights in; InputError lists all that are missing, left over or of another shape."""
-    if not all(isinstance(key, str) and isinstance(value, Tensor)
-               for key, value in weights.items()):
+    """Copy weights in, once they are those of the module.
+
+    Raises:
+        InputError: it lists all that are missing, left over, or of another shape or type; or that
+            hold NaN or infinity.
+    """
+    if not isinstance(weights, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
         raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
     own = module.state_dict()
     fault(path,
           sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
-          sorted(f"{key} {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
-                 for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape))
+          sorted(f"{key} {told(weights[key])}, expected {told(own[key])}"
+                 for key in own.keys() & weights.keys() if told(own[key]) != told(weights[key])))
+    broken = [key for key, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise InputError(f"{path} holds NaN or infinity in {broken[0]}: take an earlier "
+                         "checkpoint")
     module.load_state_dict(weights)
+
+
+def told(weight: Tensor) -> str:
+    """Shape and type, as they are compared and shown: "(2, 3) float32"."""
+    return f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
 
 
 def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
@@ -45,6 +60,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """
     own = optimizer.state_dict()["param_groups"][0]
     (group,) = state["param_groups"]
+    if type(group["lr"]) is not float or not 0 <= group["lr"] < math.inf:
+        raise ValueError(f"the learning rate is {group['lr']!r}")
     if group.keys() != own.keys() or any(
             type(group[name]) is not type(own[name]) or group[name] != own[name]
             for name in own.keys() - {"lr"}):
