@@ -86,6 +86,16 @@ def output_place(path: Path, flag: str, is_own: Callable[[Path], bool], inputs: 
     return place
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: names of files, and texts from files, may hold halves of
+    letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_path(path: Path, flag: str) -> None:
     """Raise InputError where no file can have this name."""
     try:

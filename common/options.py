@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import check_path
+from common.files import check_path, is_unicode
 
 # What a number may be, both ends included. The upper ends are far above all that makes sense: they
 # keep a slip of the pen from filling the memory, or counting for ever.
@@ -374,6 +374,9 @@ def check_paths(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if isinstance(value, Path):
             check_path(value, name if name == "checkpoint" else f"--{name}")
+            if name == "logger_name" and not is_unicode(str(value)):
+                raise InputError(f"--logger_name {value}: TensorBoard writes only where a name is "
+                                 "UTF-8")
     for name in "vocab", "image_encoder", "text_encoder":
         if name in options:
             check_path(Path(getattr(options, name)), f"--{name}")

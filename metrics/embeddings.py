@@ -121,11 +121,8 @@ def read_embeddings(path: Path) -> Embeddings:
         raise InputError(f"--embeddings {path}: image_embeds and text_embeds are "
                          f"{images.shape[1]} and {texts.shape[1]} wide, not alike and above 0")
     for name, values in ("images", names), ("captions", captions):
-        try:
-            "".join(values.tolist()).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"--embeddings {path}: {name} holds a text that is no Unicode"
-                             ) from error
+        if not files.is_unicode("".join(values.tolist())):
+            raise InputError(f"--embeddings {path}: {name} holds a text that is no Unicode")
     split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
     prior, statistics = arrays.get("prior"), arrays.get("statistics")
     check_statistics(statistics, prior, path)
