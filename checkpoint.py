@@ -102,9 +102,6 @@ def choose_folder(
     if "logger_name" not in given and (options.test or not released):
         options.logger_name = own
     same = options.logger_name.resolve() == own.resolve()
-    if released and same and not options.test:
-        raise InputError(f"--logger_name {options.logger_name} holds {path} itself: name a new "
-                         "folder for the run that starts from it")
     if not released and not same and storage.holds_run(options.logger_name):
         raise InputError(f"--logger_name {options.logger_name} holds another run than {path}: "
                          "leave the flag out, or name a new folder")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError, one_line
-from common.files import read_bytes
+from common.files import is_unicode, read_bytes
 from common.options import TrainOptions
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
@@ -78,13 +78,7 @@ def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None)
 def read_json(path: Path):
     """The parsed file; InputError where it cannot be read or is not json."""
     try:
-        content = json.loads(read_bytes(path).decode())
-        json.dumps(content, ensure_ascii=False).encode()  # half a letter, \ud800, is none
-        return content
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path} holds a text that is no Unicode, {error.object[error.start]!r} "
-                         f"in {error.object[max(0, error.start - 20):error.start]!r}: mend the "
-                         "text") from error
+        return json.loads(read_bytes(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
@@ -115,6 +109,8 @@ def check_record(record, number: int, path: Path) -> tuple[str, list[str]]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise InputError(f"{path}: record {number}: 'caption' is neither text nor a list of texts")
+    if not all(map(is_unicode, captions)):  # json may hold half a letter, \ud800
+        raise InputError(f"{path}: record {number}: 'caption' {captions} is no Unicode text")
     if not isinstance(name, str) or leads_out_of_folder(name):
         raise InputError(f"{path}: record {number}: 'image' {name!r} must be a path inside the "
                          "photo folder")

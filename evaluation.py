@@ -215,7 +215,7 @@ def output_places(options: ScoringOptions) -> dict[str, Path]:
     if options.report:
         from figures.report import report_place  # loads matplotlib, which only this needs
 
-        places["report"] = report_place(options.report, [*used, *places.values()])
+        report_place(options.report, [*used, *places.values()])
     return places
 
 
@@ -248,8 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.report:
             from figures.report import write_report
 
-            write_report(embeddings, metrics, options, title, photos, places["report"])
-            tell(str(places["report"]))
+            tell(str(write_report(embeddings, metrics, options, title, photos, options.report)))
 
 
 if __name__ == "__main__":

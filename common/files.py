@@ -46,7 +46,7 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], None], what: str) -
         # Where the disk is full, torch tells of its own file format instead.
         reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
         raise InputError(f"{what} {path} cannot be written ({reason}): free some space or name "
-                         "another place; what was there is untouched") from error
+                         "another place; the last one is untouched") from error
     flush_folder(path.parent)
 
 

@@ -35,9 +35,9 @@ FACTS = ("loss", "image_encoder", "text_encoder", "embed_size", "image_res", "ma
 
 def write_report(
     embeddings: Embeddings, metrics: dict, options: TrainOptions, title: str,
-    photos: list[Path] | None, place: Path,
-) -> None:
-    """Write a report to `place`, of `report_place`.
+    photos: list[Path] | None, folder: Path,
+) -> Path:
+    """Write `report.html` into `folder`, which is made, and return its path.
 
     Args:
         embeddings: of the split; with FNE's statistics there are distributions and posteriors.
@@ -59,7 +59,9 @@ def write_report(
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title), facts=escape(facts),
                                sections="\n".join(sections))
+    place = report_place(folder, [])
     files.write(place, page.encode(), "--report")
+    return place
 
 
 def report_place(folder: Path, inputs: list[Path]) -> Path:

@@ -51,7 +51,7 @@ class EpochSampler(Sampler):
 
 
 def make_loader(
-    dataset: Dataset, workers: int, pin: bool, batch_bytes: int, **order
+    dataset: Dataset, workers: int, pin: bool, batch_bytes: int = 0, **order
 ) -> DataLoader:
     """A DataLoader whose workers live on between epochs; `order` is its batching.
 

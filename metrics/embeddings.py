@@ -118,11 +118,10 @@ def read_embeddings(path: Path) -> Embeddings:
             f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
             "image_of_text do not agree")
     if images.shape[1] == 0 or images.shape[1] != texts.shape[1]:
-        raise InputError(f"--embeddings {path}: image_embeds and text_embeds are "
-                         f"{images.shape[1]} and {texts.shape[1]} wide, not alike and above 0")
-    for name, values in ("images", names), ("captions", captions):
-        if not files.is_unicode("".join(values.tolist())):
-            raise InputError(f"--embeddings {path}: {name} holds a text that is no Unicode")
+        raise InputError(f"--embeddings {path}: image_embeds {images.shape} and text_embeds "
+                         f"{texts.shape} need one width above 0")
+    if not files.is_unicode("".join(captions.tolist())):
+        raise InputError(f"--embeddings {path}: captions holds a text that is no Unicode")
     split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
     prior, statistics = arrays.get("prior"), arrays.get("statistics")
     check_statistics(statistics, prior, path)

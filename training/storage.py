@@ -22,6 +22,8 @@ from common.terminal import say
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
 RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
 LOCK = ".lock"
+# What may keep a whole file from being read now.
+NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 
 
 class NotReadable(InputError):
@@ -59,6 +61,8 @@ def load(path: Path) -> object:
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}: train first, or name one with --resume") from error
     except OSError as error:
+        if error.errno not in NOT_NOW:
+            raise unlike_a_checkpoint(path, error) from error
         raise NotReadable(f"checkpoint {path} cannot be read ({one_line(error)}): it may be whole, "
                           "so nothing is done in its place") from error
     except pickle.UnpicklingError as error:
@@ -67,8 +71,12 @@ def load(path: Path) -> object:
     except InputError:
         raise
     except Exception as error:  # of two dozen kinds, as bytes come: all mean the same
-        raise InputError(f"{path} is no checkpoint, or is cut short or damaged "
-                         f"({type(error).__name__}): fetch or save it again") from error
+        raise unlike_a_checkpoint(path, error) from error
+
+
+def unlike_a_checkpoint(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is no checkpoint, or is cut short or damaged "
+                      f"({type(error).__name__}): fetch or save it again")
 
 
 def check_zip(path: Path) -> None:
