@@ -17,9 +17,11 @@ from helpers.steps import (
     take_step,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+from data import Batch
 
 D = 24  # --embed_size of the tests' runs
 
@@ -151,3 +153,14 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, place):
             patch.setattr(torch.Tensor, name, watched(name))
         take_step(run, batch)
     assert int(run.skips.count) == bool(place)
+
+
+@pytest.mark.parametrize("flags", [[], ["--loss", "triplet"], ["--loss", "infonce"],
+                                   ["--precision", "bf16"]])
+def test_a_step_of_tensors_without_numbers(tmp_path, flags):
+    """Fake tensors have shapes and no content: whatever reads a number back fails on them."""
+    run, batch = run_on_its_way(tmp_path, *flags)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        loss = train.training_step(run, Batch(*map(mode.from_tensor, batch)))
+        with pytest.raises(DataDependentOutputException):
+            float(loss)

@@ -1,16 +1,19 @@
 """The order of an epoch, and worker processes: neither their number nor a signal changes it."""
 
 import os
+import resource
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.captions import pair_dataset
 
+import inputs.loader
 from common.errors import InputError
 from data import Collator
-from inputs.loader import EpochSampler, close_workers, make_loader
+from inputs.loader import EpochSampler, batches_of, close_workers, make_loader
 
 
 def batches(seed=1, epoch=0, start=0, size=23, batch_size=4):
@@ -75,3 +78,66 @@ def test_workers_outlive_signals(number):
     close_workers(loader)
     assert seen == list(range(40))
     assert [worker.exitcode for worker in workers] == [0]
+
+
+# ------------------------------------------------------------------------------ workers that cannot
+
+
+class Kills(list):
+    """Its item 3 ends the process that asks for it, as the system does where memory is short."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+class Hangs(list):
+    """Its item 3 never comes, as where a batch finds no room in shared memory."""
+
+    def __getitem__(self, index):
+        time.sleep(1000 if index == 3 else 0)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", [Kills, Hangs])
+def test_a_worker_that_gives_nothing_ends_the_command(monkeypatch, kind):
+    monkeypatch.setattr(inputs.loader, "TIME_LIMIT", 3)
+    loader = make_loader(kind(range(8)), 1, False, batch_size=1)
+    with pytest.raises(InputError, match="--workers 1: .*/dev/shm more room"):
+        list(batches_of(loader))
+    for worker in loader._iterator._workers:
+        worker.kill()
+
+
+def test_an_error_of_the_training_is_not_the_loaders():
+    with pytest.raises(RuntimeError, match="DataLoader of the training"):
+        for _ in batches_of(make_loader(list(range(4)), 0, False)):
+            raise RuntimeError("DataLoader of the training")
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets the bytes that are free in shared memory, and how many files may be open."""
+    def give(memory=2**40, files=2**16):
+        inputs.loader.workers_with_room.cache_clear()
+        free = SimpleNamespace(f_bavail=memory, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda path: free)
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
+        monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: None)
+
+    yield give
+    inputs.loader.workers_with_room.cache_clear()
+
+
+@pytest.mark.parametrize(("given", "workers", "told"), [
+    ({}, 4, ""), ({"memory": 64 * 2**20}, 1, "/dev/shm has too little room"),
+    ({"memory": 2**20}, 0, "/dev/shm"), ({"files": 100}, 2, "ulimit -n"),
+    ({"files": 20}, 0, "ulimit -n"), ({"files": -1}, 4, "")])
+def test_fewer_workers_where_more_would_hang(room, capsys, given, workers, told):
+    """Docker's 64 MiB, and batches of 14 MB: 32 photos of 384 x 384."""
+    room(**given)
+    assert inputs.loader.workers_with_room(4, 3 * 384**2 * 32) == workers
+    error = capsys.readouterr().err
+    assert told in error and bool(error) == bool(told)
+    assert "--workers 4" in error or not told

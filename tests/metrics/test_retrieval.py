@@ -209,3 +209,17 @@ def test_uneven_folds_are_refused():
 def test_what_cannot_be_ranked(function, images, texts, image_of_text, message):
     with pytest.raises(ValueError, match=message):
         function(images, texts, np.array(image_of_text))
+
+
+@pytest.mark.parametrize("dtype, exponents", [(np.float32, [-140, -100, 20, 100, 118]),
+                                              (np.float64, [-1060, -700, 700, 1000])])
+def test_huge_and_tiny_numbers_rank_alike(dtype, exponents):
+    """Their products would overflow, or vanish: a power of two is taken out, exactly."""
+    images, texts, image_of_text = random_case()
+    images, texts = np.round(images * 64), np.round(texts * 64)  # few digits, which all have
+    wanted = retrieval_ranks(images, texts, image_of_text)
+    for exponent in exponents:
+        large = [np.ldexp(embeds, exponent).astype(dtype) for embeds in (images, texts)]
+        for given in (large[0], texts), (images, large[1]), large:
+            found = retrieval_ranks(*given, image_of_text)
+            assert all(map(np.array_equal, found, wanted)), exponent

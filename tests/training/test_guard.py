@@ -103,3 +103,41 @@ def test_a_collapse_is_measured(tmp_path):
     logs = run.logs[-1]
     assert logs["similarity_spread"] < guard.COLLAPSED < run.logs[0]["similarity_spread"]
     assert logs["loss"] == pytest.approx(2 * run.options.margin, rel=1e-4)
+
+
+def test_nine_bad_steps_of_every_ten_end_the_run(data, tmp_path, monkeypatch, capsys):
+    """Also where the step that is looked at is a good one: the most in a row are remembered."""
+    whole_step = train.training_step
+
+    def training_step(run, batch):
+        if run.global_step % 10 != 9:
+            hook = next(run.model.parameters()).register_hook(lambda grad: grad * torch.nan)
+            loss = whole_step(run, batch)
+            hook.remove()
+            return loss
+        return whole_step(run, batch)
+
+    monkeypatch.setattr(train, "training_step", training_step)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(command(data, tmp_path, "--log_step", "10"))
+    assert "not finite in 9 steps in a row" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_step_left_out_leaves_the_momentum_copy(tmp_path, monkeypatch):
+    """Its update answers the optimizer's last step: none was taken, so there is none."""
+    run, batch = run_on_its_way(tmp_path)
+
+    def momentum():
+        return clone(dict(run.momentum_model.state_dict()))
+
+    with monkeypatch.context() as patch:
+        spoil(patch, run, "gradient", torch.nan)
+        take_step(run, batch)
+        answered = momentum()  # with the step before
+        take_step(run, batch)
+    assert_same(momentum(), answered)
+    take_step(run, batch)
+    assert_same(momentum(), answered)  # nothing was taken since
+    take_step(run, batch)
+    with pytest.raises(AssertionError):
+        assert_same(momentum(), answered)

@@ -1,0 +1,96 @@
+"""Standard output and error that are closed, that nobody reads, or that take few letters."""
+
+import io
+import os
+import sys
+
+import pytest
+from helpers.runs import command, final_state
+from helpers.stopping import in_a_child, status_of
+
+import train
+from common import terminal
+from common.errors import exit_on_input_error
+
+
+def in_a_pipe(call):
+    """Run `call` in a child whose standard output and error go into pipes; both, to be read."""
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+
+    def child():
+        os.dup2(out_end, 1)
+        os.dup2(err_end, 2)
+        for end in out, err, out_end, err_end:
+            os.close(end)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+        call()
+        sys.stdout.flush()
+
+    number = in_a_child(child)
+    os.close(out_end)
+    os.close(err_end)
+    return number, open(out, "rb"), open(err, "rb")
+
+
+def test_a_run_goes_on_when_nobody_reads(data, finished, tmp_path):
+    """As `train.py | head -1` does: the reader is gone after a line, the run is whole."""
+    child, out, err = in_a_pipe(lambda: train.main(command(data, tmp_path / "run")))
+    assert out.readline().startswith(b"step 3")
+    out.close()
+    err.close()
+    assert status_of(child) == 0
+    assert final_state(tmp_path / "run")["epoch"] == 3
+    assert (tmp_path / "run" / "test_results.json").read_text() == (
+        finished / "test_results.json").read_text()
+
+
+def test_a_mistake_is_told_where_nobody_listens(data, tmp_path):
+    child, out, err = in_a_pipe(lambda: train.main(
+        command(data, tmp_path / "run", "--prior", "2")))
+    out.close()
+    err.close()
+    assert status_of(child) == 2
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdout", "stderr"]])
+def test_closed_streams_are_no_error(monkeypatch, closed):
+    """Python has None in place of a stream that was closed before it started."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    with exit_on_input_error():
+        terminal.say("a line")
+        terminal.tell("a result")
+        terminal.warn("a warning")
+        list(terminal.progress([1], "counting"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_text_is_written_in_any_encoding(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    with exit_on_input_error():
+        terminal.tell("✓ ± a\udcffb")
+    assert raw.getvalue().endswith(b"a\\udcffb\n")
+
+
+@pytest.mark.parametrize("write, stream", [(terminal.say, 0), (terminal.tell, 0),
+                                           (terminal.warn, 1)])
+def test_a_name_moves_no_cursor(capsys, write, stream):
+    """What a terminal would obey is shown as text."""
+    write("photo \x1b[31mred\x07\x9b2J.png")
+    assert "photo \\x1b[31mred\\x07\\x9b2J.png\n" in capsys.readouterr()[stream]
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you "
+                                "tried"), RuntimeError("CUDA out of memory. Tried to allocate")])
+def test_too_little_memory_is_told_in_a_line(capsys, error):
+    with pytest.raises(SystemExit) as caught, exit_on_input_error():
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: make --batch_size_train")
+
+
+def test_another_runtime_error_is_a_fault_of_the_program():
+    with pytest.raises(RuntimeError, match="sizes"), exit_on_input_error():
+        raise RuntimeError("sizes do not match")
