@@ -193,6 +193,8 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         torch.set_rng_state(state["rng"])
         if run.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], run.device)
+        elif run.device.type == "cuda":  # begun on a CPU: not the numbers of the run's beginning
+            torch.cuda.manual_seed(run.options.seed * 1_000_003 + run.global_step)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise

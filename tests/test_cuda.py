@@ -3,8 +3,9 @@
 import pytest
 import torch
 from helpers.cases import step_of_the_method
-from helpers.steps import run_with_a_bank, take_step
+from helpers.steps import make_run, run_with_a_bank, take_step
 
+import train
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from training.clock import StepClock
@@ -18,6 +19,21 @@ def test_a_step_never_waits_for_the_gpu():
     torch.cuda.set_sync_debug_mode("error")
     try:
         step_of_the_method(criterion, bank, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("flags", [[], ["--loss", "triplet"], ["--loss", "infonce"],
+                                   ["--precision", "fp32"]])
+def test_a_whole_training_step_never_waits_for_the_gpu(tmp_path, flags):
+    """Encoders, normalising, statistics, draw, loss, optimizer and bank; the first step may."""
+    run, batches = make_run(tmp_path, "--device", "cuda", *flags)
+    run.epoch = 1
+    batch = batches[0].to(run.device)
+    take_step(run, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train.training_step(run, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
