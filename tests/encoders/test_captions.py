@@ -1,0 +1,46 @@
+"""What a tokenizer makes of captions: never padding, whatever its file asks for."""
+
+import pytest
+import transformers
+from conftest import ROOT
+from tokenizers import Tokenizer
+
+from encoders.processors import load_tokenizer
+from inputs.captions import Captions, token_ids
+
+TEXTS = ["a red circle", "a blue square left of a green ring", "circle"]
+
+
+def plain():
+    return load_tokenizer("small-bert", ROOT / "vocab" / "shapes.txt")
+
+
+def test_a_tokenizer_whose_file_pads_to_128(tmp_path):
+    """As that of all-MiniLM-L6-v2 does: 116 of 128 tokens of a caption were padding."""
+    plain().save_pretrained(tmp_path)
+    transformers.BertConfig().save_pretrained(tmp_path)
+    file = str(tmp_path / "tokenizer.json")
+    core = Tokenizer.from_file(file)
+    core.enable_padding(length=128, pad_id=0, pad_token="[PAD]")
+    core.enable_truncation(128)
+    core.save(file)
+    tokenizer = load_tokenizer(str(tmp_path), "no matter")
+    assert {len(encoding.ids) for encoding in tokenizer.backend_tokenizer.encode_batch(TEXTS)} \
+        == {128}
+    got = token_ids(TEXTS, tokenizer, 30)
+    assert got == plain()(TEXTS)["input_ids"]
+    captions = Captions(TEXTS, tokenizer, 30, 30)
+    ids, mask = captions.padded([captions[index] for index in range(3)])
+    assert mask.sum(dim=1).tolist() == [len(row) for row in got] == captions.lengths.tolist()
+    assert ids.shape == (3, 11) and (ids[mask == 1] != tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_in_python_does_not_pad_either(side):
+    """ByT5's has no core in Rust; its pad_token_id is 0, and each byte is a token."""
+    tokenizer = transformers.ByT5Tokenizer(padding_side=side)
+    assert getattr(tokenizer, "backend_tokenizer", None) is None
+    got = token_ids(TEXTS, tokenizer, 15)
+    assert [len(row) for row in got] == [13, 15, 7]
+    assert all(row[-1] == tokenizer.eos_token_id and 0 not in row for row in got)
+    assert token_ids(["a red circle"] * 2, tokenizer, 5) == [[100, 35, 117, 104, 1]] * 2
