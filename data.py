@@ -275,7 +275,7 @@ def load_split(
                        captions_per_image)
     photos = find_photos(split.images, split.source, options.data_path, options.follow_links)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
-                        padded=options.text_pooling == "padded")
+                        padded=options.text_pooling == "padded", prefix=options.caption_prefix)
     return LoadedSplit(split, photos, captions)
 
 

@@ -72,6 +72,7 @@ class DataOptions(argparse.Namespace):
     image_res: int
     image_stats: str
     augment: str
+    caption_prefix: str
     max_tokens: int
     all_captions: bool
     judgements: Path | None
@@ -182,6 +183,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                        help="mean and std of the pixels: CLIP's, or the image encoder's own")
     group.add_argument("--augment", choices=["published", "none"], default="published",
                        help="training photos: crop, flip and two random operations, or as in tests")
+    group.add_argument("--caption_prefix", default="", metavar="TEXT",
+                       help="put before each caption, as some encoders were trained with: "
+                            "'query: ', say")
     group.add_argument("--max_tokens", type=int, default=30,
                        help="tokens kept of a caption, special ones included")
     group.add_argument("--all_captions", action="store_true",

@@ -44,17 +44,19 @@ class Captions:
         tokenizer: of transformers.
         max_words, max_tokens: what is kept of each; special tokens are among the latter.
         padded: a batch is as long as `max_tokens`, not as its longest caption (Fidelity note 2).
+        prefix: put before each cleaned caption; it counts as tokens, not as words.
 
     Raises:
         InputError: a caption has no tokens at all.
     """
 
     def __init__(self, texts: list[str], tokenizer, max_words: int, max_tokens: int,
-                 padded: bool = False):
+                 padded: bool = False, prefix: str = ""):
         rows: list[list[int]] = []
         chunk = 4096
         for start in progress(range(0, len(texts), chunk), "tokenising"):
-            cleaned = [clean_caption(text, max_words) for text in texts[start : start + chunk]]
+            cleaned = [prefix + clean_caption(text, max_words)
+                       for text in texts[start : start + chunk]]
             rows += token_ids(cleaned, tokenizer, max_tokens)
         if not all(rows):
             empty = rows.index([])

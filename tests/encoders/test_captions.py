@@ -5,8 +5,10 @@ import transformers
 from conftest import ROOT
 from tokenizers import Tokenizer
 
+from common.options import parse
+from data import load_eval_set, load_split
 from encoders.processors import load_tokenizer
-from inputs.captions import Captions, token_ids
+from inputs.captions import Captions, clean_caption, token_ids
 
 TEXTS = ["a red circle", "a blue square left of a green ring", "circle"]
 
@@ -44,3 +46,24 @@ def test_a_tokenizer_in_python_does_not_pad_either(side):
     assert [len(row) for row in got] == [13, 15, 7]
     assert all(row[-1] == tokenizer.eos_token_id and 0 not in row for row in got)
     assert token_ids(["a red circle"] * 2, tokenizer, 5) == [[100, 35, 117, 104, 1]] * 2
+
+
+def test_a_prefix_stands_before_each_caption():
+    """It is neither cleaned nor counted as words, but its tokens count."""
+    captions = Captions(["A Red Circle!", "circle"], plain(), 2, 6, prefix="Circle: ")
+    tokens = [plain().convert_ids_to_tokens(captions[index]) for index in range(2)]
+    start = ["circle", "[UNK]"]
+    assert tokens == [["[CLS]", *start, "a", "red", "[SEP]"], ["[CLS]", *start, "circle", "[SEP]"]]
+    assert len(Captions(["a red circle"], plain(), 30, 4, prefix="Circle: ")[0]) == 4
+
+
+def test_training_and_evaluation_read_the_prefix(data):
+    """--caption_prefix, through the functions that both commands load a split with."""
+    options = parse("", ["--dataset", "shapes", "--data_path", str(data)])[0]
+    for load, name in (load_split, "train"), (load_eval_set, "val"):
+        options.caption_prefix = ""
+        without = load(options, name, plain()).captions
+        options.caption_prefix = "circle: "
+        loaded = load(options, name, plain())
+        wanted = plain()("circle: " + clean_caption(loaded.split.captions[0]))["input_ids"]
+        assert loaded.captions[0].tolist() == wanted != without[0].tolist()
