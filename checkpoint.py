@@ -236,7 +236,7 @@ def released_options(state: dict) -> dict:
     # Their towers have no projection, whatever their --embed_size says, and average the padding.
     # Whoever goes on from such a model is past the warm-up.
     return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None, "loss": "fne",
-                      "warmup_epochs": 0}
+                      "warmup_epochs": 0, "image_stats": "clip"}
 
 
 def unpack_released(run: Run, state: dict, path: Path) -> None:
@@ -276,8 +276,8 @@ def released_dual_encoder(
         # A buffer that transformers no longer keeps; it holds 0, 1, 2, ...
         weights.pop("embeddings.position_ids", None)
         encoders.append(encoder_from_weights(config, weights, f"{path} ({side} encoder)"))
-    return DualEncoder(*encoders, text_pooling=options.text_pooling,
-                       image_res=options.image_res).eval()
+    return DualEncoder(*encoders, text_pooling=options.text_pooling, image_res=options.image_res,
+                       max_tokens=getattr(options, "max_tokens", 30)).eval()
 
 
 def encoder_from_weights(config, weights: dict, source: str) -> nn.Module:

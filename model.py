@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,37 +10,49 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.options import TrainOptions
-from encoders.towers import ClipTower, load_encoder, quiet_transformers
+from encoders.families import choose_pooling, find_family
+from encoders.pooling import hidden, pool
+from encoders.towers import load_encoder, quiet_transformers
+
+GRAPHS = 8  # that --compile makes of one encoder, at most
 
 
 class DualEncoder(nn.Module):
     """An image and a text encoder onto one unit sphere.
 
-    Features are the mean over the last layer's tokens (convolutional encoders: over places;
-    CLIP-style ones: their own), then `embed_size` > 0 projects them linearly, then unit norm.
+    Each encoder's last layer is pooled to features, then `embed_size` > 0 projects them linearly,
+    then unit norm.
 
     Args:
-        image_encoder, text_encoder: Hugging Face models without a head.
+        image_encoder, text_encoder: of a type in `encoders.families.SUPPORTED`, without a head.
         embed_size: D, or 0 for no projection; then the encoders' widths must agree.
-        text_pooling: "tokens" averages real tokens, "padded" all of them (Fidelity note 2).
+        image_pooling, text_pooling: see `encoders.pooling`; "auto" is what suits the encoder:
+            "mean" and "tokens" for the published ones, whose captions the released program
+            averages "padded" (Fidelity note 2).
         freeze: None, "image" or "text": an encoder that stays as it is.
-        image_res: side of the photos in pixels, needed to try the encoder out.
+        image_res, max_tokens: side of the photos in pixels and longest caption, to try out the
+            encoders with.
 
-    Set `bf16` to run the encoders under bfloat16 autocast; features, projections and embeddings are
-    float32 all the same.
+    Set `bf16` to run the encoders under bfloat16 autocast; pooling, features, projections and
+    embeddings are float32 all the same.
 
     Raises:
-        InputError: the widths differ without `embed_size`, or an encoder cannot take the photos.
+        InputError: the widths differ without `embed_size`, or an encoder cannot take such photos or
+            captions, or has no such pooling.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, embed_size: int = 0,
-                 text_pooling: str = "tokens", freeze: str | None = None, image_res: int = 384):
+                 image_pooling: str = "auto", text_pooling: str = "auto",
+                 freeze: str | None = None, image_res: int = 384, max_tokens: int = 30):
         super().__init__()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.text_pooling, self.freeze = text_pooling, freeze
+        self.image_pooling = choose_pooling(image_encoder, "image", image_pooling)
+        self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
+        self.freeze = freeze
         self.image_call = resolution_arguments(image_encoder, image_res)
-        self.channels_last = self.bf16 = False
-        image_dim, text_dim = self.feature_dims(image_res)
+        self.channels_last = self.bf16 = self.whole_mask = False
+        self.eval()
+        image_dim, text_dim = self.try_image(image_res), self.try_text(max_tokens)
         if embed_size == 0 and image_dim != text_dim:
             raise InputError(f"the image encoder is {image_dim} wide and the text encoder "
                              f"{text_dim}: give both a projection with --embed_size 256, say")
@@ -57,23 +68,39 @@ class DualEncoder(nn.Module):
         return getattr(self, f"{self.freeze}_encoder") if self.freeze else None
 
     @torch.no_grad()
-    def feature_dims(self, image_res: int) -> tuple[int, int]:
-        """Width of both encoders' features, found by trying; convolutions go to channels last."""
-        self.eval()
+    def try_image(self, image_res: int) -> int:
+        """Width of the image encoder's features, by trying; convolutions go to channels last."""
         pixels = torch.zeros(1, 3, image_res, image_res)
-        tokens = torch.zeros(1, 2, dtype=torch.int64)
-        try:
-            side, flag = "image", f"photos of --image_res {image_res}"
-            image = self.image_encoder(pixel_values=pixels, **self.image_call)
-            side, flag = "text", "captions"
-            text = self.text_encoder(input_ids=tokens, attention_mask=tokens + 1)
-        except Exception as error:  # which one depends on the model that is on the wrong side
-            raise InputError(f"the {side} encoder (--{side}_encoder) does not take {flag}: "
-                             f"{(str(error) or type(error).__name__).splitlines()[0]}") from error
-        if hidden(image).ndim == 4:
+        with refusal(f"--image_res {image_res}: the image encoder (--image_encoder) does not take "
+                     "such photos"):
+            output = self.image_encoder(pixel_values=pixels, **self.image_call)
+            width = pool(self.image_encoder, output, self.image_pooling).shape[1]
+        if hidden(output).ndim == 4:
             self.channels_last = True
             self.image_encoder.to(memory_format=torch.channels_last)
-        return pool(image).shape[1], pool(text).shape[1]
+        return width
+
+    @torch.no_grad()
+    def try_text(self, max_tokens: int) -> int:
+        """Width of the text encoder's features, by trying; its table of positions may end early.
+
+        Sets `whole_mask` where a mask (B, 1, L, L) serves as well as one of (B, L). Given the
+        latter, transformers reads it back to see whether it has zeros, for which a GPU waits.
+        """
+        word = 1 if getattr(self.text_encoder.config, "pad_token_id", None) == 0 else 0
+        tokens = torch.full((2, max_tokens), word)
+        mask = torch.ones_like(tokens)
+        mask[1, max_tokens // 2 :] = 0
+        with refusal(f"--max_tokens {max_tokens}: the text encoder (--text_encoder) does not take "
+                     "captions of that length"):
+            features = self.text_features(tokens, mask)
+        if find_family(self.text_encoder.config, "text").whole_mask:
+            self.whole_mask = True
+            with contextlib.suppress(Exception):  # transformers 4 refuses it
+                if torch.equal(features, self.text_features(tokens, mask)):
+                    return features.shape[1]
+            self.whole_mask = False
+        return features.shape[1]
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Training mode, but a frozen encoder and pretrained batch norm keep evaluating."""
@@ -98,13 +125,16 @@ class DualEncoder(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with self.computing("image", pixel_values.device):
             output = self.image_encoder(pixel_values=pixel_values, **self.image_call)
-        return pool(output)
+        return pool(self.image_encoder, output, self.image_pooling)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) token ids and mask to (B, text width) features, before projection."""
+        mask = attention_mask
+        if self.whole_mask:  # (B, 1, L, L), the same for each token that looks
+            mask = mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
         with self.computing("text", input_ids.device):
-            output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask)
-        return pool(output, attention_mask if self.text_pooling == "tokens" else None)
+            output = self.text_encoder(input_ids=input_ids, attention_mask=mask)
+        return pool(self.text_encoder, output, self.text_pooling, attention_mask)
 
     def project_image(self, features: Tensor) -> Tensor:
         """Image features to (B, D) unit rows."""
@@ -123,30 +153,20 @@ class DualEncoder(nn.Module):
         return self.project_text(self.text_features(input_ids, attention_mask))
 
 
-def hidden(output) -> Tensor:
-    """The last layer: (B, L, W) tokens, (B, W, h, w) places, or (B, W) where already pooled."""
-    return output if isinstance(output, Tensor) else output.last_hidden_state
-
-
-def pool(output, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens or places, float32 (B, W); of tokens where `mask` (B, L) is 1, if given."""
-    states = hidden(output).float()
-    if states.ndim == 2:
-        return states
-    if states.ndim == 4:
-        return states.mean(dim=(2, 3))
-    if mask is None:
-        return states.mean(dim=1)
-    mask = mask[:, :, None].to(states.dtype)  # (B, L, 1)
-    return (states * mask).sum(dim=1) / mask.sum(dim=1)
+@contextlib.contextmanager
+def refusal(told: str) -> Iterator[None]:
+    """Around the trial of an encoder: whatever it says, one line that begins with `told`."""
+    try:
+        yield
+    except Exception as error:  # which one depends on the model and on what it does not take
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{told} ({reason})") from error
 
 
 def resolution_arguments(encoder: nn.Module, image_res: int) -> dict:
     """What a transformer needs to be told to take photos of another size than it was made for."""
     vision = getattr(encoder.config, "vision_config", encoder.config)
-    target = encoder.clip.get_image_features if isinstance(encoder, ClipTower) else encoder.forward
-    resizable = "interpolate_pos_encoding" in inspect.signature(target).parameters
-    if resizable and getattr(vision, "image_size", image_res) != image_res:
+    if find_family(encoder.config, "image").interpolates and vision.image_size != image_res:
         return {"interpolate_pos_encoding": True}
     return {}
 
@@ -213,6 +233,10 @@ def checkpoint_gradients(model: DualEncoder) -> None:
 
 def compile_encoders(*models: DualEncoder) -> None:
     """torch.compile the encoders in place; the names of their weights stay."""
+    # PyTorch counts the graphs of all modules together, since what it compiles is the code that
+    # calls any of them. Each encoder needs up to `GRAPHS`; past the limit it would not be compiled.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS * 2 * len(models))
     for model in models:
         model.image_encoder.compile()
         model.text_encoder.compile()
@@ -223,5 +247,5 @@ def build_model(options: TrainOptions, tokenizer, pretrained: bool = True) -> Du
     quiet_transformers()
     image = load_encoder(options.image_encoder, "image", options.image_res, tokenizer, pretrained)
     text = load_encoder(options.text_encoder, "text", options.image_res, tokenizer, pretrained)
-    return DualEncoder(image, text, options.embed_size, options.text_pooling, options.freeze,
-                       options.image_res)
+    return DualEncoder(image, text, options.embed_size, options.image_pooling,
+                       options.text_pooling, options.freeze, options.image_res, options.max_tokens)

@@ -86,6 +86,7 @@ class ModelOptions(argparse.Namespace):
     text_encoder: str
     vocab: str
     embed_size: int
+    image_pooling: str
     text_pooling: str
     freeze: str | None
     device: str
@@ -179,8 +180,9 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("photos and captions")
     group.add_argument("--image_res", type=int, default=384, help="photo side in pixels")
-    group.add_argument("--image_stats", choices=["clip", "encoder"], default="clip",
-                       help="mean and std of the pixels: CLIP's, or the image encoder's own")
+    group.add_argument("--image_stats", choices=["auto", "clip", "encoder"], default="auto",
+                       help="mean and std of the pixels: CLIP's, or the image encoder's own; auto: "
+                            "its own where it has them, and CLIP's for the published encoder")
     group.add_argument("--augment", choices=["published", "none"], default="published",
                        help="training photos: crop, flip and two random operations, or as in tests")
     group.add_argument("--caption_prefix", default="", metavar="TEXT",
@@ -206,8 +208,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="WordPiece vocabulary of a built-in text encoder")
     group.add_argument("--embed_size", type=int, default=0,
                        help="D of a linear projection of both towers; 0 for none")
-    group.add_argument("--text_pooling", choices=["tokens", "padded"], default="tokens",
-                       help="mean over real tokens, or over all --max_tokens, as released")
+    group.add_argument("--image_pooling", choices=["auto", "mean", "cls", "own"], default="auto",
+                       help="mean over tokens or places, the class token, or the encoder's own; "
+                            "auto: what docs/encoders.md lists first for the encoder")
+    group.add_argument("--text_pooling", default="auto",
+                       choices=["auto", "tokens", "padded", "cls", "last", "own"],
+                       help="mean over real tokens, or over all --max_tokens, as released; the "
+                            "first token; the last; or the encoder's own. auto: likewise")
     group.add_argument("--freeze", choices=["image", "text"],
                        help="encoder that is not trained (its projection is)")
     group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",

@@ -1,31 +1,44 @@
 """What an encoder reads: the tokenizer, and mean and std of the pixels, by the encoder's name."""
 
+import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from common.errors import InputError
 from common.options import TrainOptions
-from encoders.towers import BUILT_IN, NO_CODE, unknown_encoder
+from encoders.hub import fetch, why_not
+from encoders.towers import BUILT_IN, unknown_encoder
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"}
+PUBLISHED = "google/vit-base-patch16-384"  # was trained with CLIP's statistics, not its own
+PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
 
 
 def load_tokenizer(name: str, vocab: Path | str):
-    """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`."""
+    """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`.
+
+    It has a padding token: where its file names none, as GPT-2's, another, which the mask hides.
+
+    Raises:
+        InputError: it cannot be had, or has no words.
+    """
     if name not in BUILT_IN:
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **NO_CODE)
+            tokenizer = fetch(transformers.AutoTokenizer, name)
         except Exception as error:
             raise unknown_encoder(name, "text", error) from error
         # transformers 5 makes one without words for a folder that has no tokenizer files.
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise InputError(f"--text_encoder {name}: has no tokenizer files; save its tokenizer "
                              "there too")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
     path = Path(vocab) if Path(vocab).is_file() else ROOT / vocab
     try:
@@ -46,16 +59,59 @@ def load_tokenizer(name: str, vocab: Path | str):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 
 
+class PixelStatistics(NamedTuple):
+    """What pixels in [0, 1] are standardised with, three numbers each, and where that is from."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
+def pixel_statistics(options: TrainOptions) -> PixelStatistics:
+    """Of --image_stats: auto is the encoder's own where it has them, but CLIP's as published.
+
+    Raises:
+        InputError: the encoder has none, or they cannot be had.
+    """
+    return statistics_of(options.image_encoder, options.image_stats)
+
+
+@functools.cache  # each validation asks, and the Hub can be gone by then
+def statistics_of(name: str, choice: str) -> PixelStatistics:
+    """`pixel_statistics` of encoder `name` under --image_stats `choice`."""
+    clip = tuple(CLIP_MEAN), tuple(CLIP_STD)
+    if choice == "clip":
+        return PixelStatistics(*clip, "CLIP's")
+    if choice == "auto" and name == PUBLISHED:
+        return PixelStatistics(*clip, "CLIP's, as published")
+    fault = OSError("a built-in encoder has none")
+    if name not in BUILT_IN:
+        try:
+            return PixelStatistics(*own_statistics(name), f"those of {name}")
+        except Exception as error:
+            fault = error
+    if choice == "auto" and (name in BUILT_IN or folder_without_processor(name)):
+        return PixelStatistics(*clip, f"CLIP's, since {name} has none of its own")
+    raise InputError(f"--image_stats {choice}: {name} has no image processor to take mean and std "
+                     f"from; use --image_stats clip ({why_not(name, fault)})") from fault
+
+
+def folder_without_processor(name: str) -> bool:
+    files = [Path(name) / file for file in PROCESSOR_FILES]
+    return Path(name).is_dir() and not any(file.is_file() for file in files)
+
+
+def own_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the image processor of encoder `name`."""
+    processor = fetch(transformers.AutoImageProcessor, name)
+    if hasattr(processor, "data_config"):  # timm's
+        return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
+    if not getattr(processor, "do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
 def image_statistics(options: TrainOptions) -> tuple[list[float], list[float]]:
-    """Mean and std (3 numbers each) that pixels in [0, 1] are standardised with."""
-    if options.image_stats == "clip":
-        return list(CLIP_MEAN), list(CLIP_STD)
-    try:
-        if options.image_encoder in BUILT_IN:
-            raise OSError("a built-in encoder has none")
-        processor = transformers.AutoImageProcessor.from_pretrained(options.image_encoder,
-                                                                    **NO_CODE)
-    except Exception as error:
-        raise InputError(f"--image_stats encoder: {options.image_encoder} has no image processor "
-                         "to take mean and std from; use --image_stats clip") from error
-    return list(processor.image_mean), list(processor.image_std)
+    """Mean and std of `pixel_statistics`."""
+    mean, std, _ = pixel_statistics(options)
+    return list(mean), list(std)

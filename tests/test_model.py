@@ -1,5 +1,7 @@
 """The dual encoder on small encoders of every kind: embeddings, freezing, speed and memory."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,7 @@ def test_a_vit_is_averaged_over_all_tokens(dual):
     model = dual()
     tokens = model.image_encoder(pixel_values=photos()).last_hidden_state  # (3, 1 + 16, W)
     assert tokens.shape == (3, 17, WIDTH) and model.embed_size == WIDTH
+    assert torch.equal(model.image_features(photos()), tokens.mean(dim=1))  # to the bit
     same(model.encode_image(photos()), F.normalize(tokens.mean(dim=1)))
 
 
@@ -70,6 +73,10 @@ def test_bert_is_averaged_over_real_tokens(dual):
     for ids, mask, got in zip(IDS, MASK.bool(), model.encode_text(IDS, MASK)):
         tokens = model.text_encoder(input_ids=ids[mask][None]).last_hidden_state[0]
         same(got, F.normalize(tokens.mean(dim=0), dim=0))
+    states = model.text_encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    weights = MASK[:, :, None].float()
+    assert torch.equal(model.text_features(IDS, MASK),  # to the bit
+                       (states * weights).sum(dim=1) / weights.sum(dim=1))
 
 
 @torch.no_grad()
@@ -165,8 +172,10 @@ def test_bf16_runs_the_encoders_alone_and_stays_near(dual, image, text):
     model, seen = dual(image, text, embed_size=16), set()
     wanted = model.encode_image(photos()), model.encode_text(IDS, MASK)
     for encoder in model.image_encoder, model.text_encoder:
-        for module in encoder.modules():
-            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+        for name, module in encoder.named_modules():
+            # What a CLIP-style tower ends with is pooling, which is float32.
+            end = re.search(r"(visual|text)_projection$|_model\.head(\.|$)", name)
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and not end:
                 module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     model.bf16 = True
     assert model.image_features(photos()).dtype == torch.float32

@@ -29,7 +29,8 @@ PUBLISHED = dict(
     queue_size=8224, momentum=0.995, nums_right_sims=200, tau=0.5, prior=1e-4,
     posterior_floor=1e-3, warmup_epochs=1, seed=3407, max_words=30, max_tokens=30,
     image_encoder="google/vit-base-patch16-384", text_encoder="bert-base-uncased",
-    lr_milestones=[5, 15], image_stats="clip", text_pooling="tokens", augment="published",
+    lr_milestones=[5, 15], image_stats="auto", image_pooling="auto", text_pooling="auto",
+    caption_prefix="", augment="published",
     freeze=None, loss="fne", max_violation=False, dataset="flickr", resume=None, test=False,
     json_path=None, device="auto")
 

@@ -9,7 +9,9 @@ from helpers.captions import PUBLISHED
 from helpers.paths import ROOT
 
 from common.errors import InputError
-from encoders.processors import image_statistics, load_tokenizer
+from common.options import parse
+from encoders.processors import PUBLISHED as PUBLISHED_ENCODER
+from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
 from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
@@ -89,23 +91,50 @@ def test_a_folder_without_a_vocabulary(tmp_path):
 
 # --------------------------------------------------------------------------------- pixel statistics
 
+CLIP = tuple(CLIP_MEAN), tuple(CLIP_STD)
+
+
+def statistics(stats, name):
+    return pixel_statistics(Namespace(image_stats=stats, image_encoder=str(name)))
+
+
+def write_processor(folder, **content):
+    (folder / "preprocessor_config.json").write_text(json.dumps(
+        {"image_processor_type": "ViTImageProcessor", **content}))
+
 
 def test_pixel_statistics(tmp_path):
-    folder = str(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.4, 0.5, 0.6]}))
-    options = Namespace(image_stats="encoder", image_encoder=folder)
-    assert image_statistics(options) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    options.image_stats = "clip"
-    assert image_statistics(options) == (list(CLIP_MEAN), list(CLIP_STD))
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    write_processor(tmp_path, image_mean=mean, image_std=std)
+    for stats in "encoder", "auto":
+        assert statistics(stats, tmp_path) == (mean, std, f"those of {tmp_path}")
+    assert statistics("clip", tmp_path) == (*CLIP, "CLIP's")
+    options = Namespace(image_stats="encoder", image_encoder=str(tmp_path))
+    assert image_statistics(options) == (list(mean), list(std))
+
+
+def test_a_processor_that_does_not_standardise(tmp_path):
+    write_processor(tmp_path, do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert statistics("encoder", tmp_path)[:2] == ((0, 0, 0), (1, 1, 1))
+
+
+def test_the_published_encoder_keeps_clips_statistics(monkeypatch):
+    """By the name that is the default; the Hub, where its own are 0.5, is not asked."""
+    assert parse("", ["--data_path", "x"])[0].image_encoder == PUBLISHED_ENCODER
+    monkeypatch.delattr(transformers.AutoImageProcessor, "from_pretrained")
+    assert statistics("auto", PUBLISHED_ENCODER) == (*CLIP, "CLIP's, as published")
 
 
 def test_an_encoder_without_pixel_statistics(tmp_path):
-    name = str(tmp_path / "nothing")
-    with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip") as caught:
-        image_statistics(Namespace(image_stats="encoder", image_encoder=name))
-    assert "\n" not in str(caught.value)
+    """A folder has none; of a model of the Hub that cannot be had nobody knows."""
+    assert statistics("auto", tmp_path) == (*CLIP, f"CLIP's, since {tmp_path} has none of its own")
+    for stats, name in ("encoder", tmp_path), ("auto", "nobody/nothing"):
+        with pytest.raises(InputError, match=f"--image_stats {stats}: {name} .*clip") as caught:
+            statistics(stats, name)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match=f"--image_stats auto: {tmp_path}/. .*clip"):
+        statistics("auto", f"{tmp_path}/.")
 
 
 @pytest.mark.parametrize("name", BUILT_IN_IMAGE)
@@ -113,17 +142,26 @@ def test_built_in_encoders_have_no_pixel_statistics(monkeypatch, name):
     """And the Hub is not asked for a model that happens to have their name."""
     asked = []
 
-    def ask(name):
-        asked.append(name)
+    def ask(*arguments, **settings):
+        asked.append(arguments)
         raise OSError
 
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", ask)
     with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip"):
-        image_statistics(Namespace(image_stats="encoder", image_encoder=name))
+        statistics("encoder", name)
+    assert statistics("auto", name) == (*CLIP, f"CLIP's, since {name} has none of its own")
     assert not asked
 
 
+def test_they_are_asked_for_once(tmp_path):
+    """Each validation needs them, and the Hub could be gone by then."""
+    write_processor(tmp_path, image_mean=[0.1] * 3, image_std=[0.2] * 3)
+    first = statistics("encoder", tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert statistics("encoder", tmp_path) == first
+
+
 def test_pixel_statistics_of_the_real_mobilenet(shared):
-    folder = str(shared / "encoders" / "mobilenet_v2")
-    options = Namespace(image_stats="encoder", image_encoder=folder)
-    assert image_statistics(options) == ([0.5] * 3, [0.5] * 3)
+    folder = shared / "encoders" / "mobilenet_v2"
+    assert statistics("auto", folder)[:2] == statistics("encoder", folder)[:2] == (
+        (0.5,) * 3, (0.5,) * 3)

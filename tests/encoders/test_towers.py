@@ -60,7 +60,7 @@ def test_an_encoder_saved_in_half_precision_is_loaded_in_float32(tmp_path):
 @pytest.mark.parametrize("text", BUILT_IN_TEXT)
 def test_built_in_encoders(image, text):
     options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                        text_pooling="tokens", freeze=None)
+                        image_pooling="auto", text_pooling="auto", freeze=None, max_tokens=30)
     model = build_model(options, TOKENIZER)
     assert model.text_encoder.get_input_embeddings().num_embeddings == len(TOKENIZER)
     assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
@@ -84,7 +84,7 @@ def test_encoders_on_the_wrong_side():
     for image, text in (("small-bert", "small-bert"), ("small-vit", "small-vit"),
                         ("small-vit", "small-convnext")):
         options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                            text_pooling="tokens", freeze=None)
+                            image_pooling="auto", text_pooling="auto", freeze=None, max_tokens=30)
         side = "image" if image == "small-bert" else "text"
         with pytest.raises(InputError, match=f"{side}[_ ]encoder"):
             build_model(options, TOKENIZER)

@@ -53,7 +53,7 @@ def build(folders, image, text, res, **settings):
     towers = (load_encoder(str(folders / kind), side, res, pretrained=True)
               for kind, side in ((image, "image"), (text, "text")))
     torch.manual_seed(1)
-    return DualEncoder(*towers, image_res=res, **settings).eval()
+    return DualEncoder(*towers, image_res=res, max_tokens=12, **settings).eval()
 
 
 def photos(number=3, res=RES):

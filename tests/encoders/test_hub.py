@@ -1,0 +1,102 @@
+"""A Hub that cannot be reached: one line at once, and what is in the cache is used."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import transformers
+from conftest import ROOT
+
+from encoders import hub
+from encoders.processors import load_tokenizer
+
+# In a process of its own: huggingface_hub reads the variables when it is imported.
+PROGRAM = """
+import contextlib, io, json, sys, time
+from argparse import Namespace
+import transformers
+from common.errors import InputError
+from encoders.processors import load_tokenizer, pixel_statistics
+from encoders.towers import load_encoder
+
+def told(function, *arguments):
+    start = time.perf_counter()
+    try:
+        got = type(function(*arguments)).__name__
+    except InputError as error:
+        got = str(error)
+    return got, time.perf_counter() - start
+
+transformers.BertModel, transformers.AutoImageProcessor, transformers.AutoTokenizer  # imports them
+print(json.dumps([
+    told(load_tokenizer, "bert-base-uncased", ""),
+    told(load_encoder, "google/vit-base-patch16-384", "image", 32),
+    told(load_encoder, "someone/bert", "text", 32),
+    told(load_encoder, "someone/else", "text", 32, None, False),
+    told(pixel_statistics, Namespace(image_encoder="someone/vit", image_stats="auto")),
+    told(load_encoder, sys.argv[1], "image", 32),
+    told(load_tokenizer, "someone/bert", ""),
+]))
+"""
+
+
+@pytest.fixture(scope="module")
+def unreachable(tmp_path_factory):
+    """What is said of models of the Hub, in how many seconds, and all that was printed."""
+    home = tmp_path_factory.mktemp("home")
+    cached = home / "hub" / "models--someone--bert"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    transformers.BertModel(transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24)).save_pretrained(cached / "snapshots" / "abc")
+    load_tokenizer("tiny-bert", ROOT / "vocab" / "shapes.txt").save_pretrained(
+        cached / "snapshots" / "abc")
+    variables = {name: value for name, value in os.environ.items()
+                 if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE")}
+    variables |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(home / "nothing")], cwd=ROOT,
+                          env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_it_is_said_in_one_line_for_each(unreachable):
+    told, printed = unreachable
+    for number, flag in ((0, "--text_encoder bert-base-uncased"),
+                         (1, "--image_encoder google/vit-base-patch16-384"),
+                         (3, "--text_encoder someone/else"),
+                         (4, "--image_stats auto: someone/vit")):
+        line = told[number][0]
+        assert line.startswith(flag) and "\n" not in line
+        assert "http://127.0.0.1:9 does not answer: [Errno 111] Connection refused" in line
+    assert printed == ""
+
+
+def test_what_is_in_the_cache_is_used(unreachable):
+    told = unreachable[0]
+    assert told[2][0] == "BertModel" and "Tokenizer" in told[6][0] and "--" not in told[6][0]
+
+
+def test_a_folder_that_is_not_there_is_no_matter_of_the_hub(unreachable):
+    line = unreachable[0][5][0]
+    assert "--image_encoder" in line and "nothing" in line and "does not answer" not in line
+
+
+def test_it_does_not_take_long(unreachable):
+    """transformers alone takes 23 seconds for each file. What imports take is not the Hub's."""
+    seconds = [time for _, time in unreachable[0]]
+    assert sum(seconds) < 4, seconds
+
+
+@pytest.mark.parametrize(("name", "asks"), [
+    ("bert-base-uncased", True), ("google/vit-base-patch16-384", True), ("timm/resnet18", True),
+    ("/data/vit", False), ("../vit", False), ("a/b/c", False), ("", False)])
+def test_which_names_can_be_of_the_hub(tmp_path, monkeypatch, name, asks):
+    monkeypatch.chdir(tmp_path)
+    assert hub.asks_hub(name) == asks
+    if asks:
+        (tmp_path / name).mkdir(parents=True)
+        assert not hub.asks_hub(name)
