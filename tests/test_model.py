@@ -141,7 +141,7 @@ def test_real_mobilenet_gives_1280_features(shared, dual, folders):
     folder = str(shared / "encoders" / "mobilenet_v2")
     encoder = load_encoder(folder, "image", 64, pretrained=True)
     text = load_encoder(str(folders / "bert"), "text", 64, pretrained=True)
-    model = DualEncoder(encoder, text, embed_size=16, image_res=64).eval()
+    model = DualEncoder(encoder, text, embed_size=16, image_res=64, max_tokens=12).eval()
     features = model.image_features(photos(2, 64).clamp(-1, 1))
     assert features.shape == (2, 1280) and features.min() >= 0 and features.std() > 0.1
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import transformers
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from encoders import hub
 from encoders.processors import load_tokenizer

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import transformers
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, find_family

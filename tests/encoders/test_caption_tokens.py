@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from conftest import ROOT
+from helpers.paths import ROOT
 from tokenizers import Tokenizer
 
 from common.options import parse

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import transformers
+from helpers.stopping import in_a_child, status_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import DualEncoder, compile_encoders, momentum_copy
@@ -29,10 +30,16 @@ def photos(number=3):
     return torch.randn(number, 3, RES, RES, generator=torch.Generator().manual_seed(2))
 
 
-def test_each_compiled_encoder_runs_as_one_graph(monkeypatch):
+def test_each_compiled_encoder_runs_as_one_graph():
     """In warm-up, validation and FNE: the momentum encoders are compiled as the others are.
 
-    All four share the code that PyTorch counts graphs of; past its limit they would not be."""
+    In a child: compiling starts threads, after which no fork of this process could go backwards."""
+    assert status_of(in_a_child(check_graphs)) == 0
+
+
+def check_graphs():
+    """All four encoders share the code that PyTorch counts graphs of; past its limit they would not
+    be compiled."""
     graphs, runs = [], []
 
     def backend(graph, examples):
@@ -56,8 +63,7 @@ def test_each_compiled_encoder_runs_as_one_graph(monkeypatch):
         with torch.no_grad():
             return told + [encode(model.eval(), *shape) for shape in ((6, 8), (3, 6))]
 
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compile = functools.partial(torch.compile, backend=backend)
     model = small()
     copy = momentum_copy(model)
     with torch._dynamo.config.patch(recompile_limit=4):  # the usual 8 takes longer to reach
@@ -65,7 +71,6 @@ def test_each_compiled_encoder_runs_as_one_graph(monkeypatch):
         assert [ran for _, ran in epoch(False) + epoch(True)] == [2] * 10
         assert epoch(True) == [(0, 2)] * 6
         assert 4 < len(graphs) < torch._dynamo.config.recompile_limit
-    torch.compiler.reset()
 
 
 class ReadsNothingBack(TorchDispatchMode):
