@@ -368,3 +368,13 @@ def test_captions_longer_than_the_table_of_positions(dual, kind):
                        ) as caught:
         dual(kind, "text", max_tokens=longer)
     assert "\n" not in str(caught.value)
+
+
+def test_the_head_of_siglip_pools_once(dual):
+    """In float32, and not within the tower as well."""
+    model, asked = dual("siglip", "image"), []
+    model.image_encoder.clip.vision_model.head.register_forward_hook(
+        lambda module, inputs, output: asked.append(output.dtype))
+    model.bf16 = True
+    features(model, "image")
+    assert asked == [torch.float32]
