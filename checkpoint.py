@@ -34,7 +34,8 @@ from training.run import Run
 FORMAT = "fne-1"
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-         "queue_size", "loss", "dataset", "batch_size_train", "seed")
+         "image_pooling", "text_pooling", "caption_prefix", "queue_size", "loss", "dataset",
+         "batch_size_train", "seed")
 
 
 def read(path: Path) -> dict:
