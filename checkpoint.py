@@ -15,12 +15,14 @@ from torch import nn
 from transformers import AutoModel
 
 from common.errors import InputError, one_line
-from common.options import FROM_CHECKPOINT, PRESETS, ScoringOptions, TrainOptions
+from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
+from common.options import FROM_CHECKPOINT, ScoringOptions, TrainOptions
 from common.terminal import say, warn
 from encoders.towers import load_config, quiet_transformers
-from memory_bank import EMPTY
+from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
+from training.facts import run_facts
 from training.restore import (
     PROGRESS,
     check_bank,
@@ -36,15 +38,20 @@ FORMAT = "fne-1"
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "image_pooling", "text_pooling", "caption_prefix", "queue_size", "loss", "dataset",
          "batch_size_train", "seed")
+# But a released checkpoint may be fine-tuned on another data set than its own, and does not name
+# its encoders: its weights tell whether the configurations fit.
+FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
 
 
-def read(path: Path) -> dict:
+def read(path: Path, **way_out: str) -> dict:
     """A checkpoint's content, ours or released, its tensors mapped from the file.
+
+    `way_out` as for `storage.load`.
 
     Raises:
         InputError: missing, not a checkpoint, damaged, holding code, or without its main parts.
     """
-    state = storage.load(path)
+    state = storage.load(path, **way_out)
     if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
     if is_released(state):
@@ -111,8 +118,13 @@ def choose_folder(
 def stored_options(state: dict) -> dict:
     """The options that a run takes from its checkpoint, where the command line does not say."""
     if is_released(state):
-        return released_options(state)
-    return {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
+        # Not those of a preset.
+        return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER
+                } | released_options(state)
+    options = {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
+    if options.get("val_times") == 0:
+        options["val_times"] = 1  # of earlier versions: only at the end
+    return options
 
 
 def merge_options(
@@ -124,6 +136,7 @@ def merge_options(
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
     stored = stored_options(state)
+    fixed = set(FIXED) - set(FREE_IN_RELEASED if is_released(state) else ())
     if options.data_path is None and isinstance(stored.get("dataset"), str):
         preset = PRESETS.get(stored["dataset"], {})
         options.data_path = preset.get("data_path")
@@ -133,9 +146,10 @@ def merge_options(
         if name not in given:
             setattr(options, name, value)
         elif getattr(options, name) != value and (
-                name == "embed_size" or name in FIXED and not options.test):
+                name == "embed_size" or name in fixed and not options.test):
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
-                             f"made with {value}: leave the flag out, or start a new run")
+                             f"made with {value}: leave the flag out"
+                             + ("" if options.test else ", or start a new run"))
 
 
 def pack(run: Run) -> dict:
@@ -218,6 +232,13 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
         raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
 
 
+def facts(options: TrainOptions, state: dict) -> dict[str, object]:
+    """What a report may say of a checkpoint; of a released one little is known."""
+    if is_released(state):
+        return {"checkpoint": "released"} | run_facts(options, None)
+    return run_facts(options, state)
+
+
 def is_released(state: dict) -> bool:
     """True for the authors' format: a list in `model`, their options in `opt`."""
     model = state.get("model")
@@ -241,22 +262,34 @@ def released_options(state: dict) -> dict:
 
 
 def unpack_released(run: Run, state: dict, path: Path) -> None:
-    """Carry over momentum towers and bank; the online towers were loaded when `run` was made."""
+    """Carry over momentum towers, and the bank where the data set is the same; the online towers
+    were loaded when `run` was made."""
     if run.bank is None:
         return
     momentum_model = released_dual_encoder(run.options, state, path, momentum=True)
     run.momentum_model.load_state_dict(momentum_model.state_dict())
-    queues = state["model"][0]
+    own = vars(state["opt"]).get("dataset")
+    # The bank numbers the photos of its own data set. On another one these numbers would exclude,
+    # and show, photos that only happen to have them.
+    if run.options.dataset == own:
+        load_released_bank(run.bank, state["model"][0], path)
+        told = "weights, momentum weights and memory bank carry over"
+    else:
+        told = f"weights and momentum weights carry over; the memory bank, of {own}, starts empty"
+    say(f"{path} is a released checkpoint:\n  {told};\n"
+        "  optimizer, statistics and epoch count start fresh")
+
+
+def load_released_bank(bank: MemoryBank, queues: dict, path: Path) -> None:
+    """Copy the keys and photo ids of a released checkpoint's bank in; it knows no captions."""
     try:
-        load_weights(run.bank, {
+        load_weights(bank, {
             "image_keys": queues["image_queue"].T, "text_keys": queues["text_queue"].T,
             "image_ids": queues["idx_queue"][0], "pointer": queues["queue_ptr"][0],
             "text_ids": torch.full_like(queues["idx_queue"][0], EMPTY),
         }, path)
     except (KeyError, IndexError) as error:
         raise InputError(f"{path} is a released checkpoint without a whole memory bank") from error
-    say(f"{path} is a released checkpoint: weights, momentum weights and memory bank carry over; "
-        "optimizer, statistics and epoch count start fresh")
 
 
 def released_dual_encoder(

@@ -1,15 +1,22 @@
-"""Score a checkpoint or saved embeddings on a split:
+r"""Score a checkpoint or saved embeddings on a split:
 
-    python evaluation.py runs/flickr_FNE/model_best.pth.tar --data_path $DATA_PATH/f30k/images
+    python evaluation.py runs/flickr_FNE/model_best.pth.tar \
+        --data_path $DATA_PATH/f30k/images
     python evaluation.py --embeddings embeddings.npz
-
-A split is encoded here; what its embeddings are worth is in `metrics`, whose rank functions can be
-imported from here as well.
 """
 
+# A split is encoded here; what its embeddings are worth is in `metrics`, whose rank functions can
+# be imported from here as well.
+
+import datetime
 import json
 import math
 from pathlib import Path
+
+from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
+
+if __name__ == "__main__":
+    parse_scoring(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 import numpy as np
 import torch
@@ -19,8 +26,8 @@ import checkpoint
 from common import files
 from common.device import place
 from common.errors import InputError, exit_on_input_error
-from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
 from common.terminal import progress, tell
+from common.version import commit
 from data import LoadedSplit, load_eval_set, read_json
 from encoders.processors import image_statistics, load_tokenizer
 from inputs.captions import Captions
@@ -32,10 +39,11 @@ from metrics.embeddings import (
     read_embeddings,
     save_embeddings,
 )
+from metrics.facts import run_text
 from metrics.judgements import judge, judgement_lines
 from metrics.retrieval import five_fold, retrieval_metrics
 from metrics.retrieval import retrieval_ranks as retrieval_ranks  # is public here
-from metrics.true_matches import coco_metrics, multi_positive_metrics
+from metrics.true_matches import coco_metrics, metric_label, multi_positive_metrics
 from model import DualEncoder
 
 # ---------------------------------------------------------------------------------------- encoding
@@ -144,32 +152,43 @@ def recall_lines(metrics: dict[str, float]) -> str:
 
 
 def add_lines(metrics: dict, more: dict[str, float] | None, title: str) -> list[str]:
-    """Add `more` to `metrics`, and give it as lines: a row for each direction."""
+    """Add `more` to `metrics`, and give it as lines: a row for each metric."""
     if more is None:
         return [f"{title}: not this split"]
     metrics |= more
     names = [key.removeprefix("i2t_") for key in more if key.startswith("i2t_")]
-    lines = [title, "          " + "".join(f"{name:>18}" for name in names)]
-    for side, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
-        lines.append(f"  {label:8}" + "".join(f"{more[f'{side}_{name}']:18.1f}" for name in names))
+    lines = [f"{title}\n                     i -> t  t -> i"]
+    for name in names:
+        i2t, t2i = more[f"i2t_{name}"], more[f"t2i_{name}"]
+        lines.append(f"  {metric_label(name):18} {i2t:6.1f}  {t2i:6.1f}")
     return lines
 
 
 def embed_split(
-    options: TrainOptions, state: dict, path: Path, eval_set: LoadedSplit, tokenizer
+    options: TrainOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer
 ) -> Embeddings:
-    """The embeddings of a split under checkpoint `state`, read from `path`."""
+    """The embeddings of the split `name` under checkpoint `state`, read from `path`."""
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     place(model, options)
     embeds = encode_split(model, eval_set, options)
-    statistics = checkpoint.fitted_statistics(state)
-    return Embeddings(*embeds, eval_set.split, statistics, options.prior)
+    facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(options, state),
+             "date": datetime.date.today().isoformat(), "commit": commit()}
+    return Embeddings(*embeds, eval_set.split, checkpoint.fitted_statistics(state), options.prior,
+                      facts)
+
+
+def title_of(embeddings: Embeddings, path: Path) -> str:
+    """What is scored: the split, where that is known, and the file of it or of its model."""
+    facts = embeddings.facts
+    split = " ".join(facts[name] for name in ("dataset", "split") if name in facts)
+    return f"{split}, {path}" if split else str(path)
 
 
 def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> dict:
     """Print `all_metrics`, and return them."""
     metrics, text = all_metrics(embeddings, options)
-    tell(f"{title}\n{text}")
+    run = run_text(embeddings.facts)
+    tell("\n".join([title, *([f"  {run}"] if run else []), text]))
     return metrics
 
 
@@ -227,28 +246,30 @@ def main(argv: list[str] | None = None) -> None:
         check_paths(options)
         places, photos = output_places(options), None
         if options.embeddings:
-            embeddings, title = read_embeddings(options.embeddings), str(options.embeddings)
+            embeddings = read_embeddings(options.embeddings)
             if options.report and options.data_path:
                 photos = find_photos(embeddings.split.images, options.embeddings, options.data_path,
                                      options.follow_links)
         else:
-            state = checkpoint.read(options.checkpoint)
+            state = checkpoint.read(options.checkpoint, way_out="name one of train.py's, or a "
+                                    "released one")
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
             tokenizer = load_tokenizer(options.text_encoder, options.vocab)
             eval_set = load_eval_set(options, options.split, tokenizer)
-            embeddings = embed_split(options, state, options.checkpoint, eval_set, tokenizer)
-            title = f"{options.dataset} {options.split}, {options.checkpoint}"
+            embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,
+                                     tokenizer)
             photos = eval_set.photos
         if options.save_embeddings:
             save_embeddings(embeddings, places["save_embeddings"])
+        title = title_of(embeddings, options.embeddings or options.checkpoint)
         metrics = print_metrics(embeddings, options, title)
         if options.output:
             write_metrics(metrics, places["output"])
         if options.report:
             from figures.report import write_report
 
-            tell(str(write_report(embeddings, metrics, options, title, photos, options.report)))
+            tell(str(write_report(embeddings, metrics, title, photos, options.report)))
 
 
 if __name__ == "__main__":

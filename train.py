@@ -1,17 +1,22 @@
-"""Train a dual encoder with False Negative Elimination, or test it.
+r"""Train a dual encoder with False Negative Elimination, or test it.
 
     python train.py --dataset shapes --max_violation
-    python train.py --data_path $DATA_PATH/f30k/images --logger_name runs/flickr_FNE \
-        --dataset flickr --max_violation
-    python train.py --data_path $DATA_PATH/coco/images --logger_name runs/mscoco_FNE \
-        --dataset mscoco --max_violation
+    python train.py --data_path $DATA_PATH/f30k/images --dataset flickr \
+        --logger_name runs/flickr_FNE --max_violation
+    python train.py --data_path $DATA_PATH/coco/images --dataset mscoco \
+        --logger_name runs/mscoco_FNE --max_violation
 
-Add `--test` to score the run's best checkpoint on the test split, `--resume auto` to go on where
-the run stopped.
+Add `--test` to score the run's best checkpoint on the test split, `--resume
+auto` to go on where the run stopped.
 """
 
 import math
 from pathlib import Path
+
+from common.options import TrainOptions, check, check_paths, parse
+
+if __name__ == "__main__":
+    parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +26,6 @@ import checkpoint
 from common import terminal
 from common.device import pick_device, place
 from common.errors import exit_on_input_error
-from common.options import TrainOptions, check, check_paths, parse
 from data import (
     Batch,
     LoadedSplit,
@@ -37,6 +41,7 @@ from evaluation import (
     metrics_place,
     print_metrics,
     score,
+    title_of,
     write_metrics,
 )
 from figures.tensorboard import Board
@@ -47,7 +52,7 @@ from inputs.shapes import make_shapes
 from memory_bank import MemoryBank
 from metrics.judgements import read_judgements
 from model import MomentumUpdate, build_model, checkpoint_gradients, compile_encoders, momentum_copy
-from training import guard, monitor, storage
+from training import features, guard, monitor, outline, storage
 from training.bad_photos import count_bad_photos
 from training.clock import StepClock
 from training.run import Run, Skips, build_loss
@@ -144,6 +149,7 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
         while run.epoch < options.num_epochs:
             sampler.epoch, sampler.start = run.epoch, run.step
             if run.step == 0:
+                outline.tell_phase(run)
                 run.start_epoch()
             run.train_mode()
             validate_at = validation_steps(options, len(sampler))
@@ -240,7 +246,7 @@ def build_run(
 
 
 def train_and_test(
-    options: TrainOptions, state: dict | None, lock: storage.FolderLock
+    options: TrainOptions, given: set[str], state: dict | None, lock: storage.FolderLock
 ) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
@@ -253,23 +259,52 @@ def train_and_test(
     matches = train_set.split.matches
     run = build_run(options, tokenizer, len(loader.batch_sampler), state, train_set.photos,
                     None if matches is None else torch.from_numpy(matches))
-    if sees_photos_once(options):
-        features = encode_photos(run.model, train_set.photos, options, project=False)
-        run.features = features.to(run.device)
-    began_in = None if state is None or checkpoint.is_released(state) else options.resume.parent
-    storage.prepare_folder(options.logger_name, lock, fresh=began_in is None, best_of=began_in)
-    metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [])  # says it now
-    best = options.logger_name / storage.BEST
-    if run.best_rsum >= 0 and not best.is_file():
-        terminal.warn(f"{options.resume} goes on without its best checkpoint, which is not beside "
-                      "it: the best is found anew from here on")
-        run.best_rsum = -1.0
+    goes_on_from = None if state is None or checkpoint.is_released(state) else options.resume
+    outline.tell(run, len(train_set.captions), given, goes_on_from)
+    key = look_at_photos_once(run) if sees_photos_once(options) else None
+    best = prepare_folder(run, lock, goes_on_from)
+    if key is not None:
+        features.keep_features(options.logger_name, key, run.features)
     try:
         with storage.written_to(options.logger_name):
             train(run, loader, train_set, val_set)
     finally:
         close_workers(loader)
-    test(options, checkpoint.read(best), best, test_set, tokenizer)
+    test_best(options, best, test_set, tokenizer)
+
+
+def look_at_photos_once(run: Run) -> dict | None:
+    """Give the run its frozen encoder's features of all photos, as kept by an earlier start of it
+    or made now; what they depend on, if they should be kept."""
+    options, key = run.options, features.features_key(run)
+    folders = [options.logger_name, *([options.resume.parent] if options.resume else [])]
+    kept = features.kept_features(folders, key, len(run.photos))
+    found = encode_photos(run.model, run.photos, options, project=False) if kept is None else kept
+    run.features = found.to(run.device)
+    return key if kept is None else None
+
+
+def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None) -> Path:
+    """Make the run's folder ready; where its best checkpoint is, or will be."""
+    folder = run.options.logger_name
+    storage.prepare_folder(folder, lock, fresh=goes_on_from is None,
+                           best_of=goes_on_from and goes_on_from.parent)
+    metrics_place(folder / storage.RESULTS, "--logger_name", [])  # says it now
+    best = folder / storage.BEST
+    if run.best_rsum >= 0 and not best.is_file():
+        terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not beside "
+                      "it: the best is found anew from here on")
+        run.best_rsum = -1.0
+    return best
+
+
+def test_best(options: TrainOptions, path: Path, test_set: LoadedSplit, tokenizer) -> None:
+    """Test a run's best checkpoint, when it has ended."""
+    state = checkpoint.read(path)
+    if state.get("global_step") == 0:
+        terminal.warn("no validation of this run was better than the one before its first step: "
+                      f"what is tested now, {path}, is the model as it was before training")
+    test(options, state, path, test_set, tokenizer)
 
 
 def test(
@@ -277,8 +312,8 @@ def test(
 ) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
     results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
-    embeddings = embed_split(options, state, path, test_set, tokenizer)
-    metrics = print_metrics(embeddings, options, f"{options.dataset} test, {path}")
+    embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
+    metrics = print_metrics(embeddings, options, title_of(embeddings, path))
     write_metrics(metrics, results)
 
 
@@ -294,6 +329,7 @@ def main(argv: list[str] | None = None) -> None:
         if state is not None:
             checkpoint.merge_options(options, given, state, path)
         check(options)
+        outline.check_default_places(options)
         if not options.test:
             lock.take(options.logger_name)
         terminal.quiet = options.quiet
@@ -303,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = load_tokenizer(options.text_encoder, options.vocab)
             test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)
         else:
-            train_and_test(options, state, lock)
+            train_and_test(options, given, state, lock)
 
 
 if __name__ == "__main__":

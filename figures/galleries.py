@@ -10,6 +10,11 @@ from data import Split
 from figures.picks import picks
 from fne_loss import FNELoss, cosine
 
+PHOTO, CAPTION, BOTH = "photo", "caption", "both"
+# Of the two sides of a direction, the one that asks and the one that is ranked.
+ASKING, RANKED = {"i2t": PHOTO, "t2i": CAPTION}, {"i2t": CAPTION, "t2i": PHOTO}
+LIKELY = 0.5  # posterior above which a candidate is more likely a match than not
+
 
 class Cell(NamedTuple):
     """One picture of a gallery, with what is written above and below it."""
@@ -19,6 +24,7 @@ class Cell(NamedTuple):
     photo: Path | None  # None where there are no photos, or it is not known
     caption: str
     right: bool | None  # a match of the row's first cell; None where that is not asked
+    compared: str = BOTH  # PHOTO, CAPTION or BOTH: what the numbers are of, the other only shows it
 
 
 class Pairs(NamedTuple):
@@ -34,13 +40,16 @@ class Library(NamedTuple):
     split: Split
     photos: list[Path] | None
 
-    def cell(self, heading: str, numbers: str, image: int, text: int, right: bool | None) -> Cell:
+    def cell(
+        self, heading: str, numbers: str, image: int, text: int, right: bool | None,
+        compared: str = BOTH,
+    ) -> Cell:
         """A cell of photo `image` and caption `text`; a bank that was taken over from a released
         checkpoint does not know its captions, -100."""
         known = 0 <= image < len(self.split.images)
         caption = self.split.captions[text] if text >= 0 else "(caption not recorded)"
         photo = self.photos[image] if known and self.photos is not None else None
-        return Cell(heading, numbers, photo, caption, right)
+        return Cell(heading, numbers, photo, caption, right, compared)
 
     def is_match(self, image: int, text: int) -> bool:
         """Annotated, or true where all matches are known."""
@@ -67,11 +76,11 @@ def negative_rows(
     side: str, library: Library, criterion: FNELoss | None, anchors: Tensor, keys: Tensor,
     bank_keys: Tensor, pairs: Pairs, bank: Pairs,
 ) -> list[list[Cell]]:
-    """A row for each anchor: its own pair, what FNE draws, the hardest, and likely false negatives.
+    """A row for each anchor: its own pair, what FNE draws, the hardest, and what may be a match.
 
     Args:
         side: "i2t": photos are the anchors and captions the candidates; "t2i" the reverse. A
-            candidate's cell shows its other half too.
+            candidate's cell shows its other half too, which is not compared.
         anchors, keys: (B, D) of `pairs`; bank_keys: (M, D) of `bank`, slots may be empty.
     """
     images = torch.cat([pairs.image_ids, bank.image_ids]).tolist()
@@ -91,14 +100,15 @@ def negative_rows(
             other, words = images[candidate], texts[candidate]
             right = library.is_match(image, words) if side == "i2t" else (
                 library.is_match(other, text))
-            return library.cell(heading, numbers, other, words, right)
+            return library.cell(heading, numbers, other, words, right, RANKED[side])
 
         row = [library.cell("own pair", f"s {pick.similarity[number]:.2f}", image, text, None)]
         if pick.drawn is not None:
             row.append(cell("drawn", pick.drawn))
         row += [cell("hardest", candidate) for candidate in
                 pick.hardest[: 1 if criterion is not None else None]]
-        row += [cell("false negative?", candidate) for candidate in pick.suspects]
+        row += [cell("likely a match" if pick.posterior[candidate] > LIKELY else "perhaps a match",
+                     candidate) for candidate in pick.suspects]
         rows.append(row)
     return rows
 
@@ -124,12 +134,13 @@ def retrieval_rows(
         query, items = ((image_embeds[image], text_embeds) if side == "i2t"
                         else (text_embeds[text], image_embeds))
         best = cosine(query[None], items)[0].topk(min(count, len(items)))
-        row = [library.cell("photo" if side == "i2t" else "caption", "", image, text, None)]
+        row = [library.cell(ASKING[side], "", image, text, None, ASKING[side])]
         for place, (score, item) in enumerate(zip(best.values.tolist(), best.indices.tolist()), 1):
             other, words = ((int(library.split.image_of_text[item]), item) if side == "i2t"
                             else (item, first[item]))
             right = library.is_match(image, words) if side == "i2t" else (
                 library.is_match(other, text))
-            row.append(library.cell(f"{place}", f"s {score:.2f}", other, words, right))
+            row.append(library.cell(f"{place}", f"s {score:.2f}", other, words, right,
+                                    RANKED[side]))
         rows.append(row)
     return rows

@@ -25,9 +25,18 @@ class Picks(NamedTuple):
 
     drawn: int | None  # None where there is no candidate, or no FNE
     hardest: list[int]  # most similar first
-    suspects: list[int]  # others taken for false negatives, highest posterior first
+    suspects: list[int]  # others whose posterior is above `suspicion`, highest first
     similarity: Tensor  # (C,)
     posterior: Tensor | None  # (C,), None before it is used
+
+
+def suspicion(criterion: FNELoss) -> float:
+    """The posterior above which a candidate is shown as one that may be a false negative.
+
+    Above the prior, its similarity speaks for a match. Up to the floor FNE takes no notice of it.
+    (The floor alone says little where the prior is above it: then every candidate passes.)
+    """
+    return max(criterion.prior, criterion.posterior_floor)
 
 
 @torch.no_grad()
@@ -60,7 +69,7 @@ def picks(
         if posterior is not None:
             # Where N+ is the wider one, the posterior rises again far below both; that is cut down.
             bound = cut_down_bound(criterion.positive, criterion.margin)
-            suspicious = (allowed & (posterior[row] > criterion.posterior_floor)
+            suspicious = (allowed & (posterior[row] > suspicion(criterion))
                           & (similarity[row] > bound))
             for seen in hardest[:1] + [own] * (own is not None):
                 suspicious &= shown != shown[seen]

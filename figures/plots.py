@@ -23,8 +23,8 @@ try:
     import matplotlib
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise InputError("figures need matplotlib: pip install matplotlib, or train with --no_figures"
-                     ) from error
+    raise InputError("figures need matplotlib: pip install matplotlib, or go without: train.py "
+                     "--no_figures, evaluation.py without --report") from error
 
 # Told apart in print and by the colour-blind, and they read on white and on dark grey.
 POSITIVE, NEGATIVE, POSTERIOR, WEIGHT = "#3b82c4", "#e07b39", "#a05bb5", "#2f9e6e"
@@ -101,8 +101,10 @@ def draw_curves(middle, low, criterion: FNELoss) -> float:
     middle.semilogy(GRID, posterior, color=POSTERIOR, linewidth=2, linestyle="-" if used else ":",
                     label=f"posterior, prior {criterion.prior:g}" if used else
                     f"posterior, not used yet ({count} of {criterion.min_count} pairs)")
+    middle.axhline(criterion.prior, color=POSTERIOR, linewidth=1, linestyle=":",
+                   label="above the prior, s speaks for a match")
     middle.axhline(criterion.posterior_floor, color=POSTERIOR, linewidth=1, linestyle="--",
-                   label=f"a false negative above {criterion.posterior_floor:g}")
+                   label=f"above {criterion.posterior_floor:g} it sets the weight")
     middle.set(ylim=(min(criterion.prior, criterion.posterior_floor) / 100, 2),
                ylabel="P(false\nnegative)")
     low.plot(GRID, weight, color=WEIGHT, linewidth=2,

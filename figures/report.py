@@ -5,6 +5,7 @@ JPEGs, so it may be as private as they are. Every text that comes from data is e
 """
 
 import base64
+import datetime
 import functools
 from html import escape
 from pathlib import Path
@@ -14,30 +15,31 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.options import TrainOptions
+from common.version import commit
 from data import Split
-from figures.galleries import Cell, Library, Pairs, negative_rows
-from figures.picks import fixed_choice, top_wrong_leads
+from figures.galleries import ASKING, CAPTION, PHOTO, RANKED, Cell, Library, Pairs, negative_rows
+from figures.picks import fixed_choice, suspicion, top_wrong_leads
 from figures.plots import calibration_figure, distribution_figure, svg
 from figures.sheets import jpeg, thumbnail
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
-from metrics.judgements import calibration, fitted_posterior
+from metrics.facts import KINDS, METHOD, run_text
+from metrics.judgements import AGREEMENT, calibration, fitted_posterior
+from metrics.true_matches import metric_label
 from training.monitor import BINS, count_similarities
-from training.run import build_loss
+from training.schedule import FNE
 
 EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
 SIDES = {"i2t": "photo to captions", "t2i": "caption to photos"}
 MARK = b'<meta name="generator" content="evaluation.py --report">'  # report.html tells itself by it
-FACTS = ("loss", "image_encoder", "text_encoder", "embed_size", "image_res", "margin", "tau",
-         "posterior_floor", "seed")
 
 
 def write_report(
-    embeddings: Embeddings, metrics: dict, options: TrainOptions, title: str,
-    photos: list[Path] | None, folder: Path,
+    embeddings: Embeddings, metrics: dict, title: str, photos: list[Path] | None, folder: Path
 ) -> Path:
     """Write `report.html` into `folder`, which is made, and return its path.
+
+    What it says of the run is in the embeddings' facts: it knows of no options.
 
     Args:
         embeddings: of the split; with FNE's statistics there are distributions and posteriors.
@@ -47,18 +49,15 @@ def write_report(
     Raises:
         InputError: the file cannot be written.
     """
-    criterion = fitted_criterion(embeddings, options)
+    criterion = fitted_criterion(embeddings)
     library = Library(embeddings.split, photos)
-    sections = [recalls(metrics), distributions(embeddings, criterion, options)]
+    sections = [recalls(metrics), judged(metrics), distributions(embeddings, criterion)]
     sections += [negatives(side, embeddings, criterion, library) for side in SIDES]
     sections += [mistakes(side, embeddings, library) for side in SIDES]
     sections.append(calibrations(embeddings, criterion, metrics))
-    facts = ", ".join(f"{name} {getattr(options, name)}" for name in FACTS)
-    facts = (f"{len(embeddings.split.images):,} photos, {len(embeddings.split.captions):,} "
-             f"captions; {facts}")
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=escape(title), facts=escape(facts),
-                               sections="\n".join(sections))
+    page = template.substitute(title=escape(title), facts=facts_html(embeddings),
+                               sections="\n".join(filter(None, sections)))
     place = report_place(folder, [])
     files.write(place, page.encode(), "--report")
     return place
@@ -72,14 +71,33 @@ def report_place(folder: Path, inputs: list[Path]) -> Path:
     return files.output_place(folder / "report.html", "--report", is_report, inputs)
 
 
-def fitted_criterion(embeddings: Embeddings, options: TrainOptions) -> FNELoss | None:
-    """The loss as the checkpoint leaves it, or None where it holds no fitted statistics."""
-    gaussians = fitted_gaussians(embeddings)
-    if not gaussians:
+def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
+    """The loss as the checkpoint leaves it, or None where its fitted statistics, or the options
+    that it had, are not known."""
+    gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
+    if not gaussians or not all(name in facts for name in METHOD):
         return None
-    criterion = build_loss(options, embeddings.prior)
+    criterion = FNELoss(facts["margin"], facts["tau"], embeddings.prior, facts["posterior_floor"],
+                        facts["nums_right_sims"])
     criterion.positive, criterion.negative = gaussians
     return criterion
+
+
+def facts_html(embeddings: Embeddings) -> str:
+    """What is known of split, checkpoint, run and code, a row for each."""
+    facts, split = embeddings.facts, embeddings.split
+    rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
+    if text := run_text(facts):
+        rows["checkpoint"] = text + (f", step {facts['step']:,}" if "step" in facts else "")
+    told = {"dataset", "split", "date", "commit", "checkpoint", "phase", "epoch", "step"}
+    known = [f"{name} {facts[name]}" for name in KINDS if name in facts and name not in told]
+    if embeddings.prior is not None:
+        known.append(f"prior {embeddings.prior:g}")
+    rows["run"] = ", ".join(known) or "nothing is known of it: the embeddings come alone"
+    if "date" in facts:
+        rows["embedded"] = f"{facts['date']}, code at commit {facts.get('commit', 'unknown')}"
+    rows["report"] = f"{datetime.date.today().isoformat()}, code at commit {commit()}"
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows.items())
 
 
 # ---------------------------------------------------------------------------------------- sections
@@ -94,11 +112,25 @@ def recalls(metrics: dict) -> str:
     more = [key.removeprefix("i2t_") for key in metrics
             if key.startswith("i2t_") and key not in known]
     if more:
-        rows = [[name, *(f"{metrics[f'{side}_{key}']:.1f}" for key in more)]
-                for side, name in SIDES.items()]
-        parts += ["<h3>Over all true matches, %</h3>",
-                  html_table(["", *(key.replace("_", " ") for key in more)], rows)]
+        rows = [[metric_label(key), *(f"{metrics[f'{side}_{key}']:.1f}" for side in SIDES)]
+                for key in more]
+        parts += ["<h3>Over all true matches, %</h3>", html_table(["", *SIDES.values()], rows)]
     return "\n".join(parts)
+
+
+def judged(metrics: dict) -> str:
+    """How far similarity and posterior agree with people, where --judgements gave them."""
+    found = metrics.get("judgements")
+    if found is None:
+        return ""
+    scores = [name for name in ("similarity", "posterior") if name in found]
+    rows = [[label, *("{:.3f} [{:.3f}, {:.3f}]".format(*found[name][key]) for name in scores)]
+            for key, label in AGREEMENT.items()]
+    return ("<h2>Do people agree?</h2>"
+            f"<p>People judged {found['pairs']:,} pairs of {found['photos']:,} photos that are not "
+            f"annotated as matches, and called {found['false_negatives']:,} of them a match: false "
+            "negatives. How well similarity and posterior find those, with 95 % intervals over "
+            "photos:</p>" + html_table(["", *scores], rows))
 
 
 def recall_html(metrics: dict) -> str:
@@ -109,16 +141,16 @@ def recall_html(metrics: dict) -> str:
             + f"<p><b>rsum {metrics['rsum']:.1f}</b></p>")
 
 
-def distributions(
-    embeddings: Embeddings, criterion: FNELoss | None, options: TrainOptions
-) -> str:
+def distributions(embeddings: Embeddings, criterion: FNELoss | None) -> str:
     """The fitted Gaussians over this split's own similarities, in batches as in training."""
-    title = "<h2>What FNE believes</h2>"
+    phase = embeddings.facts.get("phase", FNE)
+    title = f"<h2>What FNE {'believes' if phase == FNE else 'would believe'}</h2>"
     if criterion is None:
-        return title + ("<p>There are no fitted statistics beside these embeddings: a released "
-                        "checkpoint and the controls (--loss triplet, infonce) have none. So "
-                        "nothing below speaks of a posterior.</p>")
-    size = min(options.batch_size_train, len(embeddings.split.captions))
+        return title + ("<p>There are no fitted statistics beside these embeddings, or not the "
+                        "options that belong to them: a released checkpoint, the controls (loss "
+                        "triplet, infonce) and other programs have none. So nothing below speaks "
+                        "of a posterior.</p>")
+    size = min(embeddings.facts["batch_size_train"], len(embeddings.split.captions))
     counts = torch.zeros(2, BINS, dtype=torch.int64)
     owners = torch.from_numpy(embeddings.split.image_of_text)
     for texts in torch.tensor(fixed_choice(len(owners), len(owners))).split(size):
@@ -127,10 +159,18 @@ def distributions(
     count = int(criterion.positive.count)
     figure = distribution_figure(counts.numpy(), criterion, "this split, in the checkpoint's eyes")
     return title + (
-        f"<p>The curves are those of training: Gaussians over its last {count:,} confident pairs "
-        f"and their hardest negatives. The bars are this split's own, in random batches of {size} "
-        f"as in training. Where bars and curves part, the posterior is off.</p>"
+        f"<p>{early(phase)}The curves are those of training: Gaussians over its last {count:,} "
+        f"confident pairs and their hardest negatives. The bars are this split's own, in random "
+        f"batches of {size} as in training. Where bars and curves part, the posterior is off.</p>"
         + svg(figure, "distributions of similarities, posterior and sampling weight"))
+
+
+def early(phase: str) -> str:
+    """A sentence for a checkpoint that FNE has not trained yet."""
+    if phase == FNE:
+        return ""
+    return (f"This checkpoint is from the warm-up ({escape(phase)}): its statistics are kept, but "
+            "FNE has drawn no negative yet. ")
 
 
 def negatives(
@@ -148,13 +188,27 @@ def negatives(
         bank, bank_keys = Pairs(torch.arange(len(images)), library.first_texts()), images
         anchors, keys = texts[pairs.text_ids], images[pairs.image_ids]
     rows = negative_rows(side, library, criterion, anchors, keys, bank_keys, pairs, bank)
-    floor = "" if criterion is None else (
-        f"What has p above {criterion.posterior_floor:g} counts as a false negative. ")
-    told = ("with FNE's draw and what it takes for false negatives, p its posterior"
-            if criterion is not None else "the hardest alone")
     return (f"<h2>Negatives, {SIDES[side]}</h2><p>Six pairs and their negatives from the whole "
-            f"split, {told}; s is the similarity. {floor}{legend(split)}</p>"
-            + "\n".join(map(row_html, rows)))
+            f"split: {told_of(criterion, embeddings.facts.get('phase', FNE))} "
+            f"{legend(side, split)}</p>" + "\n".join(map(row_html, rows)))
+
+
+def told_of(criterion: FNELoss | None, phase: str) -> str:
+    """Which candidates a gallery of negatives shows, and what s and p are."""
+    if criterion is None:
+        return "the hardest alone. s is the similarity."
+    draw = "FNE's draw" if phase == FNE else "what FNE would draw (it has drawn none yet)"
+    count = int(criterion.positive.count)
+    if count <= criterion.min_count:
+        return (f"{draw}, and the hardest candidate. s is the similarity. The posterior is not "
+                f"used yet: it takes more than {criterion.min_count:,} confident pairs, and there "
+                f"were {count:,}.")
+    bound = suspicion(criterion)
+    name = "the prior" if bound == criterion.prior else "what FNE takes for 0"
+    return (f"{draw}, the hardest candidate, and up to three that may be unannotated matches. s is "
+            f"the similarity, p the posterior, P(false negative). Where p is above {bound:g}, "
+            f"{name}, s speaks for a match (perhaps a match); above 0.5 a match is likelier than "
+            "not (likely a match).")
 
 
 def mistakes(side: str, embeddings: Embeddings, library: Library) -> str:
@@ -169,19 +223,23 @@ def mistakes(side: str, embeddings: Embeddings, library: Library) -> str:
     else:
         leads, found = top_wrong_leads(embeddings.text_embeds, embeddings.image_embeds, annotated)
         queries, results = Pairs(owners, torch.arange(len(owners))), Pairs(found, first[found])
-    rows, wrong = [], (leads >= 0).nonzero()[:, 0]
-    for query in wrong[leads[wrong].argsort(descending=True)][:MISTAKES].tolist():
+    rows, wrong, seen = [], (leads >= 0).nonzero()[:, 0], set()
+    for query in wrong[leads[wrong].argsort(descending=True)].tolist():
+        photos = {int(queries.image_ids[query]), int(results.image_ids[query])}
+        if photos & seen or len(rows) == MISTAKES:
+            continue  # a photo that draws many queries would fill the page
+        seen |= photos
         image, text = int(queries.image_ids[query]), int(queries.text_ids[query])
         other, words = int(results.image_ids[query]), int(results.text_ids[query])
         right = library.is_match(*((image, words) if side == "i2t" else (other, text)))
         rows.append([
-            library.cell("asked: photo" if side == "i2t" else "asked: caption", "", image, text,
-                         None),
-            library.cell("came first", f"+{float(leads[query]):.2f}", other, words, right)])
+            library.cell(f"asked: {ASKING[side]}", "", image, text, None, ASKING[side]),
+            library.cell("came first", f"+{float(leads[query]):.2f}", other, words, right,
+                         RANKED[side])])
     share = true_share(side, split, wrong, found)
     return (f"<h2>Most confident mistakes, {SIDES[side]}</h2><p>For {len(wrong):,} of "
             f"{len(leads):,} the first result is not annotated{share}. These are furthest above "
-            f"the best annotated one. {legend(split)}</p>"
+            f"the best annotated one, each photo shown once. {legend(side, split)}</p>"
             '<div class="rows">' + "\n".join(map(row_html, rows)) + "</div>")
 
 
@@ -229,11 +287,15 @@ def calibration_html(title: str, pairs: str, rows: list[dict], who: str) -> str:
 # ------------------------------------------------------------------------------------------- pieces
 
 
-def legend(split: Split) -> str:
-    """What a green frame means here."""
-    if split.matches is not None:
-        return "A green frame and ✓ mark a true match."
-    return "A green frame and ✓ mark an annotated match; others may be true, too."
+def legend(side: str, split: Split) -> str:
+    """What a green frame and faint things mean here."""
+    match = ("A green frame and ✓ mark a true match." if split.matches is not None else
+             "A green frame and ✓ mark an annotated match; others may be true, too.")
+    faint = ("a photo is compared with captions; the faint photo of a candidate only shows what "
+             "its caption was written for" if RANKED[side] == CAPTION else
+             "a caption is compared with photos; the faint caption of a candidate is one that was "
+             "written for its photo")
+    return f"{match} Here {faint}."
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
@@ -250,13 +312,16 @@ def row_html(cells: list[Cell]) -> str:
 
 
 def cell_html(cell: Cell) -> str:
-    """A cell as html; everything that is text in it is escaped."""
+    """A cell as html; everything that is text in it is escaped, and what is not compared faint."""
     right = ' class="right"' if cell.right else ""
-    heading = f"<b>{escape(cell.heading)}{' ✓' if cell.right else ''}</b>"
-    image = "" if cell.photo is None else f'<img alt="" src="{data_uri(cell.photo)}">'
+    heading = f"<b>{escape(cell.heading)}{'&nbsp;✓' if cell.right else ''}</b>"
+    image_class = ' class="faint"' if cell.compared == CAPTION else ""
+    text_class = ' class="faint"' if cell.compared == PHOTO else ""
+    image = "" if cell.photo is None else (
+        f'<img alt=""{image_class} src="{data_uri(cell.photo)}">')
     return (f'<figure{right}><div class="heading">{heading}<span class="soft">'
             f"{escape(cell.numbers)}</span></div>{image}"
-            f"<figcaption>{escape(cell.caption)}</figcaption></figure>")
+            f"<figcaption{text_class}>{escape(cell.caption)}</figcaption></figure>")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,24 +9,29 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from common.errors import InputError
-from figures.galleries import Cell
+from figures.galleries import CAPTION, PHOTO, Cell
 from inputs.photos import load_photo
 
-INK, MATCH = "#24292f", "#1f9d3a"
+INK, FAINT, MATCH = "#24292f", "#8c959f", "#1f9d3a"
 CELL, PICTURE, LINE = 150, 104, 13  # pixels: a gallery's column, its photos, a line of text
 
 
 def sheet(rows: list[list[Cell]], title: str) -> Image.Image:
-    """Rows of cells as one picture: heading, photo, caption; a green frame and tick on matches."""
+    """Rows of cells as one picture: heading, photo, caption; a green frame and tick on matches, and
+    what is not compared is faint."""
     height = 2 * LINE + PICTURE + 3 * LINE + 14
-    columns = max(map(len, rows))
-    page = Image.new("RGB", (columns * CELL + 8, len(rows) * height + 24), "white")
+    width = max(map(len, rows)) * CELL + 8
+    lines = wrapped(title, width // 8, 3)  # pixels of a bold letter
+    top = len(lines) * (LINE + 2) + 6
+    page = Image.new("RGB", (width, top + len(rows) * height + 3), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((8, 5), title, INK, font("DejaVuSans-Bold", 12))
+    for number, line in enumerate(lines):
+        draw.text((8, 5 + number * (LINE + 2)), line, INK, font("DejaVuSans-Bold", 12))
     for row, cells in enumerate(rows):
-        draw.line((8, 21 + row * height, page.width - 8, 21 + row * height), "#d0d7de")
+        y = top + row * height
+        draw.line((8, y, width - 8, y), "#d0d7de")
         for column, cell in enumerate(cells):
-            draw_cell(page, draw, cell, 8 + column * CELL, 24 + row * height)
+            draw_cell(page, draw, cell, 8 + column * CELL, y + 3)
     return page
 
 
@@ -38,12 +43,15 @@ def draw_cell(page: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int, 
     draw.text((x, y + LINE), cell.numbers, INK, plain)
     top = y + 2 * LINE + 2
     photo = thumbnail(cell.photo, PICTURE)
+    if cell.compared == CAPTION:
+        photo = Image.blend(photo, Image.new("RGB", photo.size, "white"), 0.6)
     page.paste(photo, (x, top))
     if cell.right:
         draw.rectangle((x - 3, top - 3, x + photo.width + 2, top + photo.height + 2),
                        outline=MATCH, width=3)
+    ink = FAINT if cell.compared == PHOTO else INK
     for number, line in enumerate(wrapped(cell.caption, 23, 3)):
-        draw.text((x, top + PICTURE + 3 + number * LINE), line, INK, plain)
+        draw.text((x, top + PICTURE + 3 + number * LINE), line, ink, plain)
 
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:

@@ -5,7 +5,6 @@ Nothing here changes the run: it reads weights, statistics and bank, and takes n
 
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.errors import InputError
 from common.options import TrainOptions
 from common.terminal import progress, say
+from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries
 from figures.picks import fixed_choice
@@ -65,12 +65,12 @@ class Board:
             self.bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
 
     def write_validation(self, metrics: dict[str, float], embeds: tuple[Tensor, Tensor]) -> None:
-        """Write a validation's metrics and figures, and print its line; `embeds` of the whole
+        """Write a validation's metrics and figures, and print its lines; `embeds` of the whole
         split. Call it before `run.best_rsum` takes the new value."""
         run = self.run
         for name, value in metrics.items():
             self.writer.add_scalar(f"val/{name}", value, run.global_step)
-        say(validation_line(run, metrics, self.loss))
+        say(validation_lines(run, metrics, self.loss))
         if not run.options.no_figures:
             try:
                 self.write_figures(*embeds)
@@ -89,7 +89,7 @@ class Board:
         if run.bank is not None and (run.criterion.negative.count > 1) and (
                 run.criterion.positive.count > 1):
             figure = self.plots.distribution_figure(run.counts.cpu().numpy(), run.criterion,
-                                                    f"epoch {run.epoch}, step {run.global_step}")
+                                                    run.position)
             self.write_picture("distributions", self.plots.png(figure))
         if run.bank is not None and len(run.bank):
             for side, rows in drawn_negatives(run, self.train_set).items():
@@ -100,7 +100,7 @@ class Board:
             rows = galleries.retrieval_rows(side, val, image_embeds, text_embeds, texts)
             sheets[f"retrieval/{side}"] = rows, f"validation pairs and their best five, {side}"
         for tag, (rows, title) in sheets.items():
-            title = f"{title}, step {run.global_step}; ✓ = a match"
+            title = f"{title}, {run.position}; ✓ = a match, faint = not compared"
             self.write_picture(tag, self.sheets.jpeg(self.sheets.sheet(rows, title)))
 
     def write_picture(self, tag: str, encoded: bytes) -> None:
@@ -119,17 +119,18 @@ class Board:
         self.writer.close()
 
 
-def validation_line(run: Run, metrics: dict[str, float], loss: float | None) -> str:
-    """A validation in a line, with the change of rsum against the best one before."""
-    recalls = "  ".join(f"{side} " + "/".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10))
+def validation_lines(run: Run, metrics: dict[str, float], loss: float | None) -> str:
+    """A validation in two lines, with the change of rsum against the best one before."""
+    recalls = ", ".join(f"{side} " + "/".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10))
                         for side in ("i2t", "t2i"))
-    change = "best so far"
+    change = "new best"
     if run.best_rsum >= 0:
-        difference = metrics["rsum"] - run.best_rsum
-        change = f"{difference:+.1f} against the best" + (", best so far" if difference > 0 else "")
-    training = "" if loss is None else f"loss {loss:.4f}  "
-    return (f"step {run.global_step} (epoch {run.epoch}, step {run.step}): {training}"
-            f"val R@1/5/10  {recalls}  rsum {metrics['rsum']:.1f}  ({change})")
+        more = metrics["rsum"] - run.best_rsum
+        change = f"new best, {more:+.1f}" if more > 0 else f"{more:+.1f} from best"
+    when = run.position if run.global_step else "before the first step"
+    training = "" if loss is None else f"loss {loss:.4f}, "
+    return (f"{when}: {training}rsum {metrics['rsum']:.1f} ({change})\n"
+            f"  val R@1/5/10: {recalls}")
 
 
 def describe(options: TrainOptions) -> dict[str, str]:
@@ -143,17 +144,6 @@ def describe(options: TrainOptions) -> dict[str, str]:
             "options": f"| option | value |\n|---|---|\n{rows}",
             "versions": "| package | version |\n|---|---|\n" + "\n".join(
                 f"| {name} | {value} |" for name, value in versions.items())}
-
-
-def commit() -> str:
-    """The commit that this code is at, and whether it was changed since; where git knows."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent,
-            capture_output=True, text=True, timeout=10, check=True)
-        return answer.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 # -------------------------------------------------------------------------- what the sampler draws

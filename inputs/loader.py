@@ -22,6 +22,7 @@ TIME_LIMIT = 300  # seconds without a batch, after which the workers are given u
 AHEAD = 3  # batches of a worker that wait there at a time
 FILES_OF_OURS, FILES_OF_WORKER = 64, 16  # open at a time
 GRACE = 20  # seconds that a worker goes on after SIGTERM
+STOPPING = signal.SIGINT, signal.SIGTERM
 
 
 class EpochSampler(Sampler):
@@ -50,10 +51,22 @@ class EpochSampler(Sampler):
             yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers a signal cannot reach before they have made ready for one: it
+    waits until they call `outlive_signals`, and in this process until all are started."""
+
+    def __iter__(self):
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def make_loader(
     dataset: Dataset, workers: int, pin: bool, batch_bytes: int = 0, **order
 ) -> DataLoader:
-    """A DataLoader whose workers live on between epochs; `order` is its batching.
+    """A loader whose workers live on between epochs; `order` is its batching.
 
     More workers than the machine has cores would only get in each other's way, so it takes fewer;
     as it does where more could not hand their batches over.
@@ -63,9 +76,9 @@ def make_loader(
     """
     workers = min(workers, usable_cores(), workers_with_room(workers, batch_bytes))
     # Its own generator: the loader must not take a number from the stream that dropout uses.
-    return DataLoader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                      timeout=TIME_LIMIT if workers else 0, persistent_workers=workers > 0,
-                      worker_init_fn=outlive_signals, **order)
+    return Loader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+                  timeout=TIME_LIMIT if workers else 0, persistent_workers=workers > 0,
+                  worker_init_fn=outlive_signals, **order)
 
 
 def usable_cores() -> int:
@@ -115,6 +128,7 @@ def outlive_signals(worker: int) -> None:
     finish its step. It sends SIGTERM itself to one that hangs, so that is obeyed after a while."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def close_workers(loader: DataLoader) -> None:

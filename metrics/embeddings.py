@@ -2,12 +2,12 @@
 
 An embeddings file is an npz of `image_embeds` (N_i, D), `text_embeds` (N_t, D), `image_of_text`
 (N_t,), `images` (N_i,) and `captions` (N_t,), names and texts. Anybody's model can be measured from
-one. `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians of FNE, are
-optional.
+one. Optional are `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians of
+FNE, and `facts` (), a json text of the run behind it: see `metrics/facts.py`.
 """
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from common import files
 from common.errors import InputError, one_line
 from data import Split
 from fne_loss import RunningGaussian
+from metrics.facts import facts_array, read_facts
 
 SMALL, UNPACKS_TO = 2**31, 20  # bytes, and times a file's size, that an npz may unpack to
 
@@ -31,12 +32,14 @@ class Embeddings:
     split: Split
     statistics: np.ndarray | None = None  # (2, 3)
     prior: float | None = None
+    facts: dict[str, object] = field(default_factory=dict)  # of `metrics.facts.KINDS`
 
 
 def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
     """The positive and the negative Gaussian of FNE beside the embeddings; an empty list where
-    there are none, or where they rest on fewer than two values."""
-    if embeddings.statistics is None or not (embeddings.statistics[:, 0] > 1).all():
+    there are none, or no prior, or where they rest on fewer than two values."""
+    if embeddings.statistics is None or embeddings.prior is None or not (
+            embeddings.statistics[:, 0] > 1).all():
         return []
     gaussians = []
     for count, mean, m2 in embeddings.statistics:
@@ -74,6 +77,8 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
     split = embeddings.split
     optional = {} if embeddings.statistics is None else {
         "statistics": embeddings.statistics, "prior": embeddings.prior}
+    if embeddings.facts:
+        optional["facts"] = facts_array(embeddings.facts)
     arrays = {"image_embeds": embeddings.image_embeds.numpy(),
               "text_embeds": embeddings.text_embeds.numpy(), "images": np.array(split.images),
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
@@ -108,7 +113,8 @@ def read_embeddings(path: Path) -> Embeddings:
                          f"damaged ({type(error).__name__})") from error
     for name, dimensions, kinds in (
             ("image_embeds", 2, "f"), ("text_embeds", 2, "f"), ("image_of_text", 1, "iu"),
-            ("images", 1, "U"), ("captions", 1, "U"), ("statistics", 2, "f"), ("prior", 0, "f")):
+            ("images", 1, "U"), ("captions", 1, "U"), ("statistics", 2, "f"), ("prior", 0, "f"),
+            ("facts", 0, "U")):
         array = arrays.get(name)
         if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
             raise InputError(f"--embeddings {path}: {name} is {array.dtype} of shape {array.shape}")
@@ -127,4 +133,5 @@ def read_embeddings(path: Path) -> Embeddings:
     check_statistics(statistics, prior, path)
     images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
                      for array in (images, texts))
-    return Embeddings(images, texts, split, statistics, None if prior is None else float(prior))
+    return Embeddings(images, texts, split, statistics, None if prior is None else float(prior),
+                      read_facts(arrays.get("facts"), f"--embeddings {path}"))

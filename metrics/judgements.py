@@ -19,6 +19,7 @@ from data import Split, read_json
 from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
 
+AGREEMENT = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}  # keys of `agreement`
 POSTERIOR_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)  # of the calibration table
 
 
@@ -196,10 +197,10 @@ def fitted_posterior(similarity: torch.Tensor, embeddings: Embeddings) -> torch.
 
 def judgement_lines(result: dict) -> str:
     """What a test prints of it."""
-    skipped = ", ".join(f"{n} {reason}" for reason, n in result["left_out"].items() if n)
-    lines = [f"people: {result['pairs']} unannotated pairs of {result['photos']} photos, "
-             f"{result['false_negatives']} called a match (false negatives); "
-             f"left out: {skipped or 'none'}",
+    skipped = ", ".join(f"{n:,} {reason}" for reason, n in result["left_out"].items() if n)
+    lines = [f"people: {result['pairs']:,} unannotated pairs of {result['photos']:,} photos",
+             f"  {result['false_negatives']:,} called a match (false negatives); left out:",
+             f"  {skipped or 'none'}",
              "                     AP                 AUROC              Spearman"]
     for name in "similarity", "posterior":
         if name in result:

@@ -17,7 +17,19 @@ from common.errors import InputError
 from data import Split
 from metrics.retrieval import BLOCK, rounding
 
+# How a metric is called, by the end of its key.
+LABELS = {"map_at_r": "mAP@R", "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5",
+          "r10": "R@10"}
+SOURCES = {"eccv": "ECCV", "cxc": "CxC"}
 TOP = 256  # retrieved items that the COCO metrics look at; no query there has as many matches
+
+
+def metric_label(key: str) -> str:
+    """A metric as people write it: "ECCV mAP@R" for `eccv_map_at_r`."""
+    source, _, rest = key.partition("_")
+    if source in SOURCES:
+        return f"{SOURCES[source]} {LABELS.get(rest, rest)}"
+    return LABELS.get(key, key)
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
-"""Check a data folder before a run: decode every photo, read every caption, compare the splits.
+r"""Check a data folder before a run: decode every photo, read every caption,
+compare the splits.
 
-    python -m scripts.check_data --dataset flickr --data_path $DATA_PATH/f30k/images
+    python -m scripts.check_data --dataset flickr \
+        --data_path $DATA_PATH/f30k/images
 
-It ends with status 0 where the folder can be used, maybe with remarks, and with 2 where it cannot.
+It ends with status 0 where the folder can be used, maybe with remarks, and with
+2 where it cannot.
 """
 
 import hashlib
@@ -13,10 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from common.options import CheckingOptions, parse_checking
+
+if __name__ == "__main__":
+    parse_checking(__doc__)  # --help need not wait for the imports below
+
 from PIL import Image
 
 from common.errors import InputError, exit_on_input_error
-from common.options import CheckingOptions, check_paths, parse_checking
 from common.terminal import progress, tell
 from data import Split, read_split
 from inputs.captions import clean_caption

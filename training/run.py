@@ -11,7 +11,7 @@ from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from model import DualEncoder, MomentumUpdate
 from training.clock import StepClock
-from training.schedule import learning_rate_factor, phase
+from training.schedule import learning_rate_factor, phase, position
 
 
 class Skips(nn.Module):
@@ -64,7 +64,7 @@ class Run:
     epoch: int = 0
     step: int = 0  # steps done in this epoch
     global_step: int = 0
-    validation_due: bool = False  # after the last step, and not done yet
+    validation_due: bool = True  # before the first step or after the last one, and not done yet
     best_rsum: float = -1.0
     bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
     collapsed: bool = False  # as last said
@@ -74,6 +74,12 @@ class Run:
     def phase(self) -> str:
         """The loss of the next step, as `schedule.phase` names it."""
         return phase(self.options, self.epoch)
+
+    @property
+    def position(self) -> str:
+        """Where the run stands: "epoch 3/10, step 78/156"."""
+        epoch, step = position(self.epoch, self.step, self.steps_per_epoch)
+        return f"epoch {epoch}/{self.options.num_epochs}, step {step:,}/{self.steps_per_epoch:,}"
 
     def start_epoch(self) -> None:
         """Forget what is kept for one epoch only: FNE's statistics, and their histograms."""
@@ -101,7 +107,7 @@ class Run:
             model.train()
 
 
-def build_loss(options: TrainOptions, prior: float | None = None) -> FNELoss:
-    """The FNE loss that the options describe; `prior` in place of theirs."""
-    return FNELoss(options.margin, options.tau, options.prior if prior is None else prior,
-                   options.posterior_floor, options.nums_right_sims)
+def build_loss(options: TrainOptions) -> FNELoss:
+    """The FNE loss that the options describe."""
+    return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
+                   options.nums_right_sims)

@@ -20,6 +20,27 @@ def phase(options: TrainOptions, epoch: int) -> str:
     return HARDEST_NEGATIVE if hardest else ALL_NEGATIVES
 
 
+def phases(options: TrainOptions) -> list[tuple[int, int, str]]:
+    """First and last epoch of each phase, counted from 1, and its name."""
+    found = []
+    for epoch in range(options.num_epochs):
+        name = phase(options, epoch)
+        if found and found[-1][2] == name:
+            found[-1] = found[-1][0], epoch + 1, name
+        else:
+            found.append((epoch + 1, epoch + 1, name))
+    return found
+
+
+def position(epoch: int, step: int, steps_per_epoch: int) -> tuple[int, int]:
+    """The epoch of the last step, counted from 1 as people do, and the steps done in it.
+
+    Args:
+        epoch, step: of a `Run`: whole epochs done, and steps beyond them.
+    """
+    return (epoch, steps_per_epoch) if epoch and not step else (epoch + 1, step)
+
+
 def learning_rate_factor(options: TrainOptions, step: int, steps_per_epoch: int) -> float:
     """The share of --learning_rate at a step: a rise at the start, then tenfold falls."""
     epoch = step // steps_per_epoch
@@ -29,8 +50,11 @@ def learning_rate_factor(options: TrainOptions, step: int, steps_per_epoch: int)
 
 
 def validation_steps(options: TrainOptions, steps: int) -> set[int]:
-    """After which of an epoch's `steps` to validate; always after the last."""
+    """After which of an epoch's `steps` to validate: evenly spread, and always after the last.
+
+    A run begins with another one, before its first step: see `Run.validation_due`.
+    """
     if options.val_step:
         return {*range(options.val_step, steps, options.val_step), steps}
-    parts = min(options.val_times + 1, steps)
+    parts = min(options.val_times, steps)
     return {steps * part // parts for part in range(1, parts + 1)} - {0}

@@ -35,10 +35,13 @@ def save(path: Path, state: dict) -> None:
     files.write(path, lambda file: torch.save(state, file), "checkpoint")
 
 
-def load(path: Path) -> object:
+def load(path: Path, way_out: str = "train first, or name one with --resume") -> object:
     """What `torch.save` wrote, its tensors mapped from the file rather than read.
 
     Every byte is compared with the file's own checksums: a damaged file would train on silently.
+
+    Args:
+        way_out: what the user can do where there is no file.
 
     Raises:
         InputError: missing, of another format, cut short, damaged, or holding code.
@@ -47,7 +50,7 @@ def load(path: Path) -> object:
     try:
         if not os.path.isfile(path):
             os.stat(path.parent)  # a folder that may not be looked into hides its files
-            raise InputError(f"no checkpoint {path}: train first, or name one with --resume")
+            raise InputError(f"no checkpoint {path}: {way_out}")
         with open(path, "rb"):
             pass
         zipped = zipfile.is_zipfile(path)
@@ -59,7 +62,7 @@ def load(path: Path) -> object:
         check_plain(state)
         return state
     except FileNotFoundError as error:
-        raise InputError(f"no checkpoint {path}: train first, or name one with --resume") from error
+        raise InputError(f"no checkpoint {path}: {way_out}") from error
     except OSError as error:
         if error.errno not in NOT_NOW:
             raise unlike_a_checkpoint(path, error) from error

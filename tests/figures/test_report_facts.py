@@ -1,0 +1,296 @@
+"""What a report says of a run: what its embeddings say, and nothing of its own."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.runs import command, expect_exit
+from PIL import Image
+
+import evaluation
+import train
+from common.options import parse_scoring
+from common.version import commit
+from data import Split
+from figures.galleries import BOTH, CAPTION, PHOTO, Library, Pairs, negative_rows, retrieval_rows
+from figures.picks import suspicion
+from figures.plots import distribution_figure
+from figures.report import cell_html, fitted_criterion, write_report
+from fne_loss import FNELoss
+from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
+from metrics.facts import KINDS, METHOD, facts_array, read_facts, run_text
+from metrics.true_matches import metric_label
+
+FACTS = {"dataset": "shapes", "split": "test", "phase": "FNE", "epoch": 9, "num_epochs": 10,
+         "step": 1404, "loss": "fne", "margin": 0.25, "tau": 0.7, "posterior_floor": 0.002,
+         "nums_right_sims": 150, "batch_size_train": 6, "date": "2026-11-20", "commit": "abc123"}
+
+
+def scored(tmp_path, facts=FACTS, hub=False):
+    """Twelve photos of two captions each, with FNE's statistics; with `hub`, photo 3 and its
+    caption 6 come first for nearly everything."""
+    torch.manual_seed(0)
+    photos = [tmp_path / f"{number}.png" for number in range(12)]
+    for number, path in enumerate(photos):
+        Image.new("RGB", (50, 40), (20 * number, 99, 0)).save(path)
+    owners = np.repeat(np.arange(12), 2)
+    images = F.normalize(torch.randn(12, 8) + 1, dim=1)
+    texts = F.normalize(images[owners] + 0.6 * torch.randn(24, 8), dim=1)
+    if hub:
+        images[3] = texts[6] = F.normalize(images.mean(dim=0), dim=0)
+    split = Split(tmp_path, [path.name for path in photos], [f"caption {n}" for n in range(24)],
+                  owners)
+    # count, mean and m2: N+ = 0.7 +- 0.1, N- = 0.5 +- 0.1
+    statistics = np.array([[500, 0.7, 4.99], [1000, 0.5, 9.99]])
+    return Embeddings(images, texts, split, statistics, 0.05, dict(facts)), photos
+
+
+def page(embeddings, photos, tmp_path, judgements=None):
+    """The report's html, and its text without tags."""
+    options, _ = parse_scoring("", ["--embeddings", "e.npz"])
+    options.judgements = judgements
+    metrics, _ = evaluation.all_metrics(embeddings, options)
+    place = tmp_path / "report.html"
+    write_report(embeddings, metrics, "a title", photos, place)
+    html = place.read_text(encoding="utf-8")
+    return html, " ".join(re.sub("<[^>]*>", " ", html[html.index("<body>"):]).split()), metrics
+
+
+# -------------------------------------------------------------------------------------- its facts
+
+
+def test_it_repeats_what_the_embeddings_say(tmp_path):
+    _, text, _ = page(*scored(tmp_path), tmp_path)
+    for told in ("epoch 9/10, FNE, step 1,404", "margin 0.25", "tau 0.7", "posterior_floor 0.002",
+                 "prior 0.05", "nums_right_sims 150", "2026-11-20, code at commit abc123"):
+        assert told in text
+    assert "image_res" not in text and "seed" not in text  # these facts do not say
+
+
+def test_it_states_no_default_as_a_fact(tmp_path):
+    """Embeddings of another program: nothing of the published setting is said of them."""
+    embeddings, photos = scored(tmp_path, {})
+    embeddings.statistics = embeddings.prior = None
+    _, text, _ = page(embeddings, photos, tmp_path)
+    assert "nothing is known of it: the embeddings come alone" in text
+    for name in "margin", "tau", "vit-base", "bert", "384", "3407", "epoch", "posterior_floor":
+        assert name not in text
+
+
+@pytest.mark.parametrize("missing", METHOD)
+def test_without_an_option_that_the_draw_needs_nothing_is_drawn(tmp_path, missing):
+    embeddings, photos = scored(tmp_path, {k: v for k, v in FACTS.items() if k != missing})
+    assert fitted_criterion(embeddings) is None
+    _, text, _ = page(embeddings, photos, tmp_path)
+    assert "or not the options that belong to them" in text and "drawn" not in text
+
+
+def test_the_draw_is_made_with_the_options_of_the_run(tmp_path):
+    criterion = fitted_criterion(scored(tmp_path)[0])
+    assert (criterion.margin, criterion.tau, criterion.prior) == (0.25, 0.7, 0.05)
+    assert (criterion.posterior_floor, criterion.min_count) == (0.002, 150)
+    _, text, _ = page(*scored(tmp_path), tmp_path)
+    assert "random batches of 6 as in training" in text
+
+
+def test_it_says_when_and_by_which_code_it_was_made(tmp_path):
+    import datetime
+    _, text, _ = page(*scored(tmp_path), tmp_path)
+    assert f"report {datetime.date.today().isoformat()}, code at commit {commit()}" in text
+
+
+def test_a_warm_ups_checkpoint_is_not_said_to_believe(tmp_path):
+    _, text, _ = page(*scored(tmp_path, FACTS | {"phase": "triplet, hardest negative"}), tmp_path)
+    assert "What FNE would believe" in text and "FNE believes" not in text
+    assert "from the warm-up (triplet, hardest negative)" in text
+    assert "what FNE would draw (it has drawn none yet)" in text
+    _, text, _ = page(*scored(tmp_path), tmp_path)
+    assert "What FNE believes" in text and "warm-up" not in text and "would draw" not in text
+
+
+def test_a_real_run_brings_its_facts_along(data, tmp_path, capsys):
+    """From the checkpoint, through the npz, to the page: options and place in the run."""
+    train.main(command(data, tmp_path, "--num_epochs", "2", "--tau", "0.9", "--margin", "0.15",
+                       "--quiet"))
+    saved = str(tmp_path / "e.npz")
+    for name, told in (("checkpoint", "epoch 2/2, FNE"), ("model_best", "epoch ")):
+        evaluation.main([str(tmp_path / f"{name}.pth.tar"), "--data_path", str(data), "--split",
+                         "val", "--save_embeddings", saved, "--workers", "0"])
+        assert told in capsys.readouterr().out
+    evaluation.main([str(tmp_path / "checkpoint.pth.tar"), "--data_path", str(data), "--split",
+                     "val", "--save_embeddings", saved, "--workers", "0"])
+    embeddings = read_embeddings(tmp_path / "e.npz")
+    assert embeddings.facts.keys() <= KINDS.keys()
+    expected = {"dataset": "shapes", "split": "val", "phase": "FNE", "epoch": 2, "num_epochs": 2,
+                "step": 14, "tau": 0.9, "margin": 0.15, "loss": "fne", "batch_size_train": 16,
+                "posterior_floor": 1e-3, "nums_right_sims": 2, "queue_size": 40, "seed": 1,
+                "image_encoder": "small-convnext", "embed_size": 24, "commit": commit()}
+    assert {name: embeddings.facts[name] for name in expected} == expected
+    capsys.readouterr()
+    evaluation.main(["--embeddings", saved, "--report", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"shapes val, {saved}", "  epoch 2/2, FNE"]
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "tau 0.9" in text and "margin 0.15" in text and "queue_size 40" in text
+
+
+# ------------------------------------------------------------------------------------- their file
+
+
+def test_facts_survive_the_file(tmp_path):
+    embeddings, _ = scored(tmp_path)
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    assert read_embeddings(tmp_path / "e.npz").facts == FACTS
+    embeddings.facts = {}
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    assert "facts" not in np.load(tmp_path / "e.npz").files
+    assert read_embeddings(tmp_path / "e.npz").facts == {}
+
+
+def test_facts_of_a_later_version_are_passed_over():
+    assert read_facts(facts_array(FACTS | {"later": [1]}), "x") == FACTS
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"a"', "[" * 50_000,
+                                  '{"tau": ' + "1" * 200_000 + "}"])
+def test_what_is_no_json_object_ends_in_one_line(tmp_path, capsys, text):
+    embeddings, _ = scored(tmp_path)
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    arrays = dict(np.load(tmp_path / "e.npz")) | {"facts": np.array(text)}
+    np.savez(tmp_path / "e.npz", **arrays)
+    expect_exit(["--embeddings", str(tmp_path / "e.npz")], 2, capsys, ["e.npz: facts are no json"],
+                evaluation.main)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("margin", "a"), ("margin", -0.1), ("margin", True), ("tau", [1]), ("epoch", 1.5),
+    ("epoch", 2**70), ("phase", 3), ("phase", "a\x1b[2J"), ("commit", "x" * 1000),
+    ("batch_size_train", -1), ("margin", float("nan")), ("margin", float("inf"))])
+def test_a_fact_that_cannot_be_ends_in_one_line(tmp_path, capsys, name, value):
+    embeddings, _ = scored(tmp_path, FACTS | {name: value})
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    expect_exit(["--embeddings", str(tmp_path / "e.npz")], 2, capsys, [f"of its facts {name} is"],
+                evaluation.main)
+
+
+@pytest.mark.parametrize("facts, told", [
+    ({}, ""), ({"checkpoint": "released"}, "released"), ({"epoch": 3}, "epoch 3"),
+    ({"phase": "FNE", "epoch": 3, "num_epochs": 25}, "epoch 3/25, FNE")])
+def test_where_a_checkpoint_stands(facts, told):
+    assert run_text(facts) == told
+
+
+def test_what_facts_say_is_escaped(tmp_path):
+    html, text, _ = page(*scored(tmp_path, FACTS | {"text_encoder": "<i>mine</i>"}), tmp_path)
+    assert "&lt;i&gt;mine&lt;/i&gt;" in html and "<i>" not in html
+
+
+# ---------------------------------------------------------------------------------- what it shows
+
+
+def test_agreement_with_people_is_in_it(tmp_path):
+    judged = [{"image": f"{a}.png", "caption_of": f"{(a + step) % 12}.png", "caption_no": 0,
+               "yes": int(step == 1), "no": 2 * int(step != 1)}
+              for a in range(12) for step in (1, 2, 3)]
+    (tmp_path / "j.json").write_text(json.dumps(judged))
+    _, text, metrics = page(*scored(tmp_path), tmp_path, tmp_path / "j.json")
+    assert "36 pairs of 12 photos" in text and "called 12 of them a match" in text
+    for score in "similarity", "posterior":
+        for key in "ap", "auroc", "spearman":
+            value = "{:.3f} [{:.3f}, {:.3f}]".format(*metrics["judgements"][score][key])
+            assert value in text, (score, key)
+    assert all(label in text for label in ("AP", "AUROC", "Spearman's rho".replace("'", "&#x27;")))
+    assert "Do people agree" not in page(*scored(tmp_path), tmp_path)[1]
+
+
+@pytest.mark.parametrize("key, label", [
+    ("map_at_r", "mAP@R"), ("r_precision", "R-Precision"), ("eccv_map_at_r", "ECCV mAP@R"),
+    ("eccv_r1", "ECCV R@1"), ("cxc_r10", "CxC R@10"), ("other", "other")])
+def test_metrics_have_their_names(key, label):
+    assert metric_label(key) == label
+
+
+def test_no_photo_is_shown_twice_among_the_mistakes(tmp_path):
+    """One photo, and one caption, come first nearly everywhere."""
+    html, _, _ = page(*scored(tmp_path, hub=True), tmp_path)
+    parts = html.split("<h2>Most confident mistakes")[1:]
+    assert len(parts) == 2
+    for part in parts:
+        part = part.split("<h2>")[0]
+        wrong = int(re.search(r"For (\d+) of", part).group(1))
+        shown = re.findall(r'src="(data:image/jpeg[^"]+)"', part)
+        assert wrong > 6 and len(shown) >= 2
+        assert len(shown) == len(set(shown))
+
+
+def test_the_largest_leads_are_the_ones_shown(tmp_path):
+    html, _, _ = page(*scored(tmp_path), tmp_path)
+    for part in html.split("<h2>Most confident mistakes")[1:]:
+        leads = [float(lead) for lead in re.findall(r'class="soft">\+([\d.]+)<', part)]
+        assert leads == sorted(leads, reverse=True)
+
+
+def test_what_is_compared_is_marked(tmp_path):
+    """i2t: a photo against captions, so a candidate's photo is faint; t2i the other way round."""
+    embeddings, photos = scored(tmp_path)
+    library = Library(embeddings.split, photos)
+    pairs, owners = library.pairs([0, 5]), torch.from_numpy(embeddings.split.image_of_text)
+    images, texts = embeddings.image_embeds, embeddings.text_embeds
+    own = (pairs.image_ids, pairs.text_ids)
+    for side, compared, arguments in (
+            ("i2t", CAPTION, (images[own[0]], texts[own[1]], texts, pairs,
+                              Pairs(owners, torch.arange(24)))),
+            ("t2i", PHOTO, (texts[own[1]], images[own[0]], images, pairs,
+                            Pairs(torch.arange(12), library.first_texts())))):
+        criterion = fitted_criterion(embeddings)
+        for rows in (negative_rows(side, library, criterion, *arguments),
+                     retrieval_rows(side, library, images, texts, [0, 5])):
+            for row in rows:
+                assert [cell.compared for cell in row[1:]] == [compared] * len(row[1:])
+                assert len(row) > 1
+        assert rows[0][0].compared == ({CAPTION, PHOTO} - {compared}).pop()  # what is asked
+    cell = library.cell("a", "b", 0, 0, None, CAPTION)
+    assert re.search(r'<img[^>]*class="faint"', cell_html(cell))
+    assert 'figcaption class="faint"' not in cell_html(cell)
+    cell = library.cell("a", "b", 0, 0, None, PHOTO)
+    assert 'figcaption class="faint"' in cell_html(cell) and '<img alt="" src' in cell_html(cell)
+    assert "faint" not in cell_html(library.cell("a", "b", 0, 0, None, BOTH))
+
+
+def test_a_candidate_is_called_a_match_only_where_its_posterior_speaks_for_one(tmp_path):
+    """Not where p is above a floor that lies below the prior, as in `shapes`."""
+    embeddings, _ = scored(tmp_path, FACTS | {"posterior_floor": 1e-3})
+    criterion = fitted_criterion(embeddings)
+    assert criterion.prior == 0.05 and suspicion(criterion) == 0.05
+    library = Library(embeddings.split, None)
+    pairs, owners = library.pairs(list(range(24))), embeddings.split.image_of_text
+    rows = negative_rows("i2t", library, criterion, embeddings.image_embeds[owners],
+                         embeddings.text_embeds, embeddings.text_embeds, pairs,
+                         Pairs(torch.from_numpy(owners), torch.arange(24)))
+    named = [(cell.heading, float(cell.numbers.split("p ")[1])) for row in rows for cell in row
+             if cell.heading.endswith("a match")]
+    assert {heading for heading, _ in named} == {"perhaps a match", "likely a match"}
+    for heading, p in named:
+        assert (p >= 0.5) if heading == "likely a match" else (0.05 <= p <= 0.5), (heading, p)
+    drawn = [float(cell.numbers.split("p ")[1]) for row in rows for cell in row
+             if cell.heading == "drawn"]
+    assert min(drawn) < 0.05  # there are candidates above the floor that nobody calls a match
+
+
+def test_with_the_published_prior_the_floor_decides():
+    assert suspicion(FNELoss()) == 1e-3 > FNELoss().prior
+
+
+def test_the_figure_says_what_its_lines_are(tmp_path):
+    criterion = fitted_criterion(scored(tmp_path)[0])
+    figure = distribution_figure(np.ones((2, 400), dtype=np.int64), criterion, "a title")
+    labels = {text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()}
+    assert "above 0.002 it sets the weight" in labels
+    assert "above the prior, s speaks for a match" in labels
+    assert not any("false negative above" in label for label in labels)
+    heights = {line.get_label(): line.get_ydata()[0] for line in figure.axes[1].lines}
+    assert heights["above the prior, s speaks for a match"] == 0.05
+    assert heights["above 0.002 it sets the weight"] == 0.002

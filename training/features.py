@@ -1,0 +1,93 @@
+"""Features of a frozen image encoder, kept in the run's folder: making them takes minutes.
+
+They are used again where everything that they depend on is as it was: the encoder's weights, how
+photos are read, and the photos' names, sizes and times. Else they are made anew.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from common import files
+from common.errors import InputError
+from common.options import ModelOptions
+from common.terminal import say, warn
+from training import storage
+from training.run import Run
+
+FEATURES = "photo_features.pt"
+# What the way to a feature depends on, beside the device and the precision that is in use.
+OPTIONS = {"image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
+    "device", "precision"}
+
+
+def features_key(run: Run) -> dict:
+    """What the features of the training photos depend on, as plain values."""
+    return {
+        "encoder": weights_digest(run.model.image_encoder),
+        "photos": photos_digest(run.photos, run.options.data_path),
+        "pixels": [list(numbers) for numbers in run.pixel_statistics],
+        "options": {name: getattr(run.options, name) for name in sorted(OPTIONS)},
+        "device": run.device.type, "bf16": run.model.bf16,
+        "versions": [str(torch.__version__), str(transformers.__version__)],
+    }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A digest of all weights and buffers, with their names and types."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def photos_digest(photos: list[Path], root: Path) -> str:
+    """A digest of the photos' names under `root`, their sizes and the times of their last change.
+
+    None is read, for that is most of what the features cost.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in photos:
+        state = path.stat()
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def kept_features(folders: list[Path], key: dict, photos: int) -> Tensor | None:
+    """The features (N_i, width) that the first of `folders` has kept for `key`, if any has."""
+    for path in dict.fromkeys(folder / FEATURES for folder in folders):
+        if not path.is_file():
+            continue
+        try:
+            state = storage.load(path)
+        except InputError:
+            say(f"{path} is damaged: the photos' features are made anew")
+            continue
+        if fits(state, key, photos):
+            say(f"features of {photos:,} photos as kept in {path}")
+            return state["features"].clone()  # no longer mapped from a file that may change
+        say(f"{path} is of other photos or another encoder: features are made anew")
+    return None
+
+
+def fits(state: object, key: dict, photos: int) -> bool:
+    """Whether a file's content is what `keep_features` wrote for this key."""
+    features = state.get("features") if isinstance(state, dict) else None
+    return (isinstance(features, Tensor) and state.get("key") == key and features.ndim == 2
+            and len(features) == photos and features.dtype == torch.float32
+            and bool(features.isfinite().all()))
+
+
+def keep_features(folder: Path, key: dict, features: Tensor) -> None:
+    """Write features (N_i, width) to the run's folder. A full disk is only told of: they can be
+    made anew."""
+    state = {"key": key, "features": features.cpu()}
+    try:
+        files.write(folder / FEATURES, lambda file: torch.save(state, file), "photo features")
+    except InputError as error:
+        warn(str(error))
