@@ -31,7 +31,7 @@ from common.version import commit
 from data import LoadedSplit, load_eval_set, read_json
 from encoders.processors import image_statistics, load_tokenizer
 from inputs.captions import Captions
-from inputs.loader import batches_of, make_loader
+from inputs.loader import make_loader
 from inputs.photos import PhotoDataset, find_photos, normalize
 from metrics.embeddings import (
     Embeddings,
@@ -62,7 +62,7 @@ def encode_photos(
                          batch_size=options.batch_size_test)
     return torch.cat([
         encode(normalize(pixels.to(device, non_blocking=True), mean, std))
-        for pixels in progress(batches_of(loader), "encoding photos", len(loader))
+        for pixels in progress(loader, "encoding photos")
     ]).cpu()  # once, since it waits for the device
 
 

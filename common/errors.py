@@ -58,10 +58,16 @@ def exit_on_input_error() -> Iterator[None]:
                else "free some space, or name another folder")
         line, status = f"error: {error}: {way}", 2
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if out_of_memory(error):
+            line = ("error: out of memory: make --batch_size_train, --batch_size_test, --image_res "
+                    "or --queue_size smaller, or use fewer --workers")
+        elif lost_a_worker(error):
+            line = (f"error: --workers: a process that loads photos was killed or gave nothing for "
+                    f"too long ({str(error)[:200]}): use fewer, or give /dev/shm more room (docker "
+                    "run --shm-size 8g)")
+        else:
             raise
-        line, status = ("error: out of memory: make --batch_size_train, --batch_size_test, "
-                        "--image_res or --queue_size smaller, or use fewer --workers"), 2
+        status = 2
     except Stopped as stop:
         line, status = f"stopped by {stop.number.name}: {stop.told}", 128 + stop.number
     except KeyboardInterrupt:
@@ -86,6 +92,12 @@ def out_of_memory(error: Exception) -> bool:
     """Whether that is what an error says: torch has its own kinds for CPU and GPU."""
     told = ("out of memory", "can't allocate memory", "Cannot allocate memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+
+
+def lost_a_worker(error: Exception) -> bool:
+    """Whether a DataLoader says so. It is told by a signal, anywhere in the program."""
+    told = "DataLoader worker", "DataLoader timed out", "unable to mmap", "items of ancdata"
+    return any(words in str(error) for words in told)
 
 
 def quiet_excepthook(failure) -> None:

@@ -25,7 +25,7 @@ RANGES = {
     "batch_size_train": (1, 2**20), "batch_size_test": (1, 2**20), "queue_size": (1, 2**28),
     "num_epochs": (1, 10**6), "log_step": (1, COUNT), "embed_size": (0, 2**16),
     "warmup_epochs": (0, COUNT), "easy_epochs": (0, COUNT), "nums_right_sims": (0, COUNT),
-    "workers": (0, 1024), "val_times": (1, 10**6), "val_step": (0, COUNT), "lr_update": (0, COUNT),
+    "workers": (0, 1024), "val_times": (0, 10**6), "val_step": (0, COUNT), "lr_update": (0, COUNT),
     "lr_warmup": (0, COUNT), "save_step": (0, COUNT), "max_bad_photos": (0, COUNT),
     "seed": (0, 2**63 - 1), "grad_clip": (0, 1e30), "margin": (0, 1e6), "tau": (0, 1e6),
     "posterior_floor": (0, 1e6), "learning_rate": (0, 1e6),

@@ -25,10 +25,10 @@ def warn(line: str) -> None:
     write(f"warning: {one_line(line)}", sys.stderr)
 
 
-def say(line: str) -> None:
-    """Print a line at once, above the bars where there are any; not if --quiet."""
+def say(text: str) -> None:
+    """Print a line or some at once, above the bars where there are any; not if --quiet."""
     if not quiet:
-        write(printable(line), sys.stdout)
+        tell(text)
 
 
 def tell(text: str) -> None:

@@ -16,14 +16,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from common.errors import InputError
-from common.options import TrainOptions
+from common.errors import InputError, printable
 from common.terminal import progress, say
 from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries
 from figures.picks import fixed_choice
-from inputs.loader import batches_of
 from inputs.photos import eval_pixels, load_photo, normalize
 from training.run import Run
 
@@ -40,7 +38,7 @@ class Board:
     def __init__(self, run: Run, train_set: LoadedSplit, val_set: LoadedSplit, purge_step: int):
         self.run, self.train_set, self.val_set = run, train_set, val_set
         self.writer = SummaryWriter(run.options.logger_name, purge_step=purge_step)
-        for name, text in describe(run.options).items():
+        for name, text in describe(run).items():
             self.writer.add_text(f"run/{name}", text, run.global_step)
         self.bar, self.loss = None, None
         if not run.options.no_figures:
@@ -51,7 +49,7 @@ class Board:
     def batches(self, loader) -> Iterator[Batch]:
         """An epoch's batches behind its bar: loss, rate and time to go."""
         run = self.run
-        self.bar = progress(batches_of(loader), f"epoch {run.epoch + 1}/{run.options.num_epochs}",
+        self.bar = progress(loader, f"epoch {run.epoch + 1}/{run.options.num_epochs}",
                             len(loader.batch_sampler), initial=run.step, mininterval=1.0,
                             unit="step", dynamic_ncols=True)
         yield from self.bar
@@ -133,14 +131,17 @@ def validation_lines(run: Run, metrics: dict[str, float], loss: float | None) ->
             f"  val R@1/5/10: {recalls}")
 
 
-def describe(options: TrainOptions) -> dict[str, str]:
+def describe(run: Run) -> dict[str, str]:
     """Command, options, versions and the code's commit, in Markdown for the text tab."""
-    rows = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(vars(options).items()))
+    rows = "\n".join(f"| {name} | `{printable(str(value))}` |"
+                     for name, value in sorted(vars(run.options).items()))
     versions = {"python": platform.python_version(), "torch": torch.__version__,
                 "torchvision": torchvision.__version__, "transformers": transformers.__version__,
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+                "device": (torch.cuda.get_device_name(run.device) if run.device.type == "cuda"
+                           else "CPU"),
                 "commit": commit()}
-    return {"command": f"    {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+    command = printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return {"command": f"    {command}",
             "options": f"| option | value |\n|---|---|\n{rows}",
             "versions": "| package | version |\n|---|---|\n" + "\n".join(
                 f"| {name} | {value} |" for name, value in versions.items())}

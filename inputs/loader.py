@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.terminal import warn
 
 SHARED = "/dev/shm"  # where workers put a batch for the main process
@@ -103,24 +103,6 @@ def workers_with_room(workers: int, batch_bytes: int) -> int:
                 if can == max(0, by_memory) else "this process may open too few files (ulimit -n)")
         warn(f"--workers {workers}: only {can} are used, since {lack}")
     return can
-
-
-def batches_of(loader: DataLoader) -> Iterator:
-    """The loader's batches.
-
-    Raises:
-        InputError: a worker was killed, or has given nothing for `TIME_LIMIT` seconds; or one that
-            it met itself.
-    """
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("DataLoader", "shared memory", "ancdata")):
-            raise
-        raise InputError(
-            f"--workers {loader.num_workers}: a process that loads photos was killed, or gave "
-            f"nothing for {TIME_LIMIT} s ({one_line(error)[:200]}): use fewer --workers, or give "
-            f"{SHARED} more room (docker run --shm-size 8g)") from error
 
 
 def outlive_signals(worker: int) -> None:

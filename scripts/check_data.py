@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from common.options import CheckingOptions, parse_checking
+from common.options import CheckingOptions, check_paths, parse_checking
 
 if __name__ == "__main__":
     parse_checking(__doc__)  # --help need not wait for the imports below

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers.paths import ROOT
 from helpers.runs import expect_exit
 from PIL import Image
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from common.flags import PRESETS, SCORING, TRAINING, build_parser, preset_lines
 from common.options import FROM_CHECKPOINT, parse_scoring

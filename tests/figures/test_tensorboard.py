@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from common import errors, terminal
 from figures import galleries, tensorboard
-from figures.tensorboard import Board, validation_line
+from figures.tensorboard import Board, validation_lines
 from training import monitor
 
 SIDES = "i2t", "t2i"
@@ -194,12 +194,13 @@ def test_a_terminal_has_one_bar_an_epoch_and_lines_above_it(data, tmp_path, monk
 
 
 @pytest.mark.parametrize("best, change", [
-    (-1.0, "(best so far)"), (150.0, "(+20.5 against the best, best so far)"),
-    (180.0, "(-9.5 against the best)"), (170.5, "(+0.0 against the best)")])
-def test_a_validations_line(best, change):
-    run = SimpleNamespace(global_step=30, epoch=2, step=4, best_rsum=best)
+    (-1.0, "(new best)"), (150.0, "(new best, +20.5)"), (180.0, "(-9.5 from best)"),
+    (170.5, "(+0.0 from best)")])
+def test_a_validations_lines(best, change):
+    run = SimpleNamespace(global_step=30, position="epoch 3/10, step 4/13", best_rsum=best)
     metrics = {f"{side}_r{k}": float(k) for side in SIDES for k in (1, 5, 10)} | {"rsum": 170.5}
-    line = validation_line(run, metrics, 0.25)
-    assert line == ("step 30 (epoch 2, step 4): loss 0.2500  val R@1/5/10  i2t 1.0/5.0/10.0  "
-                    f"t2i 1.0/5.0/10.0  rsum 170.5  {change}")
-    assert "loss" not in validation_line(run, metrics, None)
+    lines = validation_lines(run, metrics, 0.25)
+    assert lines == (f"epoch 3/10, step 4/13: loss 0.2500, rsum 170.5 {change}\n"
+                     "  val R@1/5/10: i2t 1.0/5.0/10.0, t2i 1.0/5.0/10.0")
+    assert max(map(len, lines.splitlines())) <= 80
+    assert "loss" not in validation_lines(run, metrics, None)
