@@ -9,6 +9,7 @@ import functools
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -56,11 +57,30 @@ class Loader(DataLoader):
     waits until they call `outlive_signals`, and in this process until all are started."""
 
     def __iter__(self):
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
+        with signals_wait():
             return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM wait; afterwards they come to the handlers that they had before.
+
+    A process started inside begins with both blocked. In this one the mask alone is not enough: the
+    system gives a signal to any other thread, and Python then calls the handler in the main one.
+    """
+    came = []
+    main = threading.current_thread() is threading.main_thread()  # no other one sets handlers
+    handlers = {number: signal.signal(number, lambda number, frame: came.append(number))
+                for number in STOPPING if main and signal.getsignal(number) is not None}
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def make_loader(

@@ -52,7 +52,8 @@ class Numbers:
     def __init__(self, count):
         self.lengths = np.random.default_rng(0).integers(1, 10, size=count)
 
-    def __call__(self, texts, truncation, max_length):
+    def __call__(self, texts, truncation, max_length, padding):
+        assert truncation and not padding
         return {"input_ids": [[int(text)] + [1] * (self.lengths[int(text)] - 1) for text in texts]}
 
 

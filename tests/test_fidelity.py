@@ -63,7 +63,7 @@ def test_fidelity_note_7_test_needs_no_resume_and_data_path_is_a_flag(tmp_path, 
 
 
 def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypatch):
-    """As released, every validation scores it too: here six of them, but one test at the end."""
+    """As released, every validation scores it too: here seven of them, but one test at the end."""
     scored = []
 
     def spy(model, eval_set, *rest):
@@ -72,7 +72,7 @@ def test_fidelity_note_8_the_test_split_is_scored_once(data, tmp_path, monkeypat
 
     monkeypatch.setattr(evaluation, "encode_split", spy)
     train.main(command(data, tmp_path, "--num_epochs", "2"))
-    assert scored == ["shapes_val.json"] * 6 + ["shapes_test.json"]
+    assert scored == ["shapes_val.json"] * 7 + ["shapes_test.json"]
 
 
 def test_fidelity_note_9_captions_are_mapped_to_photos(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def test_a_run_leaves_checkpoints_results_and_logs(finished):
     assert int((state["bank"]["image_ids"] >= 0).sum()) == 40
     assert state["best_rsum"] >= checkpoint.read(finished / "model_best.pth.tar")["best_rsum"]
     tags = events(finished)
-    assert tags["val/rsum"] == [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    assert tags["val/rsum"] == [0, 3, 6, 7, 10, 13, 14, 17, 20, 21]
     assert tags["train/loss"] == list(range(3, 22, 3))
     # What only FNE can tell starts with its epochs, after step 7.
     assert tags["train/posterior_of_drawn"][0] == 9 and "train/cut_share" in tags

@@ -56,7 +56,7 @@ def test_negative_rows_name_their_cells_and_mark_true_matches(library):
         gaussian.update(torch.tensor([mean - 0.1, mean + 0.1]))
     [row] = negative_rows("i2t", library, criterion, anchors, keys, bank_keys, pairs, bank)
     assert [cell.heading for cell in row[:3]] == ["own pair", "drawn", "hardest"]
-    assert {cell.heading for cell in row[3:]} == {"false negative?"}
+    assert {cell.heading for cell in row[3:]} == {"likely a match"}
     assert {cell.caption for cell in row[1:]} == {"text 7", "text 4", "text 2"}
     assert all("p 1.00" in cell.numbers for cell in row[1:])
 

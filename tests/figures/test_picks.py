@@ -35,7 +35,8 @@ def test_picks_are_those_of_a_slow_loop_over_the_bank(name, count, sampled):
             seen = {c // 2 for c in [drawn, *got[row].hardest[:1]] if c is not None}
             cut = case.statistics[0].mean - SETTINGS["margin"]
             suspects = [c for c in allowed
-                        if posterior[c] > FLOOR and similarity[c] > cut and c // 2 not in seen]
+                        if posterior[c] > FLOOR and posterior[c] > SETTINGS["prior"]
+                        and similarity[c] > cut and c // 2 not in seen]
             assert got[row].suspects == distinct(suspects, posterior, count)
 
 

@@ -12,11 +12,14 @@ from helpers.runs import CPU
 from PIL import Image
 
 import evaluation
-from common.options import parse
+from common.options import parse_scoring
 from data import Split
 from figures.report import write_report
 from metrics.embeddings import Embeddings, save_embeddings
 
+FACTS = {"dataset": "shapes", "split": "test", "phase": "FNE", "epoch": 2, "num_epochs": 3,
+         "step": 14, "margin": 0.2, "tau": 0.5, "posterior_floor": 1e-3, "nums_right_sims": 200,
+         "batch_size_train": 6}
 NASTY = '<script>alert("x")</script> & $title <b>bold</b>'
 
 
@@ -54,14 +57,14 @@ def scored(tmp_path):
     split = Split(tmp_path, [path.name for path in photos], captions, owners, matches)
     # count, mean and m2: N+ = 0.7 +- 0.1, N- = 0.5 +- 0.1
     return Embeddings(images, texts, split, np.array([[500, 0.7, 4.99], [1000, 0.5, 9.99]]),
-                      0.05), photos
+                      0.05, dict(FACTS)), photos
 
 
-def write(embeddings, photos, folder, **changes):
-    options = parse("", ["--dataset", "shapes", "--batch_size_train", "6"])[0]
-    vars(options).update(changes)
+def write(embeddings, photos, folder):
+    options, _ = parse_scoring("", ["--embeddings", "e.npz"])
     metrics, _ = evaluation.all_metrics(embeddings, options)
-    path = write_report(embeddings, metrics, options, "a <title>", photos, folder / "deep" / "er")
+    path = write_report(embeddings, metrics, "a <title>", photos, folder / "deep" / "er")
+    assert path == folder / "deep" / "er" / "report.html"
     html = path.read_text(encoding="utf-8")
     return Page(html), html, metrics
 
@@ -199,6 +202,8 @@ def test_a_folder_that_cannot_be_written_is_named(scored, tmp_path, capsys):
     assert caught.value.code == 2 and error.startswith("error: --report") and error.count("\n") == 1
 
 
-def test_what_the_options_say_is_escaped_too(scored, tmp_path):
-    page, html, _ = write(*scored, tmp_path, text_encoder="<i>mine</i>")
+def test_what_the_facts_say_is_escaped_too(scored, tmp_path):
+    embeddings, photos = scored
+    embeddings.facts["text_encoder"] = "<i>mine</i>"
+    page, html, _ = write(embeddings, photos, tmp_path)
     assert "<i>mine</i>" in page.text and "i" not in page.tags

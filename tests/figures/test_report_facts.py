@@ -53,8 +53,8 @@ def page(embeddings, photos, tmp_path, judgements=None):
     options, _ = parse_scoring("", ["--embeddings", "e.npz"])
     options.judgements = judgements
     metrics, _ = evaluation.all_metrics(embeddings, options)
-    place = tmp_path / "report.html"
-    write_report(embeddings, metrics, "a title", photos, place)
+    place = write_report(embeddings, metrics, "a title", photos, tmp_path / "page")
+    assert place == tmp_path / "page" / "report.html"
     html = place.read_text(encoding="utf-8")
     return html, " ".join(re.sub("<[^>]*>", " ", html[html.index("<body>"):]).split()), metrics
 

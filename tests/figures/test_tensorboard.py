@@ -1,6 +1,7 @@
 """What a run shows, and that showing it changes nothing."""
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -65,11 +66,11 @@ def test_training_is_the_same_to_the_bit_without_figures(data, drawn, tmp_path, 
 
 def test_each_validation_has_its_pictures(drawn):
     _, _, pictures = logs(drawn.folder)
-    validated = [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    validated = [0, 3, 6, 7, 10, 13, 14, 17, 20, 21]
     fne = [step for step in validated if step > 7]  # the bank is empty in the warm-up
     steps = {tag: list(found) for tag, found in pictures.items()}
     # So small a run has epochs without two confident pairs, and so without a spread.
-    assert steps["distributions"] and set(steps.pop("distributions")) <= set(validated)
+    assert steps["distributions"] and set(steps.pop("distributions")) <= set(validated[1:])
     assert steps == {**{f"negatives/{side}": fne for side in SIDES},
                      **{f"retrieval/{side}": validated for side in SIDES}}
     for tag, found in pictures.items():
@@ -99,6 +100,8 @@ def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Board, "write_figures", keep)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
                        "15", "--quiet"))
+    before, *seen = seen
+    assert before == ([0, 0], [0, 0])  # the first step
     assert len(seen) == 4 and all(counted == taken for counted, taken in seen)
     assert seen[0][0][0] < seen[1][0][0] and seen[2][0][0] < seen[1][0][0] + 3  # began anew
 
@@ -161,10 +164,18 @@ def test_the_text_tab_tells_how_it_was_made(drawn, monkeypatch):
 def test_where_the_output_is_no_terminal_there_are_lines_and_no_bars(drawn):
     assert drawn.err == ""
     lines = drawn.out.splitlines()
-    validations = [line for line in lines if line.startswith("step ")]
-    assert len(validations) == 9 and "\r" not in drawn.out
-    assert all("rsum" in line and "val R@1/5/10" in line for line in validations)
-    assert lines[9].startswith("shapes test, ")
+    first, last = "before the first step: ", "shapes test, "
+    begin, end = ([line.startswith(word) for line in lines].index(True) for word in (first, last))
+    steps = [line for line in lines[begin:end] if line.startswith((first, "epoch "))]
+    changes = [line for line in steps if "from here on" in line]
+    assert changes == ["epoch 2/3: from here on FNE"]
+    steps.remove(*changes)
+    places = [f"epoch {epoch}/3, step {step}/7: " for epoch in (1, 2, 3) for step in (3, 6, 7)]
+    assert len(steps) == 10 and "\r" not in drawn.out
+    assert all(line.startswith(place) and "rsum" in line
+               for line, place in zip(steps, [first, *places], strict=True))
+    recalls = [line for line in lines if line.startswith("  val R@1/5/10: ")]
+    assert len(recalls) == 10 and end - begin == 21 and lines[0].startswith("data: shapes, ")
 
 
 class Terminal(io.StringIO):
@@ -176,7 +187,7 @@ def test_quiet_leaves_the_results(data, tmp_path, monkeypatch):
     screen = Terminal(), Terminal()
     monkeypatch.setattr("sys.stdout", screen[0])
     monkeypatch.setattr("sys.stderr", screen[1])
-    train.main(command(data, tmp_path, "--num_epochs", "1", "--quiet"))
+    train.main(command(data, tmp_path, "--num_epochs", "2", "--quiet"))
     assert screen[0].getvalue().startswith("shapes test, ") and screen[1].getvalue() == ""
 
 
@@ -190,7 +201,9 @@ def test_a_terminal_has_one_bar_an_epoch_and_lines_above_it(data, tmp_path, monk
     assert {bar[:9] for bar in bars} == {"epoch 1/2", "epoch 2/2"}
     assert "step/s" in bars[-1] and "<" in bars[-1] and "loss=0." in bars[-1]  # rate, time to go
     lines = [line.split("\r")[-1] for line in screen.getvalue().splitlines()]
-    assert sum(line.startswith("step ") for line in lines) == 6
+    assert sum(line.startswith("before the first step: ") for line in lines) == 1
+    assert sum(bool(re.match("epoch [12]/2, step [367]/7: .*rsum", line)) for line in lines) == 6
+    assert sum(line.startswith("  val R@1/5/10: ") for line in lines) == 7
 
 
 @pytest.mark.parametrize("best, change", [

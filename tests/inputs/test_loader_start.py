@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -33,24 +34,33 @@ def test_a_signal_does_not_end_a_worker_that_is_not_ready_yet(monkeypatch, numbe
     assert [worker.exitcode for worker in workers] == [0]
 
 
-def test_a_signal_to_the_main_process_waits_and_is_not_lost(monkeypatch):
-    """It is blocked while the workers are started, and comes right after."""
-    came = []
-    former = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_signal_to_the_main_process_waits_and_is_not_lost(monkeypatch, number, threads):
+    """It waits while the workers are started, and comes right after; also where another thread,
+    as TensorBoard's, takes it from the system."""
+    came, end = [], threading.Event()
+    others = [threading.Thread(target=end.wait) for _ in range(threads)]
+    for thread in others:
+        thread.start()
+    former = signal.signal(number, lambda number, frame: came.append(number))
     try:
         loader = make_loader(list(range(8)), 1, False, batch_size=4)
         whole = DataLoader.__iter__
 
         def send(self):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             iterator = whole(self)
             assert came == []
             return iterator
 
         monkeypatch.setattr(DataLoader, "__iter__", send)
         batches = iter(loader)
-        assert came == [signal.SIGTERM]
+        assert came == [number]
         assert len(list(batches)) == 2
         close_workers(loader)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(number, former)
+        end.set()
+        for thread in others:
+            thread.join()

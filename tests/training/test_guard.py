@@ -80,7 +80,8 @@ def test_a_few_are_told_and_counted(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "training_step", training_step)
     train.main(command(data, tmp_path, "--num_epochs", "1", "--log_step", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert lines == ["warning: step 6 was not finite and left out, 2 so far"]
+    assert lines[0].startswith("warning: --num_epochs 1 is no more than --warmup_epochs 1: ")
+    assert lines[1:] == ["warning: step 6 was not finite and left out, 2 so far"]
     assert int(checkpoint.read(tmp_path / "checkpoint.pth.tar")["skips"]["count"]) == 2
 
 

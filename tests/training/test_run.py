@@ -65,4 +65,5 @@ def test_the_loss_has_the_options_numbers(tmp_path):
     loss = build_loss(options)
     assert (loss.margin, loss.tau, loss.prior, loss.posterior_floor, loss.min_count) == (
         0.3, 0.7, 0.02, 0.1, 2)
-    assert build_loss(options, prior=0.5).prior == 0.5
+    options.prior = 0.5
+    assert build_loss(options).prior == 0.5

@@ -51,7 +51,8 @@ def test_validation_steps():
     def steps(number, *more):
         return sorted(validation_steps(options_of(*more), number))
 
-    assert steps(100) == [25, 50, 75, 100]  # three inside, and the end
+    assert steps(100) == [33, 66, 100]  # three, the last at the end
     assert steps(2) == [1, 2]
-    assert steps(100, "--val_times", "0") == [100]
+    assert steps(100, "--val_times", "4") == [25, 50, 75, 100]
+    assert steps(100, "--val_times", "1") == steps(100, "--val_times", "0") == [100]
     assert steps(100, "--val_step", "40") == [40, 80, 100]
