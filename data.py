@@ -1,14 +1,13 @@
 """Splits, and the batches made from them.
 
-Reads the json triples that the method's data comes in (`flickr30k_{train,val,test}.json`, ...) and
-Karpathy's single `dataset_*.json`, finds the photos, and joins photo-caption pairs to a `Batch`.
+Joins the records of a split's files (`inputs/split_files.py`, `inputs/formats.py`) to photos and
+captions, finds the photos, and joins photo-caption pairs to a `Batch`.
 """
 
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import InputError, one_line
-from common.files import is_unicode, read_bytes
+from common.errors import InputError
+from common.files import read_json
 from common.options import TrainOptions
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
@@ -26,13 +25,12 @@ from inputs.loader import EpochSampler, make_loader
 from inputs.photos import (
     eval_pixels,
     find_photos,
-    leads_out_of_folder,
     load_photo,
     train_pixels,
 )
+from inputs.records import USUAL, Columns
+from inputs.split_files import split_records
 
-FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
-KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
 NO_PHOTO = -1
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
 
@@ -44,7 +42,7 @@ STAND_INS = 20  # pairs tried in place of one with a broken photo: after that th
 class Split:
     """N_i photos and N_t captions, in the order of the file.
 
-    `images` (N_i) are names as the json writes them, `captions` (N_t) are raw, `image_of_text`
+    `images` (N_i) are names as the file writes them, `captions` (N_t) are raw, `image_of_text`
     (N_t,) int64 is each caption's photo. `matches` (N_t, N_i) bool, where known, holds every true
     match, annotated or not.
     """
@@ -56,91 +54,25 @@ class Split:
     matches: np.ndarray | None = None
 
 
-def find_json(dataset: str, split: str, data_path: Path, json_path: Path | None) -> Path:
-    """The file that holds a split: under `json_path`, or `json/`, or beside the photos.
-
-    Raises:
-        InputError: it is in none of these places.
-    """
-    prefix = FILE_PREFIX[dataset]
-    folders = [json_path] if json_path else [Path("json"), data_path, data_path.parent]
-    names = f"{prefix}_{split}.json", f"dataset_{prefix}.json"
-    for folder in folders:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    if not data_path.is_dir():
-        raise InputError(f"--data_path {data_path} is not a folder")
-    raise InputError(f"neither {names[0]} nor {names[1]} is in {', '.join(map(str, folders))}: "
-                     "name their folder with --json_path")
-
-
-def read_json(path: Path):
-    """The parsed file; InputError where it cannot be read or is not json."""
-    try:
-        return json.loads(read_bytes(path).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
-
-
-def flatten_karpathy(content: dict, split: str, path: Path) -> list[dict]:
-    """Records {image, caption: [...]} of one split of Karpathy's format."""
-    if not isinstance(content.get("images"), list):
-        raise InputError(f"{path}: an object without a list 'images' is no Karpathy split file")
-    records = []
-    for number, image in enumerate(content["images"]):
-        try:
-            if image["split"] in KARPATHY_SPLITS[split]:
-                name = PurePosixPath(image.get("filepath", "")) / image["filename"]
-                captions = [sentence["raw"] for sentence in image["sentences"]]
-                records.append({"image": str(name), "caption": captions})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: images[{number}] lacks 'split', 'filename' or the 'raw' of "
-                             "its 'sentences'") from error
-    return records
-
-
-def check_record(record, number: int, path: Path) -> tuple[str, list[str]]:
-    """A record's photo name and its captions; InputError says which record is not in order."""
-    for key in "image", "caption":
-        if not isinstance(record, dict) or not record.get(key):
-            raise InputError(f"{path}: record {number} (counted from 0) has no '{key}'")
-    name, captions = record["image"], record["caption"]
-    captions = [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise InputError(f"{path}: record {number}: 'caption' is neither text nor a list of texts")
-    if not all(map(is_unicode, captions)):  # json may hold half a letter, \ud800
-        raise InputError(f"{path}: record {number}: 'caption' {captions} is no Unicode text")
-    if not isinstance(name, str) or leads_out_of_folder(name):
-        raise InputError(f"{path}: record {number}: 'image' {name!r} must be a path inside the "
-                         "photo folder")
-    return name, captions
-
-
 def read_split(
     dataset: str, split: str, data_path: Path, json_path: Path | None = None,
-    captions_per_image: int | None = None,
+    captions_per_image: int | None = None, columns: Columns = USUAL,
 ) -> Split:
     """Read the train, val or test split of a dataset.
 
     Args:
-        dataset: flickr, mscoco, flickr8k or shapes.
+        dataset: flickr, mscoco, flickr8k, shapes or custom.
         captions_per_image: keep only the first so many captions of each photo (Fidelity note 9).
+        columns: what the user calls photos and captions in a table.
 
     Raises:
-        InputError: the file is missing, is not json, is empty, or a record lacks something.
+        InputError: the file is missing, cannot be read, is empty, or a record lacks something.
     """
-    path = find_json(dataset, split, data_path, json_path)
-    content = read_json(path)
-    records = flatten_karpathy(content, split, path) if isinstance(content, dict) else content
-    if not isinstance(records, list) or not records:
-        raise InputError(f"{path} holds no {split} records: expected a list of "
-                         '{"image": ..., "caption": ...}')
+    path, records = split_records(dataset, split, data_path, json_path, columns)
     number_of, captions, image_of_text, kept, seen = {}, [], [], [], Counter()
-    for number, record in enumerate(records):
-        name, texts = check_record(record, number, path)
-        image = number_of.setdefault(name, len(number_of))
-        for text in texts:
+    for record in records:
+        image = number_of.setdefault(record.image, len(number_of))
+        for text in record.captions:
             seen[image] += 1
             if captions_per_image is None or seen[image] <= captions_per_image:
                 kept.append(len(captions))
@@ -272,7 +204,7 @@ def load_split(
         InputError: of `read_split`, `find_photos` or `Captions`.
     """
     split = read_split(options.dataset, name, options.data_path, options.json_path,
-                       captions_per_image)
+                       captions_per_image, Columns(options.image_column, options.caption_column))
     photos = find_photos(split.images, split.source, options.data_path, options.follow_links)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
                         padded=options.text_pooling == "padded", prefix=options.caption_prefix)
@@ -283,6 +215,19 @@ def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
     """`load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     return load_split(options, name, tokenizer, limit)
+
+
+def check_apart(*parts: LoadedSplit) -> None:
+    """Raise InputError where a photo is in two of the splits: a score on it would be too good."""
+    source_of = {}
+    for part in parts:
+        source = part.split.source
+        shared = [path for path in part.photos if source_of.get(path, source) != source]
+        if shared:
+            raise InputError(f"{len(shared):,} photos of {source} are in {source_of[shared[0]]} "
+                             f"too, such as {shared[0]}: split by photo, as python -m "
+                             "scripts.split does")
+        source_of |= dict.fromkeys(part.photos, source)
 
 
 def sees_photos_once(options: TrainOptions) -> bool:

@@ -28,7 +28,7 @@ from common.device import place
 from common.errors import InputError, exit_on_input_error
 from common.terminal import progress, tell
 from common.version import commit
-from data import LoadedSplit, load_eval_set, read_json
+from data import LoadedSplit, load_eval_set
 from encoders.processors import image_statistics, load_tokenizer
 from inputs.captions import Captions
 from inputs.loader import make_loader
@@ -196,7 +196,7 @@ def metrics_place(path: Path, flag: str, inputs: list[Path]) -> Path:
     """Where `write_metrics` may write; InputError where something else is there."""
     def is_metrics(place: Path) -> bool:
         try:
-            return "rsum" in read_json(place)
+            return "rsum" in files.read_json(place)
         except (InputError, TypeError):
             return False
 

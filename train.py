@@ -11,6 +11,7 @@ auto` to go on where the run stopped.
 """
 
 import math
+import shlex
 from pathlib import Path
 
 from common.options import TrainOptions, check, check_paths, parse
@@ -29,6 +30,7 @@ from common.errors import exit_on_input_error
 from data import (
     Batch,
     LoadedSplit,
+    check_apart,
     load_eval_set,
     load_split,
     make_train_loader,
@@ -193,9 +195,11 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
     if best:
         storage.save(folder / storage.BEST, state)
     storage.save(folder / storage.NEWEST, state)
+    reading = "".join(f" --{name} {shlex.quote(str(getattr(run.options, name)))}"
+                      for name in ("data_path", "json_path", "image_column", "caption_column")
+                      if getattr(run.options, name) is not None)
     return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
-            f"auto, or with: python train.py --resume {folder / storage.NEWEST} --data_path "
-            f"{run.options.data_path}")
+            f"auto, or with: python train.py --resume {folder / storage.NEWEST}{reading}")
 
 
 # ------------------------------------------------------------------------------------------- set-up
@@ -253,6 +257,8 @@ def train_and_test(
     train_set = load_split(options, "train", tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
+    if options.dataset == "custom":
+        check_apart(train_set, val_set, test_set)
     if options.judgements:
         read_judgements(options.judgements, test_set.split)
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")

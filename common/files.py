@@ -1,6 +1,7 @@
 """Files that a command writes: whole or not at all, and nobody else's overwritten."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,14 @@ def read_bytes(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError("it is no file")
     return path.read_bytes()
+
+
+def read_json(path: Path):
+    """The parsed file; InputError where it cannot be read or is not json."""
+    try:
+        return json.loads(read_bytes(path).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
 
 def write(path: Path, content: bytes | Callable[[IO[bytes]], None], what: str) -> None:

@@ -27,6 +27,8 @@ PRESETS = {
         learning_rate=5e-4, lr_milestones=[5], queue_size=1024, momentum=0.99, prior=0.03,
         val_times=1, workers=1,
     ),
+    # Anybody's own photos, in the published setting too: no other is known to suit them.
+    "custom": {},
 }
 
 
@@ -55,16 +57,25 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=PRESETS, default="flickr",
                        help="which split files to read; for train.py also which preset to start "
-                            "from")
+                            "from; custom: your own, in the published setting")
     group.add_argument("--data_path", "--image_root", type=Path,
                        help="folder of the photos (shapes: train.py makes them there; default: "
                             "data/shapes)")
     group.add_argument("--json_path", type=Path,
                        help="folder of the split files (default: json/, or beside the photos)")
+    add_column_flags(group)
     group.add_argument("--follow_links", action="store_true",
                        help="allow photos that links inside --data_path fetch from elsewhere")
     group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
+
+
+def add_column_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--image_column", metavar="NAME",
+                       help="column or key of the photos' files in own data (default: file_name, "
+                            "filepath or image)")
+    group.add_argument("--caption_column", metavar="NAME",
+                       help="column or key of the captions (default: text, caption or title)")
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

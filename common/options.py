@@ -40,6 +40,8 @@ class SourceOptions(argparse.Namespace):
     dataset: str
     data_path: Path  # None on the command line alone: `check` refuses that
     json_path: Path | None
+    image_column: str | None
+    caption_column: str | None
     follow_links: bool
     max_words: int
     workers: int

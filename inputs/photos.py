@@ -73,7 +73,7 @@ def find_photos(
 
 def leads_out_of_folder(name: str) -> bool:
     """Whether a photo's name is no path inside a folder."""
-    return name.startswith("/") or ".." in PurePosixPath(name).parts
+    return name.startswith("/") or ".." in name.split("/")
 
 
 def photo_path(name: str, data_path: Path) -> Path:

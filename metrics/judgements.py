@@ -14,8 +14,8 @@ import torch
 from scipy import stats
 
 from common.errors import InputError, one_line
-from common.files import read_bytes
-from data import Split, read_json
+from common.files import read_bytes, read_json
+from data import Split
 from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
 

@@ -5,7 +5,7 @@ compare the splits.
         --data_path $DATA_PATH/f30k/images
 
 It ends with status 0 where the folder can be used, maybe with remarks, and with
-2 where it cannot.
+2 where it cannot, or where a photo of `custom` data is in two splits.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from common.terminal import progress, tell
 from data import Split, read_split
 from inputs.captions import clean_caption
 from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
+from inputs.records import Columns
 
 SPLITS = "train", "val", "test"
 ORIENTATION = 0x0112  # the EXIF tag
@@ -119,20 +120,23 @@ def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str
     paths = [photo_path(name, options.data_path) for _, name in names]
     photos = examine_all(paths, options.workers)
     leads_out = link_check(options.data_path)
-    found, same_name, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
+    found, same_file, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
     for (part, name), path, photo in zip(names, paths, photos, strict=True):
         label = f"{part}: {name}"
         for kind in photo.kinds:
             found[kind].append(label)
         if photo.kinds[:1] != ["missing"] and not options.follow_links and leads_out(path):
             found["linked"].append(label)
-        same_name[Path(name).name].append(label)
+        same_file[path].append((part, label))
         if photo.digest:
-            same_bytes[photo.digest].append((part, Path(name).name, label))
-    found["same name"] = [" = ".join(labels) for labels in same_name.values() if len(labels) > 1]
+            same_bytes[photo.digest].append((part, label, path))
+    for copies in same_file.values():
+        if len(copies) > 1:
+            parts, labels = zip(*copies)
+            found["same name" if len(set(parts)) > 1 else "twice"].append(" = ".join(labels))
     for copies in same_bytes.values():
-        parts, bare, labels = (list(column) for column in zip(*copies))
-        if len(set(bare)) > 1:
+        parts, labels, files = zip(*copies)
+        if len(set(files)) > 1:
             found["same bytes" if len(set(parts)) > 1 else "twice"].append(" = ".join(labels))
     return found
 
@@ -169,8 +173,9 @@ def main(argv: list[str] | None = None) -> None:
         check_paths(options)
         if options.data_path is None or not options.data_path.is_dir():
             raise InputError(f"--data_path {options.data_path} is not a folder with photos in it")
-        splits = {part: read_split(options.dataset, part, options.data_path, options.json_path)
-                  for part in SPLITS}
+        columns = Columns(options.image_column, options.caption_column)
+        splits = {part: read_split(options.dataset, part, options.data_path, options.json_path,
+                                   columns=columns) for part in SPLITS}
         for part, split in splits.items():
             tell(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
                  f"{split.source}")
@@ -182,7 +187,10 @@ def main(argv: list[str] | None = None) -> None:
             tell(line)
         bad = sum(len(photos.get(kind, ())) for kind in FATAL)
         tell(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
-        sys.exit(2 if bad else 0)
+        leak = options.dataset == "custom" and bool(photos["same name"])
+        if leak:
+            tell("no run starts on these splits: split by photo, as python -m scripts.split does")
+        sys.exit(2 if bad or leak else 0)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from common.options import parse
 from data import (
     NO_PHOTO,
     Collator,
-    find_json,
+    check_apart,
     load_eval_set,
     load_split,
     make_train_loader,
@@ -23,6 +23,7 @@ from data import (
     sees_photos_once,
 )
 from inputs.captions import Captions
+from inputs.split_files import find_split_file
 
 DATA = Path("photos")  # splits are read without looking at the photos
 
@@ -125,16 +126,16 @@ def test_where_the_json_is_looked_for(tmp_path, monkeypatch):
     photos.mkdir(parents=True)
     named.mkdir()
     with pytest.raises(InputError, match="dataset_flickr30k.json .* --json_path") as caught:
-        find_json("flickr", "test", photos, None)
+        find_split_file("flickr", "test", photos, None)
     assert name in str(caught.value)
     for path in (Path("all") / name, photos / name, Path("json/dataset_flickr30k.json"),
                  Path("json") / name):
         write(path, [])
-        assert find_json("flickr", "test", photos, None) == path
+        assert find_split_file("flickr", "test", photos, None) == path
     with pytest.raises(InputError, match="is in mine: name"):  # a named folder is the only one
-        find_json("flickr", "test", photos, named)
+        find_split_file("flickr", "test", photos, named)
     write(named / name, [])
-    assert find_json("flickr", "test", photos, named) == named / name
+    assert find_split_file("flickr", "test", photos, named) == named / name
 
 
 @pytest.mark.parametrize(("dataset", "split", "images", "captions"), [
@@ -152,6 +153,24 @@ def test_fidelity_note_9_ten_coco_photos_have_six_captions(shared):
     assert Counter(counts.values()) == {5: 4_990, 6: 10}
     five = read_split("mscoco", "test", DATA, shared / "json", captions_per_image=5)
     assert five.image_of_text.tolist() == [photo for photo in range(5_000) for _ in range(5)]
+
+
+def own_data(folder, **photos):
+    """Splits of own data, a photo and a caption each, by the photo's name; all photos exist."""
+    save(folder, ["a.jpg", "b.jpg", "sub/c.jpg"])
+    loaded = []
+    for part, name in photos.items():
+        write(folder / f"{part}.csv", f"file_name,text\n{name},a cat\n")
+        options, _ = parse("", ["--dataset", "custom", "--data_path", str(folder)])
+        loaded.append(load_split(options, part, word_tokenizer()))
+    return loaded
+
+
+def test_no_photo_of_own_data_may_be_in_two_splits(tmp_path):
+    check_apart(*own_data(tmp_path, train="a.jpg", val="b.jpg", test="sub/c.jpg"))
+    with pytest.raises(InputError, match="1 photos of .*test.csv are in .*train.csv too, such as "
+                                         ".*a.jpg: split by photo, as python -m scripts.split"):
+        check_apart(*own_data(tmp_path, train="./a.jpg", val="b.jpg", test="elsewhere/a.jpg"))
 
 
 # ----------------------------------------------------------------------------------------- batches

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import GOLDEN, ROOT
+from helpers.photos import save
 from helpers.runs import drawing
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,6 +107,43 @@ def test_the_two_first_commands_stand_at_the_top():
         "pip install -r requirements.txt", "python train.py --dataset shapes --max_violation",
         "pip install -r requirements-dev.txt", "pytest"]
     assert README.index("```bash") < 1000
+
+
+# What makes the four commands short enough for a test; the rest of them runs as it stands.
+SHORTENED = {
+    "scripts.split": ["--val", "6", "--test", "6"],
+    "scripts.check_data": ["--workers", "0"],
+    "train": ["--num_epochs", "2", "--batch_size_train", "8", "--nums_right_sims", "1",
+              "--val_times", "0", "--workers", "0", "--no_figures", "--device", "cpu"],
+    "evaluation": ["--workers", "0", "--device", "cpu"],
+}
+
+
+def test_from_own_photos_and_a_csv_to_a_test_table_in_four_commands(tmp_path, monkeypatch, capsys):
+    section = README.split("## Train on your own photos\n")[1].split("\n## ")[0]
+    [block] = [text for _, text in FENCE.findall(section)]
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "quiet", False)
+    save(tmp_path / "photos", [f"{number}.jpg" for number in range(36)])
+    Path("captions.csv").write_text("file_name,text\n" + "".join(
+        f'{number}.jpg,"Photo {number}, and word {text}."\n'
+        for text in range(2) for number in range(36)))
+    for words in commands:
+        first, *rest = words[2:] if words[1] == "-m" else words[1:]
+        name = first.removesuffix(".py")
+        try:
+            importlib.import_module(name).main([*rest, *SHORTENED[name]])
+        except SystemExit as ended:
+            assert ended.code == 0, capsys.readouterr().err
+        output = capsys.readouterr().out
+        if name == "scripts.split":
+            assert output.split()[:3] == ["train", "24", "photos"]
+        if name == "scripts.check_data":
+            assert output.splitlines()[-1] == "every photo can be used"
+    assert len(commands) == len(SHORTENED)
+    assert output.startswith("custom test, runs/custom_FNE/model_best.pth.tar\n")
+    assert re.search(r"R@1 .*\n  i -> t .*\n  t -> i .*\n  rsum \d", output)
 
 
 # --------------------------------------------------------------------------------- Python that runs
@@ -199,7 +237,7 @@ def test_every_fidelity_note_has_its_number_and_its_test():
     assert tests == {number for number, _ in rows}
 
 
-FILES = "py", "md", "json", "txt", "npz", "tar", "html", "toml"
+FILES = "py", "md", "json", "jsonl", "csv", "tsv", "token", "txt", "npz", "tar", "html", "toml"
 DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(.*\))?")
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 import checkpoint
 from common.errors import InputError
 from data import read_matches, read_split
+from inputs.formats import read_records
 from inputs.photos import load_photo, photo_fault
 from metrics.embeddings import read_embeddings
 from metrics.judgements import read_judgements
@@ -45,7 +46,7 @@ def test_fault(data, finished, tmp_path, capsys, name):
 
 
 def test_the_table_of_faults_is_that_of_the_tests():
-    assert len(FAULTS) >= 73
+    assert len(FAULTS) >= 104
     table = (ROOT / "tests" / "FAULTS.md").read_text()
     rows = re.findall(r"^\| (.*?) \| .* \| `test_fault\[(.*?)\]` \|$", table, re.MULTILINE)
     assert rows == [(described, name) for name, (described, _, _) in FAULTS.items()]
@@ -88,6 +89,54 @@ def scratch(tmp_path_factory):
 def test_any_json_for_a_split(scratch, content):
     (scratch / "shapes_val.json").write_text(json.dumps(content))
     loads_or_tells(read_split, "shapes", "val", scratch, scratch)
+
+
+CELL = st.text(alphabet="ab,;\t|\"\n\r [0\0\ufeff\u2028é", max_size=6)
+
+
+@FEW
+@given(header=st.sampled_from(["file_name,text", "image;caption", "filepath\ttitle", "text", ""]),
+       rows=st.lists(st.lists(CELL, max_size=3).map(",".join), max_size=5),
+       name=st.sampled_from(["val.csv", "val.tsv"]))
+def test_any_table(scratch, header, rows, name):
+    path = scratch / name
+    path.write_bytes("\n".join([header, *rows]).encode())
+    loads_or_tells(read_records, path)
+
+
+@FEW
+@given(records=st.lists(RECORD | JSON, max_size=3), ends=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_any_lines(scratch, records, ends):
+    path = scratch / "val.jsonl"
+    path.write_bytes(ends.join(map(json.dumps, records)).encode())
+    loads_or_tells(read_records, path)
+    path.write_bytes(ends.join(f"{record}#{n}\t{record}" for n, record in enumerate(records))
+                     .encode(errors="surrogatepass"))
+    loads_or_tells(read_records, path)
+
+
+@FEW
+@given(images=st.lists(st.fixed_dictionaries({"id": JSON, "file_name": JSON | st.just("a")})
+                       | JSON, max_size=3) | JSON,
+       annotations=st.lists(st.fixed_dictionaries({"image_id": JSON, "caption": JSON}) | JSON,
+                            max_size=3) | JSON)
+def test_any_captions_of_coco(scratch, images, annotations):
+    path = scratch / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    loads_or_tells(read_records, path)
+
+
+@FEW
+@given(choice=st.data(), content=st.sampled_from([
+    ("x.csv", 'file_name,text\na.jpg,"A dog, ""Rex"""\nb.jpg,"[""x"", ""y""]"\n'),
+    ("x.jsonl", '{"file_name": "a.jpg", "text": ["A dog", "x"]}\n{"file_name": "b", "text": "y"}'),
+    ("x.token", "a.jpg#0\tA dog .\na.jpg#1\tRex .\n"),
+    ("x.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": '
+               '[{"image_id": 1, "caption": "x"}]}')]))
+def test_any_damage_to_captions(scratch, choice, content):
+    name, text = content
+    (scratch / name).write_bytes(damaged(choice.draw, text.encode()))
+    loads_or_tells(read_records, scratch / name)
 
 
 @FEW

@@ -2,7 +2,8 @@
 
     python vocab/build_vocab.py flickr30k_train.json vocab/flickr30k.txt --size 8000
 
-The text is cleaned as in training first. The same captions give the same file.
+The text is cleaned as in training first. The same captions give the same file. Of Karpathy's file,
+which holds all splits, the training split is read.
 """
 
 import argparse
@@ -14,10 +15,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
+from common import files  # noqa: E402
 from common.errors import exit_on_input_error  # noqa: E402
-from data import check_record, read_json  # noqa: E402
+from common.flags import add_column_flags  # noqa: E402
+from common.terminal import tell  # noqa: E402
 from encoders.processors import SPECIAL_TOKENS  # noqa: E402
 from inputs.captions import clean_caption  # noqa: E402
+from inputs.formats import read_records  # noqa: E402
+from inputs.records import Columns  # noqa: E402
 
 
 def build_vocabulary(captions: list[str], size: int) -> list[str]:
@@ -38,19 +43,30 @@ def build_vocabulary(captions: list[str], size: int) -> list[str]:
     return sorted(vocabulary, key=vocabulary.get)
 
 
+def is_vocabulary(path: Path) -> bool:
+    """Whether a file begins as the vocabularies that are written here."""
+    return files.read_bytes(path).startswith("\n".join(SPECIAL_TOKENS.values()).encode())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("split", type=Path, help="json of a training split")
+    parser.add_argument("split", type=Path,
+                        help="a training split: json, or any file of captions")
     parser.add_argument("output", type=Path, help="vocabulary file to write")
     parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
+    add_column_flags(parser)
     options = parser.parse_args(argv)
     with exit_on_input_error():
-        captions = [text for number, record in enumerate(read_json(options.split))
-                    for text in check_record(record, number, options.split)[1]]
-    tokens = build_vocabulary(captions, options.size)
-    options.output.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    print(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
+        files.check_path(options.split, "split")
+        files.check_path(options.output, "output")
+        columns = Columns(options.image_column, options.caption_column)
+        captions = [text for record in read_records(options.split, "train", columns)
+                    for text in record.captions]
+        place = files.output_place(options.output, "output", is_vocabulary, [options.split])
+        tokens = build_vocabulary(captions, options.size)
+        files.write(place, "".join(f"{token}\n" for token in tokens).encode(), "the vocabulary")
+        tell(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
 
 
 if __name__ == "__main__":

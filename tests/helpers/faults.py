@@ -1,5 +1,6 @@
 """The table of faults that `test_faults.py` tries and `FAULTS.md` shows: how it is filled."""
 
+import csv
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import checkpoint
 import evaluation
 import train
 from helpers.runs import CPU, command, copy_of
+from scripts import split
 
 FAULTS = {}  # name of the function that makes it: (fault, what is told, that function)
 
@@ -38,9 +40,36 @@ class Place:
         changed = change(records)
         path.write_text(json.dumps(records if changed is None else changed))
 
+    def own(self, **files):
+        """Train on the same photos as own data: a csv for each split, and `files`, by what stands
+        before and behind the point of their names; None takes one away."""
+        for part in "train", "val", "test":
+            records = json.loads((self.data / f"shapes_{part}.json").read_text())
+            with open(self.data / f"{part}.csv", "w", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(["file_name", "text"])
+                for record in records:
+                    texts = record["caption"]
+                    rows.writerows((record["image"], text) for text in (
+                        [texts] if isinstance(texts, str) else texts))
+        for name, content in files.items():
+            path = self.data / name.replace("_", ".")
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        self.arguments += ["--dataset", "custom", "--text_encoder", "tiny-bert"]
+
+    def split(self, content, *more):
+        """Split a captions file of this content, or of its usual one, into a new folder."""
+        self.main = split.main
+        self.arguments = [self.file("captions.csv", content or "image,text\na.jpg,x\nb.jpg,x\n"
+                                    "c.jpg,x\n"), "--out", str(self.folder / "out"), *more]
+
     def file(self, name, content):
         """Write a file of bytes or text; its path as a word of the command."""
         path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(path)
 

@@ -106,6 +106,183 @@ def matches_too_few(place):
     place.json(lambda content: content["matches"].pop() and None, "val_matches")
 
 
+# --------------------------------------------------------------------------------------- own data
+
+TABLE = "file_name,text\nimages/train_00000.png,x\nimages/train_00001.png,y\n"
+
+
+@fault("a table of own data that is not there", "no val.json, val.jsonl, val.csv or val.tsv is in",
+       "--json_path", "scripts.split")
+def own_split_gone(place):
+    place.own(val_csv=None)
+
+
+@fault("--json_path that is a single captions file", "is a file: split it", "scripts.split")
+def own_file_not_split(place):
+    place.own()
+    place.arguments += ["--json_path", str(place.data / "train.csv")]
+
+
+@fault("two files for one split", "test.json", "test.csv", "take one away")
+def own_split_twice(place):
+    place.own(test_json="[]")
+
+
+@fault("a table that is not UTF-8", "train.csv: line 4 is not UTF-8 (byte 0xe9)", "save the file")
+def table_not_utf_8(place):
+    place.own(train_csv=TABLE.encode() + "a.png,caf\xe9\n".encode("latin-1"))
+
+
+@fault("a table in UTF-16, as some spreadsheets save it", "line 1 is not UTF-8")
+def table_utf_16(place):
+    place.own(train_csv=TABLE.encode("utf-16"))
+
+
+@fault("a table with a NUL byte", "val.csv: line 3 holds a NUL byte")
+def table_with_nul(place):
+    place.own(val_csv=TABLE.replace("01.png,y", "01.png,\0"))
+
+
+@fault("an empty table", "train.csv is empty")
+def table_empty(place):
+    place.own(train_csv="\n\n")
+
+
+@fault("a table of a header alone", "a header and no row under it")
+def table_header_alone(place):
+    place.own(train_csv="file_name,text\n")
+
+
+@fault("a table without a header", "'images/train_00000.png', 'x', and none is called file_name",
+       "--image_column")
+def table_without_header(place):
+    place.own(train_csv=TABLE.partition("\n")[2])
+
+
+@fault("two columns that may be the captions", "'text', 'caption': name one with --caption_column")
+def table_two_caption_columns(place):
+    place.own(train_csv="file_name,text,caption\na.png,x,y\n")
+
+
+@fault("two columns of one name", "2 columns 'text': rename all but one")
+def table_column_twice(place):
+    place.own(train_csv="file_name,text,text\na.png,x,y\n")
+
+
+@fault("--caption_column that no column is called", "none is called 'words'", "--caption_column")
+def table_column_gone(place):
+    place.own()
+    place.arguments += ["--caption_column", "words"]
+
+
+@fault("a comma in a caption without quotes", "row 4 has 3 columns and the header 2",
+       "into quotes")
+def table_ragged(place):
+    place.own(train_csv=TABLE + "a.png,a dog, asleep\n")
+
+
+@fault("a quote that is not closed", "row 3 cannot be read", "close every quote")
+def table_quote_open(place):
+    place.own(train_csv=TABLE.replace(",y", ',"y') + "a.png,z\n")
+
+
+@fault("a cell of more letters than csv takes", "row 4 cannot be read (field larger than")
+def table_cell_too_long(place):
+    place.own(train_csv=TABLE + f"a.png,{'y' * 140_000}\n")
+
+
+@fault("rows without a caption", "row 4 has nothing in column 'text'", "take the row out",
+       "2 rows are not in order")
+def table_caption_empty(place):
+    place.own(train_csv=TABLE + "a.png,\nb.png,  \n")
+
+
+@fault("a row without a photo, behind a caption of two lines",
+       "row 5 (line 6) has nothing in column 'file_name'")
+def table_photo_empty(place):
+    place.own(train_csv=TABLE + 'a.png,"x\ny"\n,z\n')
+
+
+@fault("a row with a photo named ../../secret", "row 4", "'file_name'", "path inside")
+def table_name_outside(place):
+    place.own(train_csv=TABLE + "../../secret.png,x\n")
+
+
+@fault("a row with a list in Python's writing", "row 4: 'text' begins like a list")
+def table_python_list(place):
+    place.own(train_csv=TABLE + "a.png,\"['x', 'y']\"\n")
+
+
+@fault("a line of a jsonl file that is cut short", "train.jsonl: line 2 cannot be read as json")
+def jsonl_cut_short(place):
+    place.own(train_csv=None, train_jsonl='{"image": "a.png", "text": "x"}\n{"image": "b.p')
+
+
+@fault("a line of a jsonl file without caption", "train.jsonl: line 2 has no 'text'")
+def jsonl_no_caption(place):
+    place.own(train_csv=None, train_jsonl='{"image": "a.png", "text": "x"}\n{"image": "b.png"}\n')
+
+
+@fault("a jsonl file that holds a list", "train.jsonl: line 1 is no object")
+def jsonl_a_list(place):
+    place.own(train_csv=None, train_jsonl='[{"image": "a.png", "text": "x"}]\n')
+
+
+@fault("a photo of own data in two splits", "2 photos of", "val.csv are in", "train.csv too",
+       "scripts.split")
+def own_photo_in_two_splits(place):
+    place.own(val_csv=TABLE.replace("images/", "./images//"))
+
+
+@fault("a column named for a file that has none", "leave out --image_column")
+def karpathy_columns(place):
+    place.json(lambda records: {"images": []})
+    place.arguments += ["--image_column", "photo"]
+
+
+@fault("captions of an owner without a split", "says nothing of splits",
+       "put dataset_flickr30k.json beside it")
+def owners_without_split(place):
+    (place.data / "results_20130124.token").write_text("a.jpg#0\tA dog .\n")
+    place.arguments += ["--dataset", "flickr", "--text_encoder", "tiny-bert"]
+
+
+@fault("captions of an owner that lack a photo of the split", "without captions of 1 photos",
+       "'b.jpg'", "put all of results_20130124.token into")
+def owners_photo_gone(place):
+    owners_without_split(place)
+    (place.data / "dataset_flickr30k.json").write_text(json.dumps(
+        {"images": [{"filename": name, "split": "train"} for name in ("a.jpg", "b.jpg")]}))
+
+
+@fault("sizes that leave nothing to train on", "--val 2 --test 1 leave no photo", "there are 3")
+def split_too_large(place):
+    place.split(None, "--val", "2", "--test", "1")
+
+
+@fault("no sizes, and a file that says nothing either", "no column 'split'", "--val and --test")
+def split_without_sizes(place):
+    place.split(None)
+
+
+@fault("a split that nobody knows", "row 2: split 'holdout' is none of train, val and test")
+def split_unknown(place):
+    place.split("image,text,split\na.jpg,x,holdout\n")
+
+
+@fault("somebody's own train.json where a split is to go", "--out", "train.json",
+       "name another one")
+def split_over_own_file(place):
+    place.split(None, "--val", "1", "--test", "1")
+    place.file("out/train.json", "[1, 2]")
+
+
+@fault("a table already there where a split is to go", "has val.csv already", "another folder")
+def split_beside_table(place):
+    place.split(None, "--val", "1", "--test", "1")
+    place.file("out/val.csv", TABLE)
+
+
 # ----------------------------------------------------------------------------------------- photos
 
 @fault("a photo that is not there", "train_00002.png", "is missing")

@@ -135,6 +135,34 @@ def test_duplicates(folder, capsys):
         assert f"  {kind:16}       1  " in output and pair in output
 
 
+def test_one_name_in_two_folders_is_two_photos(folder, capsys):
+    """And one photo by two names of its path is one."""
+    for number, place in enumerate(["one", "two"]):
+        (folder / "images" / place).mkdir()
+        noise(seed=20 + number).save(folder / "images" / place / "1.jpg")
+    write(folder, "train", [("one/1.jpg", "a"), ("two/1.jpg", "a")])
+    assert "there twice" not in output_of(folder, capsys, 0)
+    write(folder, "train", [("one/1.jpg", "a"), ("./one/1.jpg", "a")])
+    assert "  twice                  1  " in output_of(folder, capsys, 0)
+
+
+def test_own_data_in_any_format(folder, capsys):
+    """A photo in two splits stops a run there, so it is no mere remark."""
+    parts = {"train": "photo;words\ntrain.jpg;A dog\n", "val": "photo\twords\nval.jpg\tA dog\n",
+             "test": "photo,words\ntest.jpg,A dog\n"}
+    for part, text in parts.items():
+        (folder / f"{part}.csv").write_text(text)
+    own = ["--dataset", "custom", "--image_column", "photo", "--caption_column", "words"]
+    lines = output_of(folder, capsys, 0, *own).splitlines()
+    assert lines[1].endswith("val.csv") and lines[-1] == "every photo can be used"
+    (folder / "val.csv").write_text(parts["test"])
+    output = output_of(folder, capsys, 2, *own)
+    assert "same name              1" in output and "val: test.jpg = test: test.jpg" in output
+    assert output.splitlines()[-1].startswith("no run starts on these splits")
+    expect_exit(["--dataset", "custom", "--data_path", str(folder / "images")], 2, capsys,
+                ["'photo', 'words'", "--image_column"], check_data.main)
+
+
 def test_captions(folder, capsys):
     write(folder, "val", [("val.jpg", "..."), ("val.jpg", "a " * 31), ("val.jpg", "a " * 30)])
     output = output_of(folder, capsys, 0)

@@ -1,11 +1,13 @@
 """Nothing is lost: stopped after any step, or killed at any moment, and taken up again."""
 
+import json
 import os
 import random
+import shlex
 import signal
 
 import pytest
-from helpers.runs import assert_same, command, drawing, events, expect_exit, final_state
+from helpers.runs import CPU, assert_same, command, drawing, events, expect_exit, final_state
 from helpers.stopping import signal_after
 
 import checkpoint
@@ -45,6 +47,27 @@ def test_stopped_after_any_step_it_goes_on_to_the_bit(data, finished, tmp_path, 
         assert checkpoint.read(tmp_path / "checkpoint.pth.tar")["global_step"] == step
     train.main(arguments)
     assert_same_run(tmp_path, finished)
+
+
+def test_the_command_that_a_stopped_run_tells_reads_the_same_data(data, tmp_path, monkeypatch,
+                                                                  capsys):
+    """Own data too, whose folder and columns no checkpoint says."""
+    splits = tmp_path / "my splits"
+    splits.mkdir()
+    for part in "train", "val", "test":
+        records = json.loads((data / f"shapes_{part}.json").read_text())
+        (splits / f"{part}.jsonl").write_text("\n".join(
+            json.dumps({"photo": record["image"], "words": record["caption"]})
+            for record in records))
+    own = ["--dataset", "custom", "--json_path", str(splits), "--image_column", "photo",
+           "--caption_column", "words", "--image_encoder", "small-convnext", "--text_encoder",
+           "tiny-bert", "--image_res", "64", "--num_epochs", "1"]
+    with monkeypatch.context() as patch:
+        signal_after(patch, 2)
+        line = expect_exit(command(data, tmp_path / "run", *own), 143, capsys, ["step 2 is done"])
+    words = shlex.split(line.partition(" or with: python train.py ")[2])
+    train.main([*words, "--workers", "0", *CPU])
+    assert checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")["global_step"] == 7
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
