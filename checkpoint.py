@@ -18,6 +18,8 @@ from common.errors import InputError, one_line
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
 from common.options import FROM_CHECKPOINT, ScoringOptions, TrainOptions
 from common.terminal import say, warn
+from encoders import stored as stored_encoders
+from encoders.folder import CONFIG, read_folder
 from encoders.towers import load_config, quiet_transformers
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
@@ -34,6 +36,10 @@ from training.restore import (
 from training.run import Run
 
 FORMAT = "fne-1"
+# What a new run takes over with the weights that --init names.
+WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
+                "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
+                "caption_prefix")
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "image_pooling", "text_pooling", "caption_prefix", "queue_size", "loss", "dataset",
@@ -46,11 +52,14 @@ FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
 def read(path: Path, **way_out: str) -> dict:
     """A checkpoint's content, ours or released, its tensors mapped from the file.
 
-    `way_out` as for `storage.load`.
+    A folder that `export.py` wrote counts as a checkpoint without a run's state. `way_out` as for
+    `storage.load`.
 
     Raises:
         InputError: missing, not a checkpoint, damaged, holding code, or without its main parts.
     """
+    if path.is_dir() and (path / CONFIG).is_file():
+        return {"format": FORMAT, **read_folder(path)}
     state = storage.load(path, **way_out)
     if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
@@ -66,8 +75,12 @@ def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
     """The checkpoint that a command starts from, and its content: None, None for a fresh run.
 
     Raises:
-        InputError: --resume names none that can be read, or --test finds no best one.
+        InputError: --resume names none that can be read, or --test finds no best one; or --init
+            is beside them.
     """
+    if options.init is not None and (options.test or options.resume not in (None, Path("auto"))):
+        raise InputError(f"--init {options.init} starts a new run: leave it out, or --test and "
+                         "--resume")
     auto = options.resume == Path("auto")
     if auto and not options.test:
         return newest(options.logger_name)
@@ -105,7 +118,7 @@ def choose_folder(
     """
     if path is None:
         return  # a fresh run: `storage.prepare_folder` moves a former one aside
-    own = path.parent
+    own = path if path.is_dir() else path.parent
     released = is_released(state)
     if "logger_name" not in given and (options.test or not released):
         options.logger_name = own
@@ -132,6 +145,8 @@ def merge_options(
 ) -> None:
     """Fill `options` from a checkpoint, except what the command line gave.
 
+    `options.stored` becomes what the checkpoint brings along of its encoders.
+
     Raises:
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
@@ -150,17 +165,49 @@ def merge_options(
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
                              + ("" if options.test else ", or start a new run"))
+    if not is_released(state):
+        options.stored = stored_encoders.read_stored(state, state["model"], str(path), given)
+
+
+def begin_from(options: TrainOptions, given: set[str]) -> None:
+    """Have a new run begin with the weights of --init: fill `options` with what they need, except
+    what the command line gave, and set `first_weights`.
+
+    Raises:
+        InputError: it is no model's folder and no checkpoint of ours.
+    """
+    state = read(options.init)
+    if is_released(state):
+        raise InputError(f"--init {options.init} is a released checkpoint: go on from it with "
+                         "--resume, or export it first")
+    for name in WITH_WEIGHTS:
+        if name in state["options"] and name not in given:
+            setattr(options, name, state["options"][name])
+    options.first_weights = state["model"]
+    options.stored = stored_encoders.read_stored(state, state["model"], str(options.init), given)
+
+
+def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
+    """The model that a run is built with, in training mode: with weights of --init, of pretrained
+    encoders, or with random ones for a checkpoint to fill."""
+    weights = getattr(options, "first_weights", None)
+    model = build_model(options, tokenizer, pretrained and weights is None)
+    if weights is not None:
+        load_weights(model, weights, options.init)
+    return model
 
 
 def pack(run: Run) -> dict:
     """Everything that a `Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
-               for name, value in vars(run.options).items() if name not in ("resume", "test")}
+               for name, value in vars(run.options).items()
+              if name not in ("resume", "test", "init", "stored", "first_weights")}
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
         "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
+        stored_encoders.KEY: run.encoders,
         "model": run.model.state_dict(),
         "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
@@ -192,6 +239,9 @@ def unpack(run: Run, state: dict, path: Path) -> None:
     """
     if is_released(state):
         return unpack_released(run, state, path)
+    if "folder" in state:
+        raise InputError(f"{path} holds a model and no run to go on with: start a new run from it "
+                         "with --init")
     try:
         for name in "model", "criterion", "skips", "momentum_model", "bank":
             if getattr(run, name) is not None:
@@ -223,13 +273,27 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
     A released checkpoint has none: its statistics were not saved.
     """
     if is_released(state) or "bank" not in state:
-        return None
+        return folder_statistics(state)
     criterion = state["criterion"]
     try:
         return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
                          for side in ("positive", "negative")])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
+
+
+def folder_statistics(state: dict) -> np.ndarray | None:
+    """`fitted_statistics` of a folder that `export.py` wrote; None of anything else."""
+    values = state.get("folder", {}).get("about", {}).get("statistics")
+    if values is None:
+        return None
+    try:
+        values = np.array(values, dtype=float)
+        if values.shape != (2, 3) or not np.isfinite(values).all():
+            raise ValueError("not two rows of three numbers")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the folder's statistics are none ({one_line(error)})") from error
+    return values
 
 
 def facts(options: TrainOptions, state: dict) -> dict[str, object]:

@@ -29,7 +29,7 @@ from common.errors import InputError, exit_on_input_error
 from common.terminal import progress, tell
 from common.version import commit
 from data import LoadedSplit, load_eval_set
-from encoders.processors import image_statistics, load_tokenizer
+from encoders.processors import image_statistics, tokenizer_of
 from inputs.captions import Captions
 from inputs.loader import make_loader
 from inputs.photos import PhotoDataset, find_photos, normalize
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
                                     "released one")
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
-            tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+            tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,
                                      tokenizer)

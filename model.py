@@ -3,21 +3,26 @@
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.options import TrainOptions
 from encoders.families import choose_pooling, find_family
+from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
 from encoders.pooling import hidden, pool
+from encoders.preparation import Preparation
+from encoders.stored import read_stored
 from encoders.towers import load_encoder, quiet_transformers
 
 GRAPHS = 8  # that --compile makes of one encoder, at most
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(nn.Module, ModelHubMixin):
     """An image and a text encoder onto one unit sphere.
 
     Each encoder's last layer is pooled to features, then `embed_size` > 0 projects them linearly,
@@ -33,6 +38,8 @@ class DualEncoder(nn.Module):
         image_res, max_tokens: side of the photos in pixels and longest caption, to try out the
             encoders with.
 
+    `from_pretrained` and `save_pretrained` read and write a folder, or a name on the Hub, as
+    `export.py` does (docs/export.md); `preparation` then holds what photos and captions need.
     Set `bf16` to run the encoders under bfloat16 autocast; pooling, features, projections and
     embeddings are float32 all the same.
 
@@ -51,6 +58,8 @@ class DualEncoder(nn.Module):
         self.freeze = freeze
         self.image_call = resolution_arguments(image_encoder, image_res)
         self.channels_last = self.bf16 = self.whole_mask = False
+        self.preparation: Preparation | None = None
+        self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
         image_dim, text_dim = self.try_image(image_res), self.try_text(max_tokens)
         if embed_size == 0 and image_dim != text_dim:
@@ -112,6 +121,37 @@ class DualEncoder(nn.Module):
                 module.eval()
         return self
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self.preparation is None:
+            raise InputError("only a model whose `preparation` is set can be saved as a folder: "
+                             "use export.py")
+        write_folder(Path(save_directory), self, self.preparation, self.saved_dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings) -> "DualEncoder":
+        """The model of a folder that `export.py` wrote, or of a name on the Hub, in evaluation
+        mode; `settings` as `huggingface_hub` has them.
+
+        Raises:
+            InputError: it cannot be had, or is not what `export.py` writes.
+        """
+        if Path(name).is_dir():
+            return model_from_folder(Path(name))
+        try:
+            return super().from_pretrained(name, **settings)
+        except InputError:
+            raise
+        except Exception as error:  # of a dozen kinds, of the Hub and of files that are none
+            raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
+                             f"({one_line(error)[:200]})") from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None,
+                         force_download=False, local_files_only=False, token=None, **ignored):
+        return model_from_folder(Path(snapshot_download(
+            model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only, token=token, allow_patterns=PATTERNS)))
+
     @contextlib.contextmanager
     def computing(self, side: str, device: torch.device) -> Iterator[None]:
         """Around the encoder of `side`: no gradient if it is frozen, bfloat16 if that is set."""
@@ -151,6 +191,25 @@ class DualEncoder(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) token ids and mask (1 on real tokens) to (B, D) unit rows."""
         return self.project_text(self.text_features(input_ids, attention_mask))
+
+
+def model_from_folder(folder: Path) -> DualEncoder:
+    """`DualEncoder.from_pretrained` of a folder."""
+    quiet_transformers()
+    state = read_folder(folder)
+    stored = read_stored(state, state["model"], str(folder), set())
+    options, tokenizer = state["options"], stored.read_tokenizer()
+    towers = [stored.encoder(side, tokenizer) for side in ("image", "text")]
+    model = DualEncoder(*towers, options["embed_size"], options["image_pooling"],
+                        options["text_pooling"], None, options["image_res"], options["max_tokens"])
+    try:
+        if not all(value.isfinite().all() for value in state["model"].values()):
+            raise ValueError("NaN or infinity")
+        model.load_state_dict(state["model"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: its weights do not fit ({one_line(error)[:200]})") from error
+    model.preparation = preparation_of(state, tokenizer, folder)
+    return model.eval()
 
 
 @contextlib.contextmanager
@@ -243,9 +302,14 @@ def compile_encoders(*models: DualEncoder) -> None:
 
 
 def build_model(options: TrainOptions, tokenizer, pretrained: bool = True) -> DualEncoder:
-    """The `DualEncoder` that the options describe, in training mode."""
+    """The `DualEncoder` that the options describe, in training mode.
+
+    Encoders whose configurations a checkpoint brought along (`encoders.stored`) are had from them.
+    """
     quiet_transformers()
-    image = load_encoder(options.image_encoder, "image", options.image_res, tokenizer, pretrained)
-    text = load_encoder(options.text_encoder, "text", options.image_res, tokenizer, pretrained)
-    return DualEncoder(image, text, options.embed_size, options.image_pooling,
+    stored, towers = getattr(options, "stored", None), []
+    for side, name in ("image", options.image_encoder), ("text", options.text_encoder):
+        tower = stored.encoder(side, tokenizer) if stored is not None and not pretrained else None
+        towers.append(tower or load_encoder(name, side, options.image_res, tokenizer, pretrained))
+    return DualEncoder(*towers, options.embed_size, options.image_pooling,
                        options.text_pooling, options.freeze, options.image_res, options.max_tokens)

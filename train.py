@@ -36,7 +36,8 @@ from data import (
     make_train_loader,
     sees_photos_once,
 )
-from encoders.processors import image_statistics, load_tokenizer
+from encoders.processors import image_statistics, tokenizer_of
+from encoders.stored import describe
 from evaluation import (
     embed_split,
     encode_photos,
@@ -53,7 +54,7 @@ from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from memory_bank import MemoryBank
 from metrics.judgements import read_judgements
-from model import MomentumUpdate, build_model, checkpoint_gradients, compile_encoders, momentum_copy
+from model import MomentumUpdate, checkpoint_gradients, compile_encoders, momentum_copy
 from training import features, guard, monitor, outline, storage
 from training.bad_photos import count_bad_photos
 from training.clock import StepClock
@@ -220,7 +221,7 @@ def build_run(
     if state is not None and checkpoint.is_released(state):
         model = checkpoint.released_dual_encoder(options, state, options.resume)
     else:
-        model = build_model(options, tokenizer, pretrained=state is None)
+        model = checkpoint.first_model(options, tokenizer, pretrained=state is None)
     device = place(model, options)
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
     if options.grad_checkpointing:
@@ -237,6 +238,7 @@ def build_run(
         torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
         image_statistics(options), steps_per_epoch, list(photos),
         Skips(options.batch_size_train).to(device), StepClock(device),
+        describe(model, tokenizer, *image_statistics(options)),
         matches=None if matches is None else matches.to(device))
     if momentum_model is not None:
         run.momentum_model = momentum_model
@@ -253,7 +255,7 @@ def train_and_test(
     options: TrainOptions, given: set[str], state: dict | None, lock: storage.FolderLock
 ) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
-    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+    tokenizer = tokenizer_of(options)
     train_set = load_split(options, "train", tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
@@ -334,6 +336,8 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint.choose_folder(options, given, state, path)
         if state is not None:
             checkpoint.merge_options(options, given, state, path)
+        elif options.init is not None:
+            checkpoint.begin_from(options, given)
         check(options)
         outline.check_default_places(options)
         if not options.test:
@@ -342,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.dataset == "shapes":
             make_shapes(options.data_path)
         if options.test:
-            tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+            tokenizer = tokenizer_of(options)
             test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)
         else:
             train_and_test(options, given, state, lock)

@@ -179,6 +179,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", type=Path,
                        help="checkpoint to go on from, or to test; auto: the newest good one of "
                             "the run's own folder, or a fresh start where there is none")
+    group.add_argument("--init", type=Path, metavar="FOLDER",
+                       help="start a new run from the model that export.py wrote there")
     group.add_argument("--test", action="store_true",
                        help="score the test split with the run's best checkpoint, or --resume's")
     group.add_argument("--val_times", type=int, default=3,

@@ -110,6 +110,7 @@ class RunOptions(argparse.Namespace):
 
     logger_name: Path
     resume: Path | None
+    init: Path | None
     test: bool
     val_times: int
     val_step: int

@@ -120,14 +120,16 @@ REFUSED = {
 }
 
 
-def find_family(config, side: str, name: str = "") -> Family:
+def find_family(config, side: str, name: str = "", told: str | None = None) -> Family:
     """The entry of a configuration, for an encoder of `side`; `name` is what the flag said.
+
+    An error begins with `told`, or with the flag and `name`.
 
     Raises:
         InputError: there is none, or it is for the other side.
     """
     kind = getattr(config, "model_type", None)
-    family, flag = SUPPORTED.get(kind), f"--{side}_encoder {name}".rstrip()
+    family, flag = SUPPORTED.get(kind), told or f"--{side}_encoder {name}".rstrip()
     if family is None:
         reason = f" ({REFUSED[kind]})" if kind in REFUSED else ""
         raise InputError(f"{flag}: models of type {kind} are not supported{reason}; {DOCS} lists "

@@ -88,23 +88,35 @@ def load_encoder(
         words = len(tokenizer) if tokenizer is not None else 0
         config = BUILT_IN[name](image_res, words)
         find_family(config, side, name)
-        return AutoModel.from_config(config)
+        return from_config(config, side, None)
     config = load_config(name, side)
     kind, missing = getattr(transformers, find_family(config, side, name).loader), []
+    pad_id = tokenizer.pad_token_id if tokenizer is not None else None
     try:
-        if pretrained:  # transformers 5 would keep a half precision that the weights were saved in
-            model, info = fetch(kind, name, dtype=torch.float32, output_loading_info=True)
-            missing = sorted(info["missing_keys"])
-        elif kind is AutoModel:
-            model = AutoModel.from_config(config, dtype=torch.float32)
-        else:
-            model = kind(config)
+        if not pretrained:
+            return from_config(config, side, pad_id)
+        # transformers 5 would keep a half precision that the weights were saved in
+        model, info = fetch(kind, name, dtype=torch.float32, output_loading_info=True)
+        missing = sorted(info["missing_keys"])
     except Exception as error:
         raise unknown_encoder(name, side, error) from error
+    return as_tower(model, side, pad_id, missing)
+
+
+def from_config(config, side: str, pad_id: int | None) -> nn.Module:
+    """The encoder of a configuration that `families` has, with random weights."""
+    kind = getattr(transformers, find_family(config, side).loader)
+    model = (AutoModel.from_config(config, dtype=torch.float32) if kind is AutoModel
+             else kind(config))
+    return as_tower(model, side, pad_id, [])
+
+
+def as_tower(model: nn.Module, side: str, pad_id: int | None, missing: list[str]) -> nn.Module:
+    """A model of transformers as an encoder; of a pair, one half."""
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # of a decoder that would go on writing
-    if hasattr(config, "vision_config"):
-        model = ClipTower(model, side, tokenizer.pad_token_id if tokenizer is not None else None)
+    if hasattr(model.config, "vision_config"):
+        model = ClipTower(model, side, pad_id)
     model.missing = missing
     return model
 

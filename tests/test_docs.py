@@ -87,6 +87,7 @@ def test_every_command_parses(page, command, monkeypatch):
     elif program != "python":
         assert words in (["pip", "install", "-r", "requirements.txt"], ["ruff", "check", "."],
                          ["pip", "install", "-r", "requirements-dev.txt"],
+                         ["pip", "install", "-r", "requirements-export.txt"],
                          ["tensorboard", "--logdir", "runs"],
                          ["tensorboard", "--logdir", "runs", "--samples_per_plugin", "images=100"])
         assert words[0] != "pip" or (ROOT / words[3]).is_file()

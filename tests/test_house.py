@@ -28,6 +28,7 @@ MAY_IMPORT = {
                    "fne_loss", "common"},
     "train": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",
               "data", "inputs", "common"} | METHOD,
+    "export": {"checkpoint", "training", "model", "encoders", "common"},
     "scripts": {"metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }

@@ -55,6 +55,7 @@ class Run:
     photos: list[Path]  # (N_i,) files of the training split
     skips: Skips
     clock: StepClock
+    encoders: dict  # what `encoders.stored` has a checkpoint hold of them
     momentum_model: DualEncoder | None = None  # None for the controls, as are the next two
     update_momentum: MomentumUpdate | None = None
     bank: MemoryBank | None = None

@@ -1,0 +1,350 @@
+"""A model to take along: the folder's embeddings are the checkpoint's, whoever reads it."""
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.encoders import IDS, MASK, RES, build, photos
+from helpers.paths import GOLDEN, ROOT
+from helpers.runs import CPU, command, contents, expect_exit
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+import evaluation
+import export
+import train
+from common.errors import InputError
+from encoders.folder import DTYPES, read_folder, write_folder
+from encoders.preparation import Preparation
+from encoders.processors import load_tokenizer
+from encoders.sentence import cleaning_tokenizer, layout
+from inputs.captions import clean_caption
+from model import DualEncoder
+
+FOLDER = GOLDEN / "released_checkpoint"
+RELEASED = [str(FOLDER / "model_best.pth.tar"), "--image_encoder", str(FOLDER / "image_encoder"),
+            "--text_encoder", str(FOLDER / "text_encoder")]
+TOKENIZER = load_tokenizer("tiny-bert", ROOT / "vocab" / "shapes.txt")
+CAPTIONS = ["A dog (brown) runs -- fast/quickly!", "Two boys, a ball.\n", "a " * 9 + "red circle",
+            "  a  \t man\tand\n\n a <person> x ", "It's \"the\" small green star: #1; ~ok*"]
+SIDES = "image_0_Transformer", "text_0_Transformer"
+
+
+def export_to(folder, *words):
+    export.main([str(word) for word in words[:1]] + [str(folder), *map(str, words[1:])])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(finished, tmp_path_factory):
+    """A finished run's best checkpoint, exported."""
+    return export_to(tmp_path_factory.mktemp("export") / "ours", finished / "model_best.pth.tar")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    return export_to(tmp_path_factory.mktemp("export") / "released", *RELEASED)
+
+
+@pytest.fixture
+def copy(ours, tmp_path):
+    return shutil.copytree(ours, tmp_path / "copy")
+
+
+@torch.no_grad()
+def embed(model, paths, texts=CAPTIONS):
+    """Embeddings of photo files and captions with nothing but what the model's folder says."""
+    captions = model.preparation.captions(texts)
+    rows = captions.padded([captions[index] for index in range(len(captions))])
+    return model.encode_image(model.preparation.pixels(paths)), model.encode_text(*rows)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Photos of several sizes and modes."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    sizes = {"a.png": (40, 30, 3), "b.jpg": (90, 200, 3), "c.png": (301, 77, 3), "d.png": (50, 50)}
+    for name, size in sizes.items():
+        pixels = random.integers(0, 256, size, dtype=np.uint8)
+        Image.fromarray(pixels).resize((size[1] * 2, size[0])).save(folder / name)
+    return [folder / name for name in sizes]
+
+
+def test_embeddings_are_the_checkpoints_to_the_bit(ours, finished, data, tmp_path):
+    """Through evaluation.py and train.py --test, which take the folder as a checkpoint."""
+    outputs = []
+    for number, source in enumerate([finished / "model_best.pth.tar", ours]):
+        outputs.append(tmp_path / f"{number}.npz")
+        evaluation.main([str(source), "--data_path", str(data), "--workers", "0", *CPU,
+                         "--save_embeddings", str(outputs[-1])])
+    left, right = (np.load(path) for path in outputs)
+    assert left.files == right.files and "statistics" in left.files
+    assert all(np.array_equal(left[name], right[name]) for name in left.files)
+    train.main(["--test", "--resume", str(ours), "--data_path", str(data), "--workers", "0", *CPU,
+                "--logger_name", str(tmp_path / "tested")])
+    results = [json.loads((folder / "test_results.json").read_text())
+               for folder in (tmp_path / "tested", finished)]
+    assert results[0] == results[1]
+
+
+def test_the_released_model_is_the_same_to_the_bit(released):
+    model = DualEncoder.from_pretrained(released)
+    wanted = checkpoint.load_released(RELEASED[0], RELEASED[2], RELEASED[4])
+    given = {name: torch.from_numpy(value) for name, value in np.load(
+        FOLDER / "expected.npz").items() if value.dtype.kind in "fi"}
+    text = given["input_ids"], given["attention_mask"]
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(given["pixel_values"]),
+                           wanted.encode_image(given["pixel_values"]))
+        assert torch.equal(model.encode_text(*text), wanted.encode_text(*text))
+    assert model.preparation.padded and not model.training
+
+
+@pytest.mark.parametrize("image, text", [("vit", "bert"), ("clip", "clip"), ("siglip", "siglip"),
+                                         ("resnet", "bert")])
+def test_every_kind_comes_back_to_the_bit(folders, tmp_path, image, text):
+    """Also with encoders that sentence_transformers cannot express; the folder then has none of
+    its files."""
+    model = build(folders, image, text, RES, embed_size=8)
+    rows = model.text_encoder
+    words = 40 if hasattr(rows, "clip") else rows.config.vocab_size
+    tokenizer = small_tokenizer(words)
+    model.preparation = Preparation(tokenizer, RES, [0.1] * 3, [0.2] * 3, 30, 12, "", False,
+                                    {"options": {}})
+    model.save_pretrained(tmp_path / "x")
+    again = DualEncoder.from_pretrained(tmp_path / "x")
+    assert torch.equal(again.encode_image(photos()), model.encode_image(photos()))
+    assert torch.equal(again.encode_text(IDS, MASK), model.encode_text(IDS, MASK))
+    assert (tmp_path / "x" / "modules.json").is_file() == (not layout(model, model.preparation)[1])
+
+
+def small_tokenizer(words):
+    """Of so many words at most."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[UNK]", "[PAD]", *(f"word{number}" for number in range(words - 2))]
+    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def test_it_is_saved_again_as_it_was(ours, tmp_path):
+    DualEncoder.from_pretrained(ours).save_pretrained(tmp_path / "again")
+    assert {path.relative_to(ours): content for path, content in contents(ours).items()} == {
+        path.relative_to(tmp_path / "again"): content
+        for path, content in contents(tmp_path / "again").items()}
+    with pytest.raises(InputError, match="preparation"):
+        model = DualEncoder.from_pretrained(ours)
+        model.preparation = None
+        model.save_pretrained(tmp_path / "none")
+
+
+def test_bfloat16_is_half_as_large_and_loads_in_float32(finished, ours, tmp_path, paths):
+    half = export_to(tmp_path / "half", finished / "model_best.pth.tar", "--dtype", "bfloat16")
+    name = Path(SIDES[1]) / "model.safetensors"
+    assert 1.9 < (ours / name).stat().st_size / (half / name).stat().st_size < 2.1
+    models = [DualEncoder.from_pretrained(folder) for folder in (ours, half)]
+    assert {weight.dtype for weight in models[1].parameters()} == {torch.float32}
+    for left, right in zip(*(embed(model, paths) for model in models)):
+        assert 0 < (left - right).abs().max() < 0.05
+
+
+def test_the_folder_holds_the_online_model_alone(ours, finished):
+    weights = [path for path in ours.rglob("*") if path.suffix == ".safetensors"]
+    assert not list(ours.rglob("*.tar")) and not list(ours.rglob("*.bin"))
+    kept = sum(value.numel() for path in weights for value in load_file(path).values())
+    state = checkpoint.read(finished / "model_best.pth.tar")
+    assert kept == sum(value.numel() for value in state["model"].values())
+    text = "".join(path.read_text() for path in ours.rglob("*.json"))
+    assert str(finished) not in text and "logger_name" not in text
+
+
+def test_the_card_says_what_it_is(ours, released, finished):
+    card = (ours / "README.md").read_text()
+    results = json.loads((finished / "test_results.json").read_text())
+    for told in "`shapes`", f"rsum {results['rsum']:.1f}", "30 words", "DualEncoder", "Licence":
+        assert told in card
+    assert "SentenceTransformer" in card and "rsum on val" in (
+        released / "README.md").read_text()
+
+
+def test_the_code_of_the_card_runs(ours, tmp_path, monkeypatch, capsys):
+    """Both ways of loading, where the other library is there; they print the same cosine."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("photo.jpg")
+    ways = re.findall(r"```python\n(.*?)```", (ours / "README.md").read_text(), re.DOTALL)
+    assert len(ways) == 2
+    printed = []
+    for code in ways:
+        if "sentence_transformers" in code:
+            pytest.importorskip("sentence_transformers")
+        exec(code.replace("FOLDER", str(ours)), {})
+        printed.append(float(re.search(r"-?\d\.\d+", capsys.readouterr().out)[0]))
+    assert printed[0] == pytest.approx(printed[1], abs=1e-3)
+
+
+def test_a_new_run_starts_from_its_weights(ours, data, tmp_path):
+    train.main(command(data, tmp_path / "run", "--init", str(ours), "--num_epochs", "1",
+                       "--learning_rate", "0"))
+    state = checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")
+    wanted = read_folder(ours)["model"]
+    assert all(torch.equal(state["model"][name], value) for name, value in wanted.items())
+    assert "init" not in state["options"] and "first_weights" not in state["options"]
+
+
+# ----------------------------------------------------------------------- what cleans and resizes
+
+
+def test_the_tokenizer_cleans_as_we_do():
+    from tokenizers import Tokenizer
+
+    core = TOKENIZER.backend_tokenizer
+    core.no_truncation()
+    for prefix in "", "query: ":
+        cleaning = Tokenizer.from_str(json.dumps(cleaning_tokenizer(json.loads(core.to_str()),
+                                                                    prefix)))
+        texts = [*CAPTIONS, "x\n", "\n", "a\x1c\x1cb", "a\u00a0\u2003b", "ÀÉ ünïcode", "---", "a\t"]
+        for text in texts:
+            wanted = core.encode(prefix + clean_caption(text, 10**6))
+            if clean_caption(text):
+                assert cleaning.encode(text).ids == wanted.ids, text
+
+
+@pytest.mark.parametrize("which", ["ours", "released", "bfloat16"])
+def test_sentence_transformers_gives_our_vectors(which, request, finished, tmp_path, paths):
+    library = pytest.importorskip("sentence_transformers")
+    if which == "bfloat16":
+        folder = export_to(tmp_path / "half", finished / "model_best.pth.tar", "--dtype", which)
+    else:
+        folder = request.getfixturevalue(which)
+    images, texts = embed(DualEncoder.from_pretrained(folder), paths)
+    other = library.SentenceTransformer(str(folder), device="cpu")
+    got = other.encode([Image.open(path) for path in paths]), other.encode(CAPTIONS)
+    for left, right in zip(got, (images, texts)):
+        torch.testing.assert_close(torch.from_numpy(left), right, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["ours", "released"])
+def test_onnx_gives_our_vectors(which, finished, tmp_path, paths):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    source = RELEASED if which == "released" else [finished / "model_best.pth.tar"]
+    folder = export_to(tmp_path / "x", *source, "--onnx")
+    model = DualEncoder.from_pretrained(folder)
+    images, _ = embed(model, paths)
+    session = runtime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
+    pixels = model.preparation.pixels(paths).numpy()
+    [got] = session.run(None, {"pixel_values": pixels})
+    torch.testing.assert_close(torch.from_numpy(got), images, rtol=0, atol=1e-4)
+
+
+def test_a_missing_library_is_named(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    expect_exit([str(finished / "model_best.pth.tar"), str(tmp_path / "x"), "--onnx"], 2, capsys,
+                ["requirements-export.txt"], export.main)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------- what is refused
+
+
+def test_nothing_else_is_replaced(finished, ours, tmp_path, capsys):
+    path = finished / "model_best.pth.tar"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    mixed = shutil.copytree(ours, tmp_path / "mixed")
+    (mixed / "LICENSE").write_text("x")
+    for out in "full", "file", "mixed":
+        before = contents(tmp_path)
+        expect_exit([str(path), str(tmp_path / out)], 2, capsys, ["cannot be written"], export.main)
+        assert contents(tmp_path) == before
+    expect_exit([str(ours), str(ours)], 2, capsys, ["is what is exported"], export.main)
+    again = shutil.copytree(ours, tmp_path / "again")
+    export_to(again, path)
+    assert len(contents(again)) == len(contents(ours))
+
+
+def spoil(change):
+    """Change the object in a JSON file of the folder."""
+    name, alter = change
+
+    def run(folder):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | alter))
+    return run
+
+
+def weights_of(folder, change):
+    path = folder / SIDES[0] / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
+    (lambda folder: (folder / SIDES[0] / "config.json").unlink(), "config.json cannot be read"),
+    (lambda folder: (folder / SIDES[1] / "model.safetensors").unlink(), "there is no such file"),
+    (lambda folder: (folder / SIDES[1] / "model.safetensors").write_bytes(b"x"), "as safetensors"),
+    (lambda folder: (folder / SIDES[1] / "model.safetensors").write_bytes(
+        struct.pack("<Q", 2**60) + b"{}"), "as safetensors"),
+    (lambda folder: (folder / SIDES[1] / "model.safetensors").rename(
+        folder / SIDES[1] / "pytorch_model.bin"), "there is no such file"),
+    (lambda folder: (folder / "config.json").write_text("[" * 10**5), "config.json"),
+    (spoil(("config.json", {"format": "x"})), "no folder that export.py wrote"),
+    (spoil(("config.json", {"model": 5})), "is not what export.py writes"),
+    (spoil(("config.json", {"preparation": {}})), "is not what export.py writes"),
+    (spoil(("config.json", {"about": {"options": 3}})), "is not what export.py writes"),
+    (spoil((f"{SIDES[0]}/config.json", {"hidden_sizes": [8, 8, 8]})), "not that of its weights"),
+    (spoil((f"{SIDES[1]}/config.json", {"num_hidden_layers": 10**9})), "more than its"),
+    (spoil((f"{SIDES[1]}/config.json", {"model_type": "x"})), "not supported"),
+    (lambda folder: weights_of(folder, lambda weights: weights.popitem()), "not that of"),
+    (lambda folder: weights_of(folder, lambda weights: weights.update(x=torch.ones(1))), "not tha"),
+    (lambda folder: weights_of(folder, lambda weights: weights[max(weights)].fill_(torch.nan)),
+     "NaN"),
+])
+def test_a_hostile_folder_is_refused_in_one_line(copy, data, capsys, change, told):
+    change(copy)
+    with pytest.raises(InputError, match=re.escape(told)) as caught:
+        DualEncoder.from_pretrained(copy)
+    assert "\n" not in str(caught.value)
+    expect_exit([str(copy), "--data_path", str(data), *CPU, "--workers", "0"], 2, capsys, [],
+                evaluation.main)
+
+
+def test_unknown_keys_and_pickles_are_not_looked_at(copy, paths):
+    wanted = embed(DualEncoder.from_pretrained(copy), paths)
+    spoil(("config.json", {"auto_map": {"AutoModel": "evil.Evil"}, "more": 5}))(copy)
+    spoil((f"{SIDES[0]}/config.json", {"auto_map": {"AutoModel": "evil.Evil"}, "more": 5}))(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04cposix\nsystem\n")
+    (copy / SIDES[0] / "pytorch_model.bin").write_bytes(b"\x80\x04cposix\nsystem\n")
+    assert all(map(torch.equal, embed(DualEncoder.from_pretrained(copy), paths), wanted))
+
+
+def test_init_is_for_a_new_run(ours, data, tmp_path, capsys):
+    for words in ["--test"], ["--resume", str(ours)]:
+        expect_exit(command(data, tmp_path / "run", "--init", str(ours), *words), 2, capsys,
+                    ["--init"])
+    expect_exit(command(data, tmp_path / "run", "--init", RELEASED[0]), 2, capsys, ["--resume"])
+    expect_exit(["--resume", str(ours), "--data_path", str(data), *CPU, "--logger_name",
+                 str(tmp_path / "run")], 2, capsys, ["start a new run from it with --init"])
+
+
+def test_a_name_that_cannot_be_had_is_one_line(offline):
+    with pytest.raises(InputError, match="is no folder, and none can be had"):
+        DualEncoder.from_pretrained("someone/model")
+
+
+def test_dtypes_are_those_of_the_flag(folders, tmp_path):
+    model = build(folders, "vit", "bert", RES)
+    prepared = Preparation(object(), RES, [0.1] * 3, [0.2] * 3, 30, 12, "", False, {"options": {}})
+    with pytest.raises(InputError, match="no fast one"):
+        (tmp_path / "x").mkdir()
+        write_folder(tmp_path / "x", model, prepared, DTYPES["float32"])
