@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import check_path
-from common.options import FROM_CHECKPOINT, HelpFormatter, ScoringOptions, check, parse_scoring
+from common.flags import HelpFormatter
+from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
 from encoders.preparation import Preparation
