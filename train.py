@@ -282,14 +282,16 @@ def train_and_test(
 
 
 def look_at_photos_once(run: Run) -> dict | None:
-    """Give the run its frozen encoder's features of all photos, as kept by an earlier start of it
-    or made now; what they depend on, if they should be kept."""
-    options, key = run.options, features.features_key(run)
-    folders = [options.logger_name, *([options.resume.parent] if options.resume else [])]
-    kept = features.kept_features(folders, key, len(run.photos))
-    found = encode_photos(run.model, run.photos, options, project=False) if kept is None else kept
+    """Give the run its frozen encoder's features of all photos: as its folder has kept them, or the
+    one that it comes from, or made now. What they depend on, if they should be kept."""
+    options, key, count = run.options, features.features_key(run), len(run.photos)
+    own = found = features.kept_features(options.logger_name, key, count)
+    if found is None and options.resume and options.resume.parent != options.logger_name:
+        found = features.kept_features(options.resume.parent, key, count)
+    if found is None:
+        found = encode_photos(run.model, run.photos, options, project=False)
     run.features = found.to(run.device)
-    return key if kept is None else None
+    return key if own is None else None
 
 
 def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None) -> Path:

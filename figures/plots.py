@@ -144,14 +144,20 @@ def calibration_figure(rows: list[dict], who: str) -> Figure:
     least = 1e-6
     x = [max(row["mean_posterior"], least) for row in rows]
     y = [max(row["match_share"], least) for row in rows]
+    some = [number for number, row in enumerate(rows) if row["match_share"] > 0]
+    none = [number for number, row in enumerate(rows) if row["match_share"] == 0]
     axes.loglog([least, 1], [least, 1], color=SHADE, linestyle="--", label="perfect")
-    axes.loglog(x, y, "o-", color=POSTERIOR, label="the posterior")
+    axes.loglog([x[number] for number in some], [y[number] for number in some], "o-",
+                color=POSTERIOR, label="the posterior")
+    if none:  # a log scale has no place for them
+        axes.loglog([x[number] for number in none], [y[number] for number in none], "v",
+                    color=POSTERIOR, fillstyle="none", label="none of a bin's pairs")
     for row, left, height in zip(rows, x, y):
         axes.annotate(f"{row['pairs']:,}", (left, height), xytext=(0, 7), fontsize=8, color=INK,
                       textcoords="offset points", ha="center")
     axes.set(xlabel="mean posterior of a bin (number: its pairs)", ylabel=who, ylim=(least / 3, 4),
              xlim=(least / 3, 4))
-    axes.legend(fontsize=8.5, loc="lower right")
+    legend_above(axes, *axes.get_legend_handles_labels())
     return finished(figure)
 
 

@@ -124,13 +124,14 @@ def judged(metrics: dict) -> str:
     if found is None:
         return ""
     scores = [name for name in ("similarity", "posterior") if name in found]
-    rows = [[label, *("{:.3f} [{:.3f}, {:.3f}]".format(*found[name][key]) for name in scores)]
+    # An interval stays in one line, and may have it to itself.
+    rows = [[label, *("{:.3f} [{:.3f},\xa0{:.3f}]".format(*found[name][key]) for name in scores)]
             for key, label in AGREEMENT.items()]
     return ("<h2>Do people agree?</h2>"
             f"<p>People judged {found['pairs']:,} pairs of {found['photos']:,} photos that are not "
             f"annotated as matches, and called {found['false_negatives']:,} of them a match: false "
             "negatives. How well similarity and posterior find those, with 95 % intervals over "
-            "photos:</p>" + html_table(["", *scores], rows))
+            "photos:</p>" + html_table(["", *scores], rows, "loose"))
 
 
 def recall_html(metrics: dict) -> str:
@@ -204,7 +205,7 @@ def told_of(criterion: FNELoss | None, phase: str) -> str:
                 f"used yet: it takes more than {criterion.min_count:,} confident pairs, and there "
                 f"were {count:,}.")
     bound = suspicion(criterion)
-    name = "the prior" if bound == criterion.prior else "what FNE takes for 0"
+    name = "the prior" if bound == criterion.prior else "up to which FNE takes it for 0"
     return (f"{draw}, the hardest candidate, and up to three that may be unannotated matches. s is "
             f"the similarity, p the posterior, P(false negative). Where p is above {bound:g}, "
             f"{name}, s speaks for a match (perhaps a match); above 0.5 a match is likelier than "
@@ -298,12 +299,12 @@ def legend(side: str, split: Split) -> str:
     return f"{match} Here {faint}."
 
 
-def html_table(header: list[str], rows: list[list[str]]) -> str:
-    """An html table of plain texts."""
+def html_table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """An html table of plain texts; `kind` "loose" lets their cells wrap on a narrow screen."""
     def line(tag, cells):
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return ('<div class="wide"><table>' + line("th", header)
+    return (f'<div class="wide"><table class="{kind}">' + line("th", header)
             + "".join(line("td", row) for row in rows) + "</table></div>")
 
 

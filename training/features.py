@@ -58,21 +58,21 @@ def photos_digest(photos: list[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def kept_features(folders: list[Path], key: dict, photos: int) -> Tensor | None:
-    """The features (N_i, width) that the first of `folders` has kept for `key`, if any has."""
-    for path in dict.fromkeys(folder / FEATURES for folder in folders):
-        if not path.is_file():
-            continue
-        try:
-            state = storage.load(path)
-        except InputError:
-            say(f"{path} is damaged: the photos' features are made anew")
-            continue
-        if fits(state, key, photos):
-            say(f"features of {photos:,} photos as kept in {path}")
-            return state["features"].clone()  # no longer mapped from a file that may change
-        say(f"{path} is of other photos or another encoder: features are made anew")
-    return None
+def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
+    """The features (N_i, width) that `folder` has kept for `key`, or None."""
+    path = folder / FEATURES
+    if not path.is_file():
+        return None
+    try:
+        state = storage.load(path)
+    except InputError:
+        say(f"{path} is damaged, and not used")
+        return None
+    if not fits(state, key, photos):
+        say(f"{path} is of other photos or another encoder, and not used")
+        return None
+    say(f"features of {photos:,} photos as kept in {path}")
+    return state["features"].clone()  # no longer mapped from a file that may change
 
 
 def fits(state: object, key: dict, photos: int) -> bool:

@@ -17,7 +17,7 @@ from common.version import commit
 from data import Split
 from figures.galleries import BOTH, CAPTION, PHOTO, Library, Pairs, negative_rows, retrieval_rows
 from figures.picks import suspicion
-from figures.plots import distribution_figure
+from figures.plots import calibration_figure, distribution_figure
 from figures.report import cell_html, fitted_criterion, write_report
 from fne_loss import FNELoss
 from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
@@ -294,3 +294,13 @@ def test_the_figure_says_what_its_lines_are(tmp_path):
     heights = {line.get_label(): line.get_ydata()[0] for line in figure.axes[1].lines}
     assert heights["above the prior, s speaks for a match"] == 0.05
     assert heights["above 0.002 it sets the weight"] == 0.002
+
+
+def test_a_bin_without_a_match_is_not_drawn_as_a_small_share():
+    rows = [{"mean_posterior": p, "match_share": share, "pairs": pairs}
+            for p, share, pairs in ((1e-5, 0.03, 900), (0.02, 0.5, 61), (0.1, 0.0, 1))]
+    lines = {line.get_label(): line for line in calibration_figure(rows, "share").axes[0].lines}
+    assert list(lines["the posterior"].get_ydata()) == [0.03, 0.5]
+    assert list(lines["none of a bin's pairs"].get_xdata()) == [0.1]
+    some = calibration_figure(rows[:2], "share").axes[0].lines
+    assert [line.get_label() for line in some] == ["perfect", "the posterior"]

@@ -70,6 +70,8 @@ def test_a_run_that_goes_on_in_a_new_folder_finds_and_keeps_them(data, tmp_path,
     train.main(frozen(data, tmp_path / "new", "--resume",
                       str(tmp_path / "old" / "checkpoint.pth.tar")))
     assert encoded == [24]
+    assert (tmp_path / "new" / FEATURES).read_bytes() == (
+        tmp_path / "old" / FEATURES).read_bytes()
 
 
 def cut_short(path):
@@ -112,11 +114,27 @@ def test_a_file_that_is_not_whole_is_made_anew(data, finished, tmp_path, monkeyp
     train.main(arguments)
     assert encoded == [24, 24]
     output = capsys.readouterr()
-    assert "anew" in output.out and output.err == ""
+    assert "and not used" in output.out and output.err == ""
     again = features.storage.load(tmp_path / FEATURES)
     (tmp_path / "whole.pt").write_bytes(whole)
     assert torch.equal(again["features"], features.storage.load(tmp_path / "whole.pt")["features"])
     assert_same(final_state(tmp_path), final_state(finished))
+
+
+@pytest.mark.parametrize("size, time, name", [(0, 0, 0), (8, 0, 0), (0, 10**9, 0), (0, 0, 1)])
+def test_they_depend_on_each_photos_size_time_and_name(tmp_path, size, time, name):
+    """All else being equal; no photo is read."""
+    photos = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in photos:
+        path.write_bytes(b"x" * 100)
+        os.utime(path, ns=(0, 10**18))
+    before = features.photos_digest(photos, tmp_path)
+    photos[1].write_bytes(b"x" * (100 + size))
+    os.utime(photos[1], ns=(0, 10**18 + time))
+    if name:
+        photos[1] = photos[1].rename(tmp_path / "other.png")
+    same = features.photos_digest(photos, tmp_path) == before
+    assert same == (size == time == name == 0)
 
 
 def test_a_photo_that_changed_makes_them_stale(data, tmp_path, capsys, encoded):
@@ -125,8 +143,7 @@ def test_a_photo_that_changed_makes_them_stale(data, tmp_path, capsys, encoded):
     train.main(frozen(own, tmp_path / "run"))  # a fresh start: the photos are the same
     assert encoded == [24]
     photo = own / "images" / "train_00003.png"
-    (own / "images" / "train_00004.png").replace(photo)
-    photo.with_name("train_00004.png").write_bytes(photo.read_bytes())
+    photo.write_bytes((own / "images" / "train_00004.png").read_bytes())
     train.main(frozen(own, tmp_path / "run"))
     assert encoded == [24, 24] and "other photos or another encoder" in capsys.readouterr().out
 
