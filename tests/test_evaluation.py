@@ -14,7 +14,8 @@ from data import LoadedSplit, Split
 from encoders.processors import image_statistics
 from inputs.captions import Captions
 
-OPTIONS = Namespace(image_stats="clip", image_res=8, workers=0, batch_size_test=3, dataset="flickr")
+OPTIONS = Namespace(image_encoder="small-convnext", image_stats="clip", image_res=8, workers=0,
+                    batch_size_test=3, dataset="flickr")
 
 
 def test_recall_lines():
