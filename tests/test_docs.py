@@ -238,7 +238,8 @@ def test_every_fidelity_note_has_its_number_and_its_test():
     assert tests == {number for number, _ in rows}
 
 
-FILES = "py", "md", "json", "jsonl", "csv", "tsv", "token", "txt", "npz", "tar", "html", "toml"
+FILES = ("py", "md", "json", "jsonl", "csv", "tsv", "token", "txt", "npz", "tar", "html", "toml",
+         "safetensors", "onnx", "pt")
 DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(.*\))?")
 
 
