@@ -5,7 +5,9 @@ import re
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,14 @@ from helpers.paths import GOLDEN, ROOT
 from helpers.runs import CPU, command, contents, expect_exit
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 import checkpoint
 import evaluation
 import export
+import model as model_module
 import train
 from common.errors import InputError
 from encoders.folder import DTYPES, read_folder, write_folder
@@ -125,10 +131,7 @@ def test_every_kind_comes_back_to_the_bit(folders, tmp_path, image, text):
 
 
 def small_tokenizer(words):
-    """Of so many words at most."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
+    """Of so many words."""
     names = ["[UNK]", "[PAD]", *(f"word{number}" for number in range(words - 2))]
     core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "[UNK]"))
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]")
@@ -202,8 +205,6 @@ def test_a_new_run_starts_from_its_weights(ours, data, tmp_path):
 
 
 def test_the_tokenizer_cleans_as_we_do():
-    from tokenizers import Tokenizer
-
     core = TOKENIZER.backend_tokenizer
     core.no_truncation()
     for prefix in "", "query: ":
@@ -227,6 +228,27 @@ def test_sentence_transformers_gives_our_vectors(which, request, finished, tmp_p
     other = library.SentenceTransformer(str(folder), device="cpu")
     got = other.encode([Image.open(path) for path in paths]), other.encode(CAPTIONS)
     for left, right in zip(got, (images, texts)):
+        torch.testing.assert_close(torch.from_numpy(left), right, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("image, text, poolings, size", [
+    ("vit", "bert", ("own", "own"), 8), ("vit", "bert", ("cls", "cls"), 0),
+    ("vit", "bert", ("mean", "padded"), 8), ("resnet", "bert", ("mean", "tokens"), 0)])
+def test_sentence_transformers_knows_our_poolings(folders, tmp_path, paths, image, text, poolings,
+                                                  size):
+    library = pytest.importorskip("sentence_transformers")
+    model = build(folders, image, text, RES, embed_size=size, image_pooling=poolings[0],
+                  text_pooling=poolings[1])
+    core = small_tokenizer(40)
+    core.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    model.preparation = Preparation(core, RES, [0.1] * 3, [0.2] * 3, 30, 12, "word3 ",
+                                    poolings[1] == "padded", {"options": {}})
+    model.save_pretrained(tmp_path / "x")
+    texts = ["Word5 word6!", "word7", " ".join(f"word{n}" for n in range(20))]
+    images, captions = embed(model, paths, texts)
+    other = library.SentenceTransformer(str(tmp_path / "x"), device="cpu")
+    got = other.encode([Image.open(path) for path in paths]), other.encode(texts)
+    for left, right in zip(got, (images, captions)):
         torch.testing.assert_close(torch.from_numpy(left), right, rtol=0, atol=1e-5)
 
 
@@ -335,6 +357,23 @@ def test_init_is_for_a_new_run(ours, data, tmp_path, capsys):
     expect_exit(command(data, tmp_path / "run", "--init", RELEASED[0]), 2, capsys, ["--resume"])
     expect_exit(["--resume", str(ours), "--data_path", str(data), *CPU, "--logger_name",
                  str(tmp_path / "run")], 2, capsys, ["start a new run from it with --init"])
+
+
+def test_a_name_on_the_hub_is_fetched_and_pushed(ours, tmp_path, monkeypatch):
+    """With a folder in place of the Hub."""
+    hub = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo",
+                        lambda self, repo_id, **more: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder",
+                        lambda self, folder_path, **more: shutil.copytree(folder_path, hub))
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download",
+                        lambda filename, **more: str(hub / filename))
+    monkeypatch.setattr(model_module, "snapshot_download", lambda name, **more: str(hub))
+    DualEncoder.from_pretrained(ours).push_to_hub("someone/model")
+    assert {path.name for path in hub.rglob("*")} == {path.name for path in ours.rglob("*")}
+    weights = DualEncoder.from_pretrained("someone/model", revision="main").state_dict()
+    wanted = DualEncoder.from_pretrained(ours).state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in wanted.items())
 
 
 def test_a_name_that_cannot_be_had_is_one_line(offline):
