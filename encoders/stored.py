@@ -202,8 +202,10 @@ def read_stored(state: dict, weights: dict, source: str, named: set[str]) -> Sto
                          ({"text_encoder", "vocab"}, ("text", "tokenizer"))):
         if flags & named:
             taken |= dict.fromkeys(names)
-    shapes = {name: value.shape for name, value in weights.items()
-              if isinstance(name, str) and isinstance(value, Tensor)}
+    if not all(isinstance(name, str) and isinstance(value, Tensor)
+               for name, value in weights.items()):
+        raise InputError(f"{source} is no whole checkpoint: not all of its weights are tensors")
+    shapes = {name: value.shape for name, value in weights.items()}
     return Stored(source, shapes, **taken)
 
 
