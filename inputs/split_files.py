@@ -65,6 +65,9 @@ def find_split_file(dataset: str, split: str, data_path: Path, json_path: Path |
     """
     folders = [json_path] if json_path else [Path("json"), data_path, data_path.parent]
     if dataset == "custom":
+        if json_path and json_path.is_file():
+            raise InputError(f"--json_path {json_path} is a file: split it with python -m "
+                             f"scripts.split {json_path} --out FOLDER, and name that folder")
         return find_own_file(split, folders, data_path)
     names = f"{FILE_PREFIX[dataset]}_{split}.json", karpathy_name(dataset)
     for folder in folders:
@@ -105,9 +108,6 @@ def find_own_file(split: str, folders: list[Path], data_path: Path) -> Path:
         InputError: there is none, or more than one in the same folder.
     """
     for folder in folders:
-        if folder.is_file():
-            raise InputError(f"--json_path {folder} is a file: split it with python -m "
-                             f"scripts.split {folder} --out FOLDER, and name that folder")
         imagefolder = [folder / name / file for name in OWN_NAMES[split] for file in METADATA]
         for paths in own_files(split, folder), imagefolder:
             found = [path for path in paths if path.is_file()]
