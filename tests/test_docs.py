@@ -150,8 +150,8 @@ def test_from_own_photos_and_a_csv_to_a_test_table_in_four_commands(tmp_path, mo
 # --------------------------------------------------------------------------------- Python that runs
 
 
-def test_the_readme_reads_embeddings(tmp_path, monkeypatch, capsys):
-    [code] = [block for block in blocks("README.md", "python") if "embeddings.npz" in block]
+def test_the_pages_read_embeddings(tmp_path, monkeypatch, capsys):
+    [code] = [block for block in blocks("docs/data.md", "python") if "embeddings.npz" in block]
     monkeypatch.chdir(tmp_path)
     split = Split(Path("x.json"), ["far.jpg", "near.jpg"], ["a dog"], np.array([1]))
     save_embeddings(Embeddings(torch.eye(2), torch.eye(2)[1:], split), Path("embeddings.npz"))
