@@ -90,8 +90,9 @@ def test_embeddings_are_the_checkpoints_to_the_bit(ours, finished, data, tmp_pat
         evaluation.main([str(source), "--data_path", str(data), "--workers", "0", *CPU,
                          "--save_embeddings", str(outputs[-1])])
     left, right = (np.load(path) for path in outputs)
-    assert left.files == right.files and "statistics" in left.files
-    assert all(np.array_equal(left[name], right[name]) for name in left.files)
+    names = set(left.files) - {"facts"}  # a folder does not know at which step it was made
+    assert left.files == right.files and "statistics" in names
+    assert all(np.array_equal(left[name], right[name]) for name in names)
     train.main(["--test", "--resume", str(ours), "--data_path", str(data), "--workers", "0", *CPU,
                 "--logger_name", str(tmp_path / "tested")])
     results = [json.loads((folder / "test_results.json").read_text())

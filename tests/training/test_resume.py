@@ -61,7 +61,7 @@ def test_the_command_that_a_stopped_run_tells_reads_the_same_data(data, tmp_path
             for record in records))
     own = ["--dataset", "custom", "--json_path", str(splits), "--image_column", "photo",
            "--caption_column", "words", "--image_encoder", "small-convnext", "--text_encoder",
-           "tiny-bert", "--image_res", "64", "--num_epochs", "1"]
+           "tiny-bert", "--image_res", "64", "--num_epochs", "1", "--warmup_epochs", "0"]
     with monkeypatch.context() as patch:
         signal_after(patch, 2)
         line = expect_exit(command(data, tmp_path / "run", *own), 143, capsys, ["step 2 is done"])
