@@ -236,7 +236,7 @@ def build_run(
         options, device, model, build_loss(options).to(device), log_scale,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
         torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
-        image_statistics(options), steps_per_epoch, list(photos),
+        torch.tensor(image_statistics(options), device=device), steps_per_epoch, list(photos),
         Skips(options.batch_size_train).to(device), StepClock(device),
         describe(model, tokenizer, *image_statistics(options)),
         matches=None if matches is None else matches.to(device))

@@ -33,6 +33,8 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 def place(model: nn.Module, options: ModelOptions) -> torch.device:
     """Move a `DualEncoder` to --device and give its encoders --precision; the device."""
     device = pick_device(options.device)
+    if device.type == "cuda":  # float32 shall be that: else convolutions round to 10 bits, as TF32
+        torch.backends.cudnn.allow_tf32 = False
     model.to(device)
     model.bf16 = use_bf16(options.precision, device)
     return device

@@ -5,6 +5,9 @@ datasets. `common/options.py` layers them.
 import argparse
 import textwrap
 from pathlib import Path
+from typing import NoReturn
+
+from common.errors import one_line
 
 IMAGE_ENCODER, TEXT_ENCODER = "google/vit-base-patch16-384", "bert-base-uncased"  # published
 
@@ -89,7 +92,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                             "'query: ', say")
     group.add_argument("--max_tokens", type=int, default=30,
                        help="tokens kept of a caption, special ones included")
-    group.add_argument("--all_captions", action="store_true",
+    group.add_argument("--all_captions", action=OnOff,
                        help="COCO: score all captions of val and test, not five a photo")
     group.add_argument("--judgements", type=Path,
                        help="people's answers on photo-caption pairs of the split (of train.py: "
@@ -127,7 +130,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--loss", choices=["fne", "triplet", "infonce"], default="fne",
                        help="the method, or a control that uses the batch alone throughout")
     group.add_argument("--margin", type=float, default=0.2, help="margin of the hinge")
-    group.add_argument("--max_violation", action="store_true",
+    group.add_argument("--max_violation", action=OnOff,
                        help="in-batch triplet loss on the hardest negative, not the sum over all")
     group.add_argument("--easy_epochs", type=int, default=0,
                        help="first epochs of the triplet loss that sum over all negatives in spite "
@@ -164,10 +167,10 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                        help="steps over which the learning rate rises from 0 at the start")
     group.add_argument("--grad_clip", type=float, default=2.0,
                        help="largest norm of the gradient; 0 for no limit")
-    group.add_argument("--grad_checkpointing", action="store_true",
+    group.add_argument("--grad_checkpointing", action=OnOff,
                        help="less memory for a third more computing: activations are made again "
                             "on the way back")
-    group.add_argument("--compile", action="store_true",
+    group.add_argument("--compile", action=OnOff,
                        help="torch.compile the encoders: a slow start, then faster steps")
     group.add_argument("--seed", type=int, default=3407, help="of weights, order and draws")
 
@@ -196,6 +199,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log_step", type=int, default=10, help="steps between logged values")
     group.add_argument("--no_figures", action="store_true",
                        help="no figures and galleries in TensorBoard")
+    group.add_argument("--figures", action="store_false", dest="no_figures", default=False,
+                       help="figures and galleries after all, where a checkpoint has --no_figures")
     group.add_argument("--quiet", action="store_true",
                        help="no progress bars and no line per validation; results and errors only")
 
@@ -232,13 +237,31 @@ def build_parser(description: str, groups, defaults: dict) -> argparse.ArgumentP
         checkpoint = "[checkpoint] "
         epilog = "What is given no default here is as the checkpoint has it."
     # A usage that lists every flag would fill the screen before an error is told.
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage=f"%(prog)s {checkpoint}[flags]", description=description, epilog=epilog,
         formatter_class=HelpFormatter, allow_abbrev=False)
     for add in groups:
         add(parser)
     parser.set_defaults(**defaults)
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a slip in a line, as every command tells every mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {one_line(message)}; see --help\n")
+
+
+class OnOff(argparse.BooleanOptionalAction):
+    """`--name` and `--no_name`: what a checkpoint has switched on can be switched off."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, default=False, help=help)
+        self.option_strings = [option_strings[0], f"--no_{dest}"]
+
+    def __call__(self, parser, options, values, option_string) -> None:
+        setattr(options, self.dest, not option_string.startswith("--no_"))
 
 
 def presets_help() -> str:

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -244,12 +244,18 @@ OPERATIONS = (
 )
 
 
-def normalize(pixels: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
+def normalize(
+    pixels: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]
+) -> Tensor:
     """uint8 (B, 3, R, R) to float32, scaled to [0, 1] and standardised per channel.
 
     Runs on the device of `pixels`: a quarter of the bytes cross to it, and the workers are spared.
+    Give mean and std (3,) as tensors that are there: a GPU waits for lists to be copied.
     """
-    return TF.normalize(TF.to_dtype(pixels, torch.float32, scale=True), list(mean), list(std))
+    floats = TF.to_dtype(pixels, torch.float32, scale=True)
+    mean, std = (torch.as_tensor(numbers, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+                 for numbers in (mean, std))
+    return floats.sub_(mean).div_(std)
 
 
 class PhotoDataset(Dataset):

@@ -29,7 +29,7 @@ def features_key(run: Run) -> dict:
     return {
         "encoder": weights_digest(run.model.image_encoder),
         "photos": photos_digest(run.photos, run.options.data_path),
-        "pixels": [list(numbers) for numbers in run.pixel_statistics],
+        "pixels": run.pixel_statistics.tolist(),
         "options": {name: getattr(run.options, name) for name in sorted(OPTIONS)},
         "device": run.device.type, "bf16": run.model.bf16,
         "versions": [str(torch.__version__), str(transformers.__version__)],

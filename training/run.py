@@ -50,7 +50,7 @@ class Run:
     criterion: FNELoss
     log_scale: nn.Parameter  # () log of the inverse temperature of --loss infonce
     optimizer: torch.optim.Optimizer
-    pixel_statistics: tuple[list[float], list[float]]  # mean and std of the three channels
+    pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`
     steps_per_epoch: int
     photos: list[Path]  # (N_i,) files of the training split
     skips: Skips

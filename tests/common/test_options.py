@@ -214,3 +214,17 @@ def test_values_are_of_their_fields_types(kind, options):
             assert isinstance(value, list) and all(isinstance(item, int) for item in value)
         elif name != "logger_name" or value is not None:  # which scoring leaves open
             assert isinstance(value, hint), name
+
+
+@pytest.mark.parametrize("name", ["max_violation", "grad_checkpointing", "compile", "all_captions"])
+def test_what_a_checkpoint_has_switched_on_can_be_switched_off(name):
+    on, off = (parse("", ["--dataset", "shapes", f"--{prefix}{name}"]) for prefix in ("", "no_"))
+    assert getattr(on[0], name) is True and getattr(off[0], name) is False
+    assert name in on[1] and name in off[1]
+    assert getattr(parse("", ["--dataset", "shapes"])[0], name) is False
+
+
+def test_figures_can_be_switched_on_again():
+    options, given = parse("", ["--dataset", "shapes", "--figures"])
+    assert options.no_figures is False and "no_figures" in given
+    assert parse("", ["--dataset", "shapes", "--no_figures"])[0].no_figures is True
