@@ -125,7 +125,9 @@ def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str
         label = f"{part}: {name}"
         for kind in photo.kinds:
             found[kind].append(label)
-        if photo.kinds[:1] != ["missing"] and not options.follow_links and leads_out(path):
+        if photo.kinds[:1] == ["missing"]:
+            continue
+        if not options.follow_links and leads_out(path):
             found["linked"].append(label)
         same_file[path].append((part, label))
         if photo.digest:
