@@ -114,8 +114,9 @@ def test_the_two_first_commands_stand_at_the_top():
 SHORTENED = {
     "scripts.split": ["--val", "6", "--test", "6"],
     "scripts.check_data": ["--workers", "0"],
-    "train": ["--num_epochs", "2", "--batch_size_train", "8", "--nums_right_sims", "1",
-              "--val_times", "0", "--workers", "0", "--no_figures", "--device", "cpu"],
+    "train": ["--num_epochs", "2", "--warmup_epochs", "1", "--batch_size_train", "8",
+              "--nums_right_sims", "1", "--val_times", "0", "--workers", "0", "--no_figures",
+              "--device", "cpu"],
     "evaluation": ["--workers", "0", "--device", "cpu"],
 }
 
