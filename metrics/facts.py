@@ -24,8 +24,10 @@ METHOD = "margin", "tau", "posterior_floor", "nums_right_sims", "batch_size_trai
 
 
 def facts_array(facts: dict[str, object]) -> np.ndarray:
-    """Facts as a () array of text."""
-    return np.array(json.dumps(facts))
+    """Facts as a () array of text; without what `read_facts` would refuse, such as an encoder's
+    path that no terminal can show."""
+    return np.array(json.dumps({name: value for name, value in facts.items()
+                                if is_kind(value, KINDS[name])}))
 
 
 def read_facts(array: np.ndarray | None, source: str) -> dict[str, object]:

@@ -125,6 +125,9 @@ def test_a_resumed_run_says_where_it_goes_on(data, tmp_path, capsys):
     text = " ".join(" ".join(lines).split())
     assert ("checkpoint.pth.tar: epoch 1/2, step 7/7, FNE comes next" in text
             and "preset of" not in text)
+    lines, _ = lines_of(capsys, command(data, tmp_path, "--num_epochs", "2", "--resume", "auto"))
+    text = " ".join(" ".join(lines).split())
+    assert "epoch 2/2, step 7/7, and only the test is left" in text and "comes next" not in text
 
 
 # -------------------------------------------------------------------------------------- on the way

@@ -44,7 +44,9 @@ def outline(run: Run, pairs: int, given: set[str], resume: Path | None) -> list[
     if preset and resume is None:
         lines.append(preset_lines(preset, f"preset of {options.dataset}: ", 2))
     if resume is not None:
-        lines.append(f"goes on from {resume}: {run.position}, {run.phase} comes next")
+        ahead = (f"{run.phase} comes next" if run.epoch < options.num_epochs else
+                 "and only the test is left")
+        lines.append(f"goes on from {resume}: {run.position}, {ahead}")
     lines.append(f"writes to: {options.logger_name.absolute()}")
     return [line if "\n" in line else
             textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False,

@@ -152,7 +152,13 @@ def test_facts_survive_the_file(tmp_path):
 
 
 def test_facts_of_a_later_version_are_passed_over():
-    assert read_facts(facts_array(FACTS | {"later": [1]}), "x") == FACTS
+    assert read_facts(np.array(json.dumps(FACTS | {"later": [1]})), "x") == FACTS
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 1000])
+def test_what_could_not_be_read_again_is_not_written(name):
+    """An encoder's folder may have any name that a file can have."""
+    assert read_facts(facts_array(FACTS | {"image_encoder": name}), "x") == FACTS
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"a"', "[" * 50_000,
@@ -171,8 +177,9 @@ def test_what_is_no_json_object_ends_in_one_line(tmp_path, capsys, text):
     ("epoch", 2**70), ("phase", 3), ("phase", "a\x1b[2J"), ("commit", "x" * 1000),
     ("batch_size_train", -1), ("margin", float("nan")), ("margin", float("inf"))])
 def test_a_fact_that_cannot_be_ends_in_one_line(tmp_path, capsys, name, value):
-    embeddings, _ = scored(tmp_path, FACTS | {name: value})
-    save_embeddings(embeddings, tmp_path / "e.npz")
+    save_embeddings(scored(tmp_path)[0], tmp_path / "e.npz")
+    text = np.array(json.dumps(FACTS | {name: value}))
+    np.savez(tmp_path / "e.npz", **dict(np.load(tmp_path / "e.npz")) | {"facts": text})
     expect_exit(["--embeddings", str(tmp_path / "e.npz")], 2, capsys, [f"of its facts {name} is"],
                 evaluation.main)
 
