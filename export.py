@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import check_path
-from common.flags import HelpFormatter
+from common.flags import IMAGE_ENCODER, TEXT_ENCODER, HelpFormatter, Parser
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
@@ -35,15 +35,14 @@ ONNX_TOLERANCE = 1e-4  # largest difference of an embedding's numbers from PyTor
 EXTRAS = "requirements-export.txt"
 
 
-def build_export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter,
-                                     allow_abbrev=False)
+def build_export_parser() -> Parser:
+    parser = Parser(HelpFormatter, description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="ours or a released one")
     parser.add_argument("out", type=Path, help="a new folder, an empty one or an earlier export")
     parser.add_argument("--dtype", choices=DTYPES, default="float32",
                         help="of the weights; whoever loads them computes in float32 either way")
     parser.add_argument("--onnx", action="store_true", help="also an ONNX file for each encoder")
-    for side, name in (("image", "google/vit-base-patch16-384"), ("text", "bert-base-uncased")):
+    for side, name in ("image", IMAGE_ENCODER), ("text", TEXT_ENCODER):
         parser.add_argument(f"--{side}_encoder", metavar="NAME",
                             help="folder or Hub name of the configuration, for a checkpoint that "
                                  f"has none: a released one (default: {name}), or an old one")

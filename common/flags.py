@@ -238,8 +238,8 @@ def build_parser(description: str, groups, defaults: dict) -> argparse.ArgumentP
         epilog = "What is given no default here is as the checkpoint has it."
     # A usage that lists every flag would fill the screen before an error is told.
     parser = Parser(
-        usage=f"%(prog)s {checkpoint}[flags]", description=description, epilog=epilog,
-        formatter_class=HelpFormatter, allow_abbrev=False)
+        HelpFormatter, usage=f"%(prog)s {checkpoint}[flags]", description=description,
+        epilog=epilog)
     for add in groups:
         add(parser)
     parser.set_defaults(**defaults)
@@ -247,7 +247,10 @@ def build_parser(description: str, groups, defaults: dict) -> argparse.ArgumentP
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a slip in a line, as every command tells every mistake."""
+    """The parser of every command: a slip is told in a line, and no flag may be abbreviated."""
+
+    def __init__(self, formatter_class=argparse.RawDescriptionHelpFormatter, **settings):
+        super().__init__(formatter_class=formatter_class, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)}; see --help\n")

@@ -5,7 +5,6 @@
 What it prints can be pasted into an issue as it is. Status 0 where all tests pass.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError, exit_on_input_error
+from common.flags import Parser
 from common.terminal import tell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,9 +44,7 @@ def outcome(command: list[str]) -> tuple[str, bool]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+    Parser(description=__doc__).parse_args(argv)
     with exit_on_input_error():
         if not torch.cuda.is_available():
             raise InputError("no GPU is visible to PyTorch: there is nothing to check; the tests "

@@ -3,18 +3,17 @@
     python -m scripts.make_shapes data/shapes
 """
 
-import argparse
 from pathlib import Path
 
 from common.errors import exit_on_input_error
 from common.files import check_path
+from common.flags import Parser
 from common.terminal import tell
 from inputs.shapes import make_shapes
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("root", metavar="ROOT", help="folder to make; new, empty, or made before")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that varies (%(default)s)")
     parser.add_argument("--image_size", type=int, default=64,

@@ -8,7 +8,6 @@ captions stand. Without --val and --test the file itself must say in a column `s
 goes where.
 """
 
-import argparse
 import hashlib
 import json
 from collections import defaultdict
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.flags import add_column_flags
+from common.flags import Parser, add_column_flags
 from common.terminal import tell
 from inputs.formats import KARPATHY_SPLITS, read_records
 from inputs.records import Columns, Record
@@ -100,9 +99,7 @@ def as_json(captions_of: dict[str, list[str]]) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("captions", metavar="CAPTIONS", type=Path, help="the file to split")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER",
                         help="folder of the three files; made where it is not there")

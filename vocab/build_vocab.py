@@ -6,7 +6,6 @@ The text is cleaned as in training first. The same captions give the same file. 
 which holds all splits, the training split is read.
 """
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, 
 
 from common import files  # noqa: E402
 from common.errors import exit_on_input_error  # noqa: E402
-from common.flags import add_column_flags  # noqa: E402
+from common.flags import Parser, add_column_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
 from encoders.processors import SPECIAL_TOKENS  # noqa: E402
 from inputs.captions import clean_caption  # noqa: E402
@@ -49,8 +48,7 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("split", type=Path,
                         help="a training split: json, or any file of captions")
     parser.add_argument("output", type=Path, help="vocabulary file to write")
