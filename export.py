@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import check_path
+from common.files import check_path, read_json
 from common.flags import IMAGE_ENCODER, TEXT_ENCODER, HelpFormatter, Parser
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
 from common.terminal import tell
@@ -109,9 +109,9 @@ def recalls(state: dict, path: Path) -> dict:
     found = {}
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         found["val_rsum"] = state["best_rsum"]
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(InputError, AttributeError):  # none there, or something else
         if path.name == BEST:
-            results = json.loads((path.parent / RESULTS).read_text())
+            results = read_json(path.parent / RESULTS)
             found["test"] = {name: value for name, value in results.items()
                              if isinstance(value, int | float)}
     return found

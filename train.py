@@ -228,6 +228,7 @@ def build_run(
         checkpoint_gradients(model)
     if options.compile:
         compile_encoders(*filter(None, (model, momentum_model)))
+    statistics = image_statistics(options)
     log_scale = nn.Parameter(torch.tensor(1 / 0.07, device=device).log())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if options.loss == "infonce":
@@ -236,9 +237,9 @@ def build_run(
         options, device, model, build_loss(options).to(device), log_scale,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
         torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
-        torch.tensor(image_statistics(options), device=device), steps_per_epoch, list(photos),
+        torch.tensor(statistics, device=device), steps_per_epoch, list(photos),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe(model, tokenizer, *image_statistics(options)),
+        describe(model, tokenizer, *statistics),
         matches=None if matches is None else matches.to(device))
     if momentum_model is not None:
         run.momentum_model = momentum_model

@@ -8,6 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from common.errors import InputError
+from common.flags import IMAGE_ENCODER
 from common.options import TrainOptions
 from encoders.hub import fetch, why_not
 from encoders.towers import BUILT_IN, unknown_encoder
@@ -16,7 +17,6 @@ from inputs.photos import CLIP_MEAN, CLIP_STD
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"}
-PUBLISHED = "google/vit-base-patch16-384"  # was trained with CLIP's statistics, not its own
 PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
 
 
@@ -82,7 +82,7 @@ def statistics_of(name: str, choice: str) -> PixelStatistics:
     clip = tuple(CLIP_MEAN), tuple(CLIP_STD)
     if choice == "clip":
         return PixelStatistics(*clip, "CLIP's")
-    if choice == "auto" and name == PUBLISHED:
+    if choice == "auto" and name == IMAGE_ENCODER:  # was trained with CLIP's, not its own
         return PixelStatistics(*clip, "CLIP's, as published")
     fault = OSError("a built-in encoder has none")
     if name not in BUILT_IN:

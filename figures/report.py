@@ -7,6 +7,7 @@ JPEGs, so it may be as private as they are. Every text that comes from data is e
 import base64
 import datetime
 import functools
+from argparse import Namespace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -27,6 +28,7 @@ from metrics.facts import KINDS, METHOD, run_text
 from metrics.judgements import AGREEMENT, calibration, fitted_posterior
 from metrics.true_matches import metric_label
 from training.monitor import BINS, count_similarities
+from training.run import build_loss
 from training.schedule import FNE
 
 EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
@@ -77,8 +79,8 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
     gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
     if not gaussians or not all(name in facts for name in METHOD):
         return None
-    criterion = FNELoss(facts["margin"], facts["tau"], embeddings.prior, facts["posterior_floor"],
-                        facts["nums_right_sims"])
+    criterion = build_loss(Namespace(prior=embeddings.prior,
+                                     **{name: facts[name] for name in METHOD}))
     criterion.positive, criterion.negative = gaussians
     return criterion
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.options import TrainOptions
+from common.options import MethodOptions, TrainOptions
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from model import DualEncoder, MomentumUpdate
@@ -108,7 +108,7 @@ class Run:
             model.train()
 
 
-def build_loss(options: TrainOptions) -> FNELoss:
-    """The FNE loss that the options describe."""
+def build_loss(options: MethodOptions) -> FNELoss:
+    """The FNE loss that the options describe; of a run, or as a file tells of them."""
     return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
                    options.nums_right_sims)

@@ -9,8 +9,8 @@ from helpers.captions import PUBLISHED
 from helpers.paths import ROOT
 
 from common.errors import InputError
+from common.flags import IMAGE_ENCODER
 from common.options import parse
-from encoders.processors import PUBLISHED as PUBLISHED_ENCODER
 from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
 from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
@@ -120,9 +120,9 @@ def test_a_processor_that_does_not_standardise(tmp_path):
 
 def test_the_published_encoder_keeps_clips_statistics(monkeypatch):
     """By the name that is the default; the Hub, where its own are 0.5, is not asked."""
-    assert parse("", ["--data_path", "x"])[0].image_encoder == PUBLISHED_ENCODER
+    assert parse("", ["--data_path", "x"])[0].image_encoder == IMAGE_ENCODER
     monkeypatch.delattr(transformers.AutoImageProcessor, "from_pretrained")
-    assert statistics("auto", PUBLISHED_ENCODER) == (*CLIP, "CLIP's, as published")
+    assert statistics("auto", IMAGE_ENCODER) == (*CLIP, "CLIP's, as published")
 
 
 def test_an_encoder_without_pixel_statistics(tmp_path):
