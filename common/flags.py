@@ -187,8 +187,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--test", action="store_true",
                        help="score the test split with the run's best checkpoint, or --resume's")
     group.add_argument("--val_times", type=int, default=3,
-                       help="validations an epoch, evenly spread, the last at its end; the run "
-                            "begins with one more")
+                       help="validations an epoch, evenly spread, the last at its end (0 as 1); "
+                            "the run begins with one more")
     group.add_argument("--val_step", type=int, default=0,
                        help="validate every so many steps instead of --val_times; 0 for not")
     group.add_argument("--save_step", type=int, default=0,

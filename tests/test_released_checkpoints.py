@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import oracle
 from helpers.paths import GOLDEN
+from helpers.photos import six_photos
 from helpers.runs import CPU
 from helpers.steps import recorded
-from PIL import Image
 
 import checkpoint
 import train
@@ -93,18 +93,7 @@ def test_fidelity_note_2_padding_is_averaged_only_as_released(expected):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six photos and a flickr split of them, of which every split file is a copy."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    records = []
-    for number in range(6):
-        pixels = generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        records.append({"image": f"{number}.png", "caption": [f"a dog {number}", "two boys run"]})
-    for split in "train", "val", "test":
-        (folder / f"flickr30k_{split}.json").write_text(json.dumps(records))
-    return folder
+    return six_photos(tmp_path / "images", "flickr30k")
 
 
 def command(photos, tmp_path, *more):

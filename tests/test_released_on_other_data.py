@@ -1,13 +1,11 @@
 """A released checkpoint, fine-tuned on another data set than its own."""
 
-import json
 
-import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.photos import six_photos
 from helpers.runs import expect_exit
-from PIL import Image
 
 import checkpoint
 import train
@@ -20,19 +18,7 @@ PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k"}
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six photos, and splits of every data set that are copies of each other."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    records = []
-    for number in range(6):
-        pixels = generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        records.append({"image": f"{number}.png", "caption": [f"a dog {number}", "two boys run"]})
-    for prefix in PREFIX.values():
-        for split in "train", "val", "test":
-            (folder / f"{prefix}_{split}.json").write_text(json.dumps(records))
-    return folder
+    return six_photos(tmp_path / "images", *PREFIX.values())
 
 
 def command(photos, folder, *more):

@@ -1,5 +1,7 @@
 """Photos of random pixels."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -15,6 +17,18 @@ def save(folder, names):
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise(seed=seed).save(folder / name)
+
+
+def six_photos(folder, *prefixes):
+    """Six photos of two captions each, and splits of data sets, by their files' prefixes, that are
+    copies of each other."""
+    save(folder, [f"{number}.png" for number in range(6)])
+    records = [{"image": f"{number}.png", "caption": [f"a dog {number}", "two boys run"]}
+               for number in range(6)]
+    for prefix in prefixes:
+        for split in "train", "val", "test":
+            (folder / f"{prefix}_{split}.json").write_text(json.dumps(records))
+    return folder
 
 
 def array(image):

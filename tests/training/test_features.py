@@ -1,11 +1,11 @@
 """A frozen encoder's features: kept in the run's folder, and used only where they still hold."""
 
 import os
-import signal
 
 import pytest
 import torch
 from helpers.runs import assert_same, command, copy_of, expect_exit, final_state
+from helpers.stopping import signal_after
 
 import checkpoint
 import train
@@ -39,16 +39,9 @@ def finished(data, tmp_path_factory):
 
 def stopped(data, folder, monkeypatch, capsys):
     """A run that was stopped in its third step; its arguments."""
-    whole_step = train.training_step
-
-    def step(run, batch):
-        if run.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return whole_step(run, batch)
-
     arguments = frozen(data, folder, "--resume", "auto")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_step", step)
+        signal_after(patch, 3)
         expect_exit(arguments, 143, capsys, ["step 3 is done"])
     return arguments
 

@@ -66,18 +66,23 @@ def test_several_in_a_row_end_the_run(data, tmp_path, monkeypatch, capsys):
     assert state["global_step"] == 13 and all_finite([state["model"], state["optimizer"]])
 
 
-def test_a_few_are_told_and_counted(data, tmp_path, monkeypatch, capsys):
+def spoil_steps(monkeypatch, spoilt, bad):
+    """Let a gradient be `bad` in the steps, counted from 0, that `spoilt` says."""
     whole_step = train.training_step
 
     def training_step(run, batch):
-        if run.global_step in (4, 5):
-            hook = next(run.model.parameters()).register_hook(lambda grad: grad * torch.inf)
-            loss = whole_step(run, batch)
-            hook.remove()
-            return loss
-        return whole_step(run, batch)
+        if not spoilt(run.global_step):
+            return whole_step(run, batch)
+        hook = next(run.model.parameters()).register_hook(lambda gradient: gradient * bad)
+        loss = whole_step(run, batch)
+        hook.remove()
+        return loss
 
     monkeypatch.setattr(train, "training_step", training_step)
+
+
+def test_a_few_are_told_and_counted(data, tmp_path, monkeypatch, capsys):
+    spoil_steps(monkeypatch, lambda step: step in (4, 5), torch.inf)
     train.main(command(data, tmp_path, "--num_epochs", "1", "--log_step", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert lines[0].startswith("warning: --num_epochs 1 is no more than --warmup_epochs 1: ")
@@ -108,17 +113,7 @@ def test_a_collapse_is_measured(tmp_path):
 
 def test_nine_bad_steps_of_every_ten_end_the_run(data, tmp_path, monkeypatch, capsys):
     """Also where the step that is looked at is a good one: the most in a row are remembered."""
-    whole_step = train.training_step
-
-    def training_step(run, batch):
-        if run.global_step % 10 != 9:
-            hook = next(run.model.parameters()).register_hook(lambda grad: grad * torch.nan)
-            loss = whole_step(run, batch)
-            hook.remove()
-            return loss
-        return whole_step(run, batch)
-
-    monkeypatch.setattr(train, "training_step", training_step)
+    spoil_steps(monkeypatch, lambda step: step % 10 != 9, torch.nan)
     with pytest.raises(SystemExit, match="2"):
         train.main(command(data, tmp_path, "--log_step", "10"))
     assert "not finite in 9 steps in a row" in capsys.readouterr().err.splitlines()[-1]

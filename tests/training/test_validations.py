@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from helpers.runs import assert_same, command, drawing, events, expect_exit, final_state
+from helpers.stopping import signal_after
 
 import checkpoint
 import train
@@ -95,15 +96,9 @@ def test_stopped_in_it_the_run_begins_with_it_again(data, tmp_path, monkeypatch,
 
 def test_once_done_it_is_never_repeated(data, finished, tmp_path, monkeypatch, capsys):
     """Stopped in the first step, and taken up again: the bits of a run that never stopped."""
-    whole_step = train.training_step
-
-    def step(run, batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return whole_step(run, batch)
-
     arguments = command(data, tmp_path, "--resume", "auto")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_step", step)
+        signal_after(patch, 1)
         expect_exit(arguments, 143, capsys, ["step 1 is done and saved"])
     made = scoring(monkeypatch, None)
     train.main(arguments)
