@@ -1,8 +1,8 @@
 """Checkpoints: what is in them, going on exactly, and the authors' own files.
 
-Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts and
-loaded through transformers' own conversion of old parameter names. `training/storage.py` writes and
-reads the files; nothing in them is ever run as code.
+Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts, as
+`encoders/released.py` says. `training/storage.py` writes and reads the files; nothing in them is
+ever run as code.
 """
 
 import argparse
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AutoModel
 
 from common.errors import InputError, one_line
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
@@ -20,19 +18,12 @@ from common.options import FROM_CHECKPOINT, ScoringOptions, TrainOptions
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
-from encoders.towers import load_config, quiet_transformers
+from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
-from training.restore import (
-    PROGRESS,
-    check_bank,
-    fault,
-    load_optimizer,
-    load_progress,
-    load_weights,
-)
+from training.restore import PROGRESS, check_bank, load_optimizer, load_progress, load_weights
 from training.run import Run
 
 FORMAT = "fne-1"
@@ -303,28 +294,6 @@ def facts(options: TrainOptions, state: dict) -> dict[str, object]:
     return run_facts(options, state)
 
 
-def is_released(state: dict) -> bool:
-    """True for the authors' format: a list in `model`, their options in `opt`."""
-    model = state.get("model")
-    return (isinstance(model, list) and len(model) > 0 and isinstance(model[0], dict)
-            and isinstance(state.get("opt"), argparse.Namespace)
-            and any(key.startswith("visual_encoder.") for key in model[0]))
-
-
-def released_options(state: dict) -> dict:
-    """What evaluation and fine-tuning take over from a released checkpoint."""
-    stored = vars(state["opt"])
-    taken = "dataset", "image_res", "margin", "momentum", "nums_right_sims"
-    options = {name: stored[name] for name in taken if name in stored}
-    queue = state["model"][0].get("image_queue")
-    if queue is not None:
-        options["queue_size"] = queue.shape[1]
-    # Their towers have no projection, whatever their --embed_size says, and average the padding.
-    # Whoever goes on from such a model is past the warm-up.
-    return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None, "loss": "fne",
-                      "warmup_epochs": 0, "image_stats": "clip"}
-
-
 def unpack_released(run: Run, state: dict, path: Path) -> None:
     """Carry over momentum towers, and the bank where the data set is the same; the online towers
     were loaded when `run` was made."""
@@ -363,38 +332,9 @@ def released_dual_encoder(
 
     Of the options it uses image_encoder, text_encoder, text_pooling and image_res.
     """
-    quiet_transformers()
-    suffix = "_m." if momentum else "."
-    encoders = []
-    for side, name, prefix in (("image", options.image_encoder, "visual_encoder"),
-                               ("text", options.text_encoder, "text_encoder")):
-        config = load_config(name, side)
-        weights = {key.removeprefix(prefix + suffix): value
-                   for key, value in state["model"][0].items() if key.startswith(prefix + suffix)}
-        # A buffer that transformers no longer keeps; it holds 0, 1, 2, ...
-        weights.pop("embeddings.position_ids", None)
-        encoders.append(encoder_from_weights(config, weights, f"{path} ({side} encoder)"))
+    encoders = released_encoders(options, state, path, momentum)
     return DualEncoder(*encoders, text_pooling=options.text_pooling, image_res=options.image_res,
                        max_tokens=getattr(options, "max_tokens", 30)).eval()
-
-
-def encoder_from_weights(config, weights: dict, source: str) -> nn.Module:
-    """An encoder whose every parameter comes from `weights`, under old names or new ones.
-
-    Raises:
-        InputError: anything is missing, left over or of another shape; it lists them.
-    """
-    with torch.device("meta"):
-        kind = type(AutoModel.from_config(config))
-    try:
-        encoder, info = kind.from_pretrained(
-            None, config=config, state_dict=weights, output_loading_info=True,
-            ignore_mismatched_sizes=True, dtype=torch.float32)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{source} does not fit: {str(error).splitlines()[0]}") from error
-    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    fault(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), mismatched)
-    return encoder
 
 
 def load_released(path, image_encoder: str, text_encoder: str) -> DualEncoder:

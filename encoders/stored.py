@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 import transformers
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import InputError, Stopped, one_line
+from common.weights import check_tensors
 from encoders.families import find_family
 from encoders.towers import from_config
 
@@ -202,9 +203,7 @@ def read_stored(state: dict, weights: dict, source: str, named: set[str]) -> Sto
                          ({"text_encoder", "vocab"}, ("text", "tokenizer"))):
         if flags & named:
             taken |= dict.fromkeys(names)
-    if not all(isinstance(name, str) and isinstance(value, Tensor)
-               for name, value in weights.items()):
-        raise InputError(f"{source} is no whole checkpoint: not all of its weights are tensors")
+    check_tensors(weights, source)
     shapes = {name: value.shape for name, value in weights.items()}
     return Stored(source, shapes, **taken)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.weights import check_tensors, fault
 from memory_bank import EMPTY
 from training.run import Run
 
@@ -21,9 +22,7 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
         InputError: it lists all that are missing, left over, or of another shape or type; or that
             hold NaN or infinity.
     """
-    if not isinstance(weights, dict) or not all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
-        raise InputError(f"{path} is no whole checkpoint: not all of its weights are tensors")
+    check_tensors(weights, path)
     own = module.state_dict()
     fault(path,
           sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
@@ -39,15 +38,6 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
 def told(weight: Tensor) -> str:
     """Shape and type, as they are compared and shown: "(2, 3) float32"."""
     return f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
-
-
-def fault(path: Path, missing: list, left_over: list, mismatched: list) -> None:
-    """Raise InputError in one line unless all three lists are empty."""
-    parts = [f"{label}: {', '.join(names)}" for label, names in (
-        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
-    if parts:
-        raise InputError(f"{path} does not fit the encoders; check --image_encoder, "
-                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
