@@ -14,7 +14,7 @@ import torch
 
 from common.errors import InputError, one_line
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
-from common.options import FROM_CHECKPOINT, ScoringOptions, TrainOptions
+from common.options import FROM_CHECKPOINT, Brought, ScoringOptions, TrainOptions
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
@@ -125,10 +125,7 @@ def stored_options(state: dict) -> dict:
         # Not those of a preset.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER
                 } | released_options(state)
-    options = {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
-    if options.get("val_times") == 0:
-        options["val_times"] = 1  # of earlier versions: only at the end
-    return options
+    return {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
 
 
 def merge_options(
@@ -181,7 +178,7 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
 def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
     """The model that a run is built with, in training mode: with weights of --init, of pretrained
     encoders, or with random ones for a checkpoint to fill."""
-    weights = getattr(options, "first_weights", None)
+    weights = options.first_weights
     model = build_model(options, tokenizer, pretrained and weights is None)
     if weights is not None:
         load_weights(model, weights, options.init)
@@ -192,7 +189,7 @@ def pack(run: Run) -> dict:
     """Everything that a `Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
-              if name not in ("resume", "test", "init", "stored", "first_weights")}
+              if name not in ("resume", "test", "init", *Brought.__annotations__)}
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},

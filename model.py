@@ -307,7 +307,7 @@ def build_model(options: TrainOptions, tokenizer, pretrained: bool = True) -> Du
     Encoders whose configurations a checkpoint brought along (`encoders.stored`) are had from them.
     """
     quiet_transformers()
-    stored, towers = getattr(options, "stored", None), []
+    stored, towers = options.stored, []
     for side, name in ("image", options.image_encoder), ("text", options.text_encoder):
         tower = stored.encoder(side, tokenizer) if stored is not None and not pretrained else None
         towers.append(tower or load_encoder(name, side, options.image_res, tokenizer, pretrained))

@@ -75,7 +75,8 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     text_embeds = model.project_text(text_features)  # (B, D)
     lap("encoders")
     similarity = cosine(image_embeds, text_embeds)  # (B, B), the only one
-    in_batch = rank_in_batch(similarity, batch.image_ids)
+    # The softmax of InfoNCE takes all negatives as they are.
+    in_batch = rank_in_batch(similarity, batch.image_ids) if run.phase != INFONCE else None
     if run.momentum_model is not None:
         criterion.add_to_statistics(in_batch)
         run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)

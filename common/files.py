@@ -19,9 +19,12 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path):
-    """The parsed file; InputError where it cannot be read or is not json."""
+def read_json(path: Path, most: int | None = None):
+    """The parsed file; InputError where it cannot be read, is not json, or has above `most` bytes.
+    """
     try:
+        if most is not None and path.stat().st_size > most:
+            raise OSError("it is too large")
         return json.loads(read_bytes(path).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError, one_line
-from common.files import read_bytes
+from common.files import read_json
 from encoders.preparation import Preparation
 from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
 from encoders.stored import KEY, SIDES, config_text, tokenizer_text, words_of
@@ -106,8 +106,8 @@ def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) 
 def is_export(folder: Path) -> bool:
     """Whether a folder is one that `write_folder` wrote."""
     try:
-        return read_json(folder / CONFIG).get("format") == FORMAT
-    except (InputError, AttributeError):
+        return read_part(folder / CONFIG).get("format") == FORMAT
+    except InputError:
         return False
 
 
@@ -119,18 +119,12 @@ def own_files(folder: Path) -> bool:
     return all(path.name in named and not path.is_symlink() for path in folder.rglob("*"))
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; InputError where there is none."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise OSError("it is too large")
-        content = json.loads(read_bytes(path).decode())
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as a part of a model's folder: {one_line(error)}"
-                         ) from error
+def read_part(path: Path) -> dict:
+    """The object in one of the folder's JSON files; InputError where there is none."""
+    content = read_json(path, LARGEST)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no part of a model's folder: it holds no object")
+    return content
 
 
 def read_weights(path: Path, prefix: str) -> dict[str, Tensor]:
@@ -157,20 +151,20 @@ def read_folder(folder: Path) -> dict:
     Raises:
         InputError: a file is missing, or is not what `write_folder` writes.
     """
-    config = read_json(folder / CONFIG)
+    config = read_part(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} is no folder that export.py wrote: its {CONFIG} does not say "
                          f"{FORMAT!r}")
     check_config(config, folder)
     model, prepared = config["model"], config["preparation"]
-    tokenizer = {"tokenizer": read_json(folder / TOKENIZER[0]), "special_tokens": {
-        name: value for name, value in read_json(folder / TOKENIZER[1]).items()
+    tokenizer = {"tokenizer": read_part(folder / TOKENIZER[0]), "special_tokens": {
+        name: value for name, value in read_part(folder / TOKENIZER[1]).items()
         if name.endswith("_token") and isinstance(value, str)}}
     weights, encoders = {}, {"tokenizer": json.dumps(tokenizer),
                              "pixel_statistics": [prepared["mean"], prepared["std"]]}
     for side in SIDES:
         place = folder / TOWER.format(side)
-        encoders[side] = json.dumps(read_json(place / CONFIG) | {"architectures": None})
+        encoders[side] = json.dumps(read_part(place / CONFIG) | {"architectures": None})
         weights |= read_weights(place / WEIGHTS, f"{side}_encoder.")
         if model["projection"]:
             parts = read_weights(folder / DENSE.format(side) / WEIGHTS, f"{side}_projection.")

@@ -113,14 +113,14 @@ def own_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def tokenizer_of(options: TrainOptions):
     """The tokenizer that a checkpoint brought along (`encoders.stored`), or that of the names."""
-    stored = getattr(options, "stored", None)
+    stored = options.stored
     own = stored.read_tokenizer() if stored is not None else None
     return load_tokenizer(options.text_encoder, options.vocab) if own is None else own
 
 
 def image_statistics(options: TrainOptions) -> tuple[list[float], list[float]]:
     """Mean and std that a checkpoint brought along, or those of `pixel_statistics`."""
-    stored = getattr(options, "stored", None)
+    stored = options.stored
     if stored is not None and stored.pixel_statistics is not None:
         return stored.pixel_statistics
     mean, std, _ = pixel_statistics(options)

@@ -10,6 +10,7 @@ import torch  # noqa: E402
 from helpers import encoders  # noqa: E402
 from helpers.paths import SHARED  # noqa: E402
 from helpers.runs import SIZES, command, contents  # noqa: E402
+from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
 import fne_loss  # noqa: E402
 import train  # noqa: E402
@@ -27,6 +28,15 @@ def small_shapes():
     """Wherever a command makes the embedded dataset or looks for it, it has a size for tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "DEFAULT_SIZES", SIZES)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def events_in_order():
+    """TensorBoard reads a folder's files by name, which ends in the second and in a process's count
+    of files: of two of one second, as only tests make them, a 10th would be read before a 9th."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10**6))
         yield
 
 

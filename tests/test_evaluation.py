@@ -1,7 +1,5 @@
 """Scoring a split: how it is encoded, what is printed, what is refused."""
 
-from argparse import Namespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,13 @@ from PIL import Image
 
 import evaluation
 from common.errors import InputError
+from common.options import ScoringOptions
 from data import LoadedSplit, Split
 from encoders.processors import image_statistics
 from inputs.captions import Captions
 
-OPTIONS = Namespace(image_encoder="small-convnext", image_stats="clip", image_res=8, workers=0,
-                    batch_size_test=3, dataset="flickr")
+OPTIONS = ScoringOptions(image_encoder="small-convnext", image_stats="clip", image_res=8, workers=0,
+                         batch_size_test=3, dataset="flickr")
 
 
 def test_recall_lines():

@@ -22,7 +22,7 @@ class Step(NamedTuple):
 
     batch: Batch
     similarity: Tensor  # (B, B) of the online embeddings
-    in_batch: InBatch
+    in_batch: InBatch | None  # None under InfoNCE
     draws: tuple[Draw, Draw] | None  # i2t and t2i, of FNE
     loss: Tensor  # ()
     norm: Tensor  # () of the gradient, before clipping

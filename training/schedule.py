@@ -56,5 +56,5 @@ def validation_steps(options: TrainOptions, steps: int) -> set[int]:
     """
     if options.val_step:
         return {*range(options.val_step, steps, options.val_step), steps}
-    parts = min(max(options.val_times, 1), steps)  # 0 is taken as 1
+    parts = min(max(options.val_times, 1), steps)  # 0 as 1: only at the end
     return {steps * part // parts for part in range(1, parts + 1)} - {0}

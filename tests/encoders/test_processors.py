@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 
 from common.errors import InputError
 from common.flags import IMAGE_ENCODER
-from common.options import parse
+from common.options import TrainOptions, parse
 from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
 from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
@@ -109,7 +109,7 @@ def test_pixel_statistics(tmp_path):
     for stats in "encoder", "auto":
         assert statistics(stats, tmp_path) == (mean, std, f"those of {tmp_path}")
     assert statistics("clip", tmp_path) == (*CLIP, "CLIP's")
-    options = Namespace(image_stats="encoder", image_encoder=str(tmp_path))
+    options = TrainOptions(image_stats="encoder", image_encoder=str(tmp_path))
     assert image_statistics(options) == (list(mean), list(std))
 
 

@@ -1,6 +1,5 @@
 """Encoders by name: what is loaded, and what is refused."""
 
-from argparse import Namespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from helpers.encoders import IDS, MASK, PAD, TEXT, photos, same
 from helpers.paths import ROOT
 
 from common.errors import InputError
+from common.options import TrainOptions
 from encoders.processors import load_tokenizer
 from encoders.towers import BUILT_IN, load_encoder
 from model import DualEncoder, build_model
@@ -56,12 +56,15 @@ def test_an_encoder_saved_in_half_precision_is_loaded_in_float32(tmp_path):
     assert {parameter.dtype for parameter in got.parameters()} == {torch.float32}
 
 
+def built_in(image, text):
+    return TrainOptions(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
+                        image_pooling="auto", text_pooling="auto", freeze=None, max_tokens=30)
+
+
 @pytest.mark.parametrize("image", BUILT_IN_IMAGE)
 @pytest.mark.parametrize("text", BUILT_IN_TEXT)
 def test_built_in_encoders(image, text):
-    options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                        image_pooling="auto", text_pooling="auto", freeze=None, max_tokens=30)
-    model = build_model(options, TOKENIZER)
+    model = build_model(built_in(image, text), TOKENIZER)
     assert model.text_encoder.get_input_embeddings().num_embeddings == len(TOKENIZER)
     assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
     ids = torch.randint(50, (2, 30))
@@ -83,8 +86,7 @@ def test_a_size_that_the_image_encoder_does_not_take(tmp_path):
 def test_encoders_on_the_wrong_side():
     for image, text in (("small-bert", "small-bert"), ("small-vit", "small-vit"),
                         ("small-vit", "small-convnext")):
-        options = Namespace(image_encoder=image, text_encoder=text, image_res=64, embed_size=16,
-                            image_pooling="auto", text_pooling="auto", freeze=None, max_tokens=30)
+        options = built_in(image, text)
         side = "image" if image == "small-bert" else "text"
         with pytest.raises(InputError, match=f"{side}[_ ]encoder"):
             build_model(options, TOKENIZER)
