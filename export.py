@@ -1,10 +1,11 @@
-"""Write a folder that holds a checkpoint's model alone, to use elsewhere (docs/export.md):
+"""Write a folder that holds a checkpoint's model alone, to use elsewhere
+(docs/export.md):
 
     python export.py runs/flickr_FNE/model_best.pth.tar models/flickr_FNE
     python export.py model_best.pth.tar models/released --dtype bfloat16
 
-`model.DualEncoder.from_pretrained` and `sentence_transformers` load it, and evaluation.py and
-train.py take it as a checkpoint.
+`model.DualEncoder.from_pretrained` and `sentence_transformers` load it, and
+evaluation.py and train.py take it as a checkpoint.
 """
 
 import argparse
@@ -15,13 +16,17 @@ import os
 import shutil
 from pathlib import Path
 
+from common.flags import build_export_parser
+
+if __name__ == "__main__":
+    build_export_parser(__doc__).parse_args()  # --help need not wait for the imports below
+
 import torch
 from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import check_path, read_json
-from common.flags import IMAGE_ENCODER, TEXT_ENCODER, HelpFormatter, Parser
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
@@ -33,20 +38,6 @@ from training.storage import BEST, RESULTS
 
 ONNX_TOLERANCE = 1e-4  # largest difference of an embedding's numbers from PyTorch's
 EXTRAS = "requirements-export.txt"
-
-
-def build_export_parser() -> Parser:
-    parser = Parser(HelpFormatter, description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="ours or a released one")
-    parser.add_argument("out", type=Path, help="a new folder, an empty one or an earlier export")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32",
-                        help="of the weights; whoever loads them computes in float32 either way")
-    parser.add_argument("--onnx", action="store_true", help="also an ONNX file for each encoder")
-    for side, name in ("image", IMAGE_ENCODER), ("text", TEXT_ENCODER):
-        parser.add_argument(f"--{side}_encoder", metavar="NAME",
-                            help="folder or Hub name of the configuration, for a checkpoint that "
-                                 f"has none: a released one (default: {name}), or an old one")
-    return parser
 
 
 def output_folder(out: Path, source: Path) -> Path:
@@ -311,7 +302,7 @@ def export(arguments: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = build_export_parser().parse_args(argv)
+    arguments = build_export_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
         for name in "checkpoint", "out":
             check_path(getattr(arguments, name), name)

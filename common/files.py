@@ -116,3 +116,8 @@ def check_path(path: Path, flag: str) -> None:
         name = b"\0"
     if b"\0" in name or len(name) >= LONGEST_PATH or max(map(len, name.split(b"/"))) > LONGEST_NAME:
         raise InputError(f"{flag} {str(path)[:60]}: no file can have this name")
+
+
+def leads_out_of_folder(name: str) -> bool:
+    """Whether a photo's name is no path inside a folder."""
+    return name.startswith("/") or ".." in name.split("/")

@@ -287,3 +287,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if told or "default:" in action.help:
             return action.help
         return f"{action.help} (default: {value_text(default).replace('%', '%%')})"
+
+
+def build_export_parser(description: str) -> Parser:
+    """Of export.py."""
+    parser = Parser(HelpFormatter, description=description)
+    parser.add_argument("checkpoint", type=Path, help="ours or a released one")
+    parser.add_argument("out", type=Path, help="a new folder, an empty one or an earlier export")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
+                        help="of the weights; whoever loads them computes in float32 either way")
+    parser.add_argument("--onnx", action="store_true", help="also an ONNX file for each encoder")
+    for side, name in ("image", IMAGE_ENCODER), ("text", TEXT_ENCODER):
+        parser.add_argument(f"--{side}_encoder", metavar="NAME",
+                            help="folder or Hub name of the configuration, for a checkpoint that "
+                                 f"has none: a released one (default: {name}), or an old one")
+    return parser

@@ -23,6 +23,7 @@ from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line
+from common.files import leads_out_of_folder
 from common.terminal import progress
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -69,11 +70,6 @@ def find_photos(
                          f"under --data_path {data_path}; the first, {faults[0][0]}, "
                          f"{faults[0][1]}")
     return found
-
-
-def leads_out_of_folder(name: str) -> bool:
-    """Whether a photo's name is no path inside a folder."""
-    return name.startswith("/") or ".." in name.split("/")
 
 
 def photo_path(name: str, data_path: Path) -> Path:

@@ -5,8 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from common.errors import InputError
-from common.files import is_unicode
-from inputs.photos import leads_out_of_folder
+from common.files import is_unicode, leads_out_of_folder
 
 TRIPLE = "image", "caption"
 # What Hugging Face's imagefolder, open_clip and our own triples call the two.

@@ -1,19 +1,24 @@
-"""Run every CUDA test and the speed tables on this machine's GPU, in about ten minutes.
+"""Run every CUDA test and the speed tables on this machine's GPU, in about ten
+minutes.
 
     python -m scripts.gpu_check
 
-What it prints can be pasted into an issue as it is. Status 0 where all tests pass.
+What it prints can be pasted into an issue as it is. Status 0 where all tests
+pass.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from common.errors import InputError, exit_on_input_error
 from common.flags import Parser
 from common.terminal import tell
+
+if __name__ == "__main__":
+    Parser(description=__doc__).parse_args()  # --help need not wait for the import below
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 # Title to command. The tests come first: figures of a program that is wrong are worth nothing.

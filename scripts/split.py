@@ -1,11 +1,13 @@
-"""Split one file of captions into train, val and test by photo, so that no photo is on two sides.
+r"""Split one file of captions into train, val and test by photo, so that no
+photo is on two sides.
 
-    python -m scripts.split captions.csv --out splits --val 1000 --test 1000 --seed 0
+    python -m scripts.split captions.csv --out splits \
+        --val 1000 --test 1000 --seed 0
 
-It reads every format that `--dataset custom` reads, and writes `train.json`, `val.json` and
-`test.json`. The same photos and seed give the same split on any machine, in whatever order the
-captions stand. Without --val and --test the file itself must say in a column `split` which photo
-goes where.
+It reads every format that `--dataset custom` reads, and writes `train.json`,
+`val.json` and `test.json`. The same photos and seed give the same split on any
+machine, in whatever order the captions stand. Without --val and --test the file
+itself must say in a column `split` which photo goes where.
 """
 
 import hashlib

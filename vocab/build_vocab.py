@@ -1,16 +1,16 @@
-"""Build a WordPiece vocabulary from the captions of a training split, one token a line:
+r"""Build a WordPiece vocabulary from the captions of a training split, one token
+a line:
 
-    python vocab/build_vocab.py flickr30k_train.json vocab/flickr30k.txt --size 8000
+    python vocab/build_vocab.py flickr30k_train.json vocab/flickr30k.txt \
+        --size 8000
 
-The text is cleaned as in training first. The same captions give the same file. Of Karpathy's file,
-which holds all splits, the training split is read.
+The text is cleaned as in training first. The same captions give the same file.
+Of Karpathy's file, which holds all splits, the training split is read.
 """
 
 import sys
 from collections import Counter
 from pathlib import Path
-
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
@@ -18,6 +18,23 @@ from common import files  # noqa: E402
 from common.errors import exit_on_input_error  # noqa: E402
 from common.flags import Parser, add_column_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
+
+
+def build_vocab_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("split", type=Path,
+                        help="a training split: json, or any file of captions")
+    parser.add_argument("output", type=Path, help="vocabulary file to write")
+    parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
+    add_column_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    build_vocab_parser().parse_args()  # --help need not wait for the imports below
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+
 from encoders.processors import SPECIAL_TOKENS  # noqa: E402
 from inputs.captions import clean_caption  # noqa: E402
 from inputs.formats import read_records  # noqa: E402
@@ -48,13 +65,7 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("split", type=Path,
-                        help="a training split: json, or any file of captions")
-    parser.add_argument("output", type=Path, help="vocabulary file to write")
-    parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
-    add_column_flags(parser)
-    options = parser.parse_args(argv)
+    options = build_vocab_parser().parse_args(argv)
     with exit_on_input_error():
         files.check_path(options.split, "split")
         files.check_path(options.output, "output")
