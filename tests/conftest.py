@@ -14,6 +14,7 @@ from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
 import fne_loss  # noqa: E402
 import train  # noqa: E402
+from encoders.towers import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
 
 
@@ -40,6 +41,21 @@ def events_in_order():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_encoders():
+    """Runs train a tenth of the built-in encoders: no test looks at how well they learn."""
+    with pytest.MonkeyPatch.context() as patch:
+        encoders.shrink_built_in(patch)
+        yield
+
+
+@pytest.fixture
+def encoders_as_shipped(monkeypatch):
+    """The built-in encoders in the size that users have."""
+    for name, make_config in encoders.AS_SHIPPED.items():
+        monkeypatch.setitem(BUILT_IN, name, make_config)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real data beside a checkout; tests that need it skip where there is none."""
@@ -49,7 +65,7 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def data(small_shapes, tmp_path_factory):
+def data(small_shapes, small_encoders, tmp_path_factory):
     """The embedded dataset, for all to read; `copy_of` makes one to be spoilt."""
     folder = shapes.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
     before = contents(folder)

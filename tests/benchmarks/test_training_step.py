@@ -9,7 +9,8 @@ from encoders.towers import BUILT_IN
 
 
 @pytest.mark.parametrize("length", [16, 40])
-def test_necessary_flops_are_those_that_pytorch_counts(monkeypatch, length):
+def test_necessary_flops_are_those_that_pytorch_counts(
+        encoders_as_shipped, monkeypatch, length):
     monkeypatch.setattr(training_step, "TOKENS", length)
     flags = ["--image_encoder", "small-vit", "--batch_size_train", "4", "--queue_size", "8",
              "--embed_size", "0", "--text_encoder", "bert-192"]

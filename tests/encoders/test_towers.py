@@ -63,7 +63,7 @@ def built_in(image, text):
 
 @pytest.mark.parametrize("image", BUILT_IN_IMAGE)
 @pytest.mark.parametrize("text", BUILT_IN_TEXT)
-def test_built_in_encoders(image, text):
+def test_built_in_encoders(encoders_as_shipped, image, text):
     model = build_model(built_in(image, text), TOKENIZER)
     assert model.text_encoder.get_input_embeddings().num_embeddings == len(TOKENIZER)
     assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 16)

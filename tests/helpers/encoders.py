@@ -1,9 +1,11 @@
 """Small encoders of every kind, made and saved here, and a batch for them."""
 
+import functools
+
 import torch
 import transformers
 
-from encoders.towers import load_encoder
+from encoders.towers import BUILT_IN, load_encoder
 from model import DualEncoder
 
 WIDTH, WORDS, RES = 32, 40, 32
@@ -16,6 +18,13 @@ VISION = dict(image_size=RES, patch_size=8, **SIZES)
 TEXT = dict(vocab_size=WORDS, max_position_embeddings=12, **SIZES)
 IMAGE_KINDS = ["vit", "clip", "siglip", "resnet", "mobilenet"]
 TEXT_KINDS = ["bert", "clip", "siglip"]
+AS_SHIPPED = dict(BUILT_IN)
+SMALL_BERT = dict(hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+SMALLER = {
+    "small-convnext": dict(hidden_sizes=[8, 16, 32], depths=[1, 1, 1]),
+    "small-vit": dict(hidden_size=24, num_hidden_layers=2, intermediate_size=48),
+    "small-bert": SMALL_BERT, "tiny-bert": SMALL_BERT,
+}
 
 
 def make(kind):
@@ -35,6 +44,17 @@ def make(kind):
         return transformers.ResNetModel(transformers.ResNetConfig(
             embedding_size=8, hidden_sizes=[16, WIDTH], depths=[1, 1], layer_type="basic"))
     return transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.25))
+
+
+def shrink_built_in(patch):
+    """Have commands build the built-in encoders with their own layers, but few and narrow ones."""
+    def shrunk(make_config, sizes, *given):
+        config = make_config(*given)
+        config.update(sizes)
+        return config
+
+    for name, sizes in SMALLER.items():
+        patch.setitem(BUILT_IN, name, functools.partial(shrunk, AS_SHIPPED[name], sizes))
 
 
 def save_all(root):

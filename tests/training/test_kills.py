@@ -47,7 +47,7 @@ def test_killed_at_random_moments(data, finished, tmp_path, capsys):
     steps, kills = [0], 0
     while kills < 8:
         child = in_a_child(lambda: train.main(arguments))
-        time.sleep(draw.uniform(0.1, 0.9))
+        time.sleep(draw.uniform(0.1, 0.4))
         os.kill(child, signal.SIGKILL)
         if status_of(child) != -signal.SIGKILL:
             break  # it was done
