@@ -10,12 +10,13 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.terminal import warn
 
 SHARED = "/dev/shm"  # where workers put a batch for the main process
@@ -58,7 +59,23 @@ class Loader(DataLoader):
 
     def __iter__(self):
         with signals_wait():
-            return super().__iter__()
+            batches = super().__iter__()
+        return handed_over(batches) if self.num_workers else batches
+
+
+def handed_over(batches: Iterator) -> Iterator:
+    """The same batches. A worker that is killed while it hands one over is told of as any other.
+
+    Raises:
+        RuntimeError: a worker was killed.
+    """
+    try:
+        yield from batches
+    except (EOFError, ConnectionError) as error:  # the socket's other end is gone
+        # The system's word of it raises torch's own RuntimeError, in here and not while the command
+        # is on its way to its end.
+        time.sleep(1)
+        raise RuntimeError(f"a DataLoader worker went away: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

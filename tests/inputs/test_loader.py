@@ -96,13 +96,13 @@ class Hangs(list):
     """Its item 3 comes late, as it never would where a batch finds no room in shared memory."""
 
     def __getitem__(self, index):
-        time.sleep(4 if index == 3 else 0)
+        time.sleep(2 if index == 3 else 0)
         return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("kind", [Kills, Hangs])
 def test_a_worker_that_gives_nothing_ends_the_command(monkeypatch, capsys, kind):
-    monkeypatch.setattr(inputs.loader, "TIME_LIMIT", 1)
+    monkeypatch.setattr(inputs.loader, "TIME_LIMIT", 0.5)
     loader = make_loader(kind(range(8)), 1, False, batch_size=1)
     with pytest.raises(SystemExit) as caught, exit_on_input_error():
         list(loader)
@@ -110,6 +110,24 @@ def test_a_worker_that_gives_nothing_ends_the_command(monkeypatch, capsys, kind)
     assert caught.value.code == 2 and error.count("\n") == 1
     assert "--workers" in error and "/dev/shm more room" in error
     close_workers(loader)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"),
+                                   ConnectionRefusedError(111, "Connection refused"), EOFError()])
+def test_a_worker_that_is_killed_while_it_hands_a_batch_over_is_told_of_likewise(
+        monkeypatch, capsys, error):
+    """What the socket between the two says first, and the system a moment later."""
+    def breaks():
+        yield 0
+        raise error
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    given = []
+    with pytest.raises(SystemExit) as caught, exit_on_input_error():
+        given.extend(inputs.loader.handed_over(breaks()))
+    told = capsys.readouterr().err
+    assert given == [0] and caught.value.code == 2 and told.count("\n") == 1
+    assert "--workers" in told and "/dev/shm more room" in told
 
 
 @pytest.fixture
