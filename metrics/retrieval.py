@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fne_loss import at_least_float32
 
-BLOCK = 2**22  # similarities held at a time (16 MiB in float32)
+BLOCK = 2**20  # similarities held at a time (4 MiB in float32, which stay in the cache)
+WIDTH = 2048  # captions among them
 ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
 
 
@@ -59,7 +60,6 @@ def rounding(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps
 
 
-@torch.no_grad()
 def retrieval_ranks(image_embeds, text_embeds, image_of_text) -> tuple[np.ndarray, np.ndarray]:
     """How many wrong candidates come before the right one.
 
@@ -75,41 +75,77 @@ def retrieval_ranks(image_embeds, text_embeds, image_of_text) -> tuple[np.ndarra
     Raises:
         ValueError: see `as_tensors`.
     """
-    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
+    return ranks_and_folds(*as_tensors(image_embeds, text_embeds, image_of_text))[0]
+
+
+@torch.no_grad()
+def ranks_and_folds(
+    images: Tensor, texts: Tensor, image_of_text: Tensor, folds: int = 1, only_folds: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pair of `retrieval_ranks`, and that pair where each photo and caption is ranked within
+    its own of `folds` equal folds of the photos alone: both from one product.
+
+    Args:
+        images: (N_i, D); texts: (N_t, D); image_of_text: (N_t,), as `as_tensors` gives them.
+        only_folds: compute the folds' parts of the product alone; the first pair is the second.
+    """
     scale = float(images.norm(dim=1).max() * texts.norm(dim=1).max())
     tie = 64 * torch.finfo(torch.float64).eps * scale  # between sums in double, in any order
     # A product of matrices sums its edges in another order than its middle, so that equal rows may
     # differ in the last bits. What comes this close to its bar is compared again, in double.
     close = max(tie, rounding(images.dtype) * scale)
-    texts_bar = paired_products(images, texts, image_of_text,
-                                torch.arange(len(texts), device=texts.device))  # (N_t,)
+    fold_of = image_of_text // (len(images) // folds)  # (N_t,)
+    order = fold_of.argsort(stable=True)  # the captions fold by fold
+    owners = image_of_text[order]
+    texts_bar = paired_products(images, texts, owners, order)  # (N_t,) in that order
     images_bar = texts_bar.new_full((len(images),), -torch.inf).scatter_reduce(
-        0, image_of_text, texts_bar, "amax")  # (N_i,) the best own caption
-    i2t = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    t2i = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
-    numbers = torch.arange(len(images), device=images.device)
-    for rows, columns in blocks(len(images), len(texts)):
-        part = images[rows], texts[columns]
-        similarity = part[0] @ part[1].T  # (b, c), for both directions
-        wrong = numbers[rows, None] != image_of_text[columns]  # (b, c)
-        for ranks, bar, along in ((i2t[rows], images_bar[rows, None], 1),
-                                  (t2i[columns], texts_bar[None, columns], 0)):
-            above = similarity > (bar + close).to(similarity.dtype)  # never the own one
-            ranks += above.float().sum(along).long()  # of floats: bools add up far more slowly
-            near = wrong & (above ^ (similarity >= (bar - close).to(similarity.dtype)))
-            pairs = near.nonzero(as_tuple=True)  # (P,), (P,)
-            reached = paired_products(*part, *pairs) >= bar.expand_as(near)[pairs] - tie
-            ranks.index_add_(0, pairs[1 - along], reached.long())
-    return i2t.cpu().numpy(), t2i.cpu().numpy()
+        0, owners, texts_bar, "amax")  # (N_i,) the best own caption
+    i2t = torch.zeros(2, len(images), dtype=torch.int64, device=images.device)  # all, within folds
+    t2i = torch.zeros(2, len(texts), dtype=torch.int64, device=images.device)
+    width = min(BLOCK, WIDTH)
+    for fold, columns in parts(fold_of.bincount().tolist(), width):
+        some = texts[order[columns]]  # (c, D)
+        for other, rows in parts([len(images) // folds] * folds, BLOCK // width):
+            if only_folds and other != fold:
+                continue
+            into = slice(0, 2 if other == fold else 1)
+            pair = images[rows], some
+            similarity = pair[0] @ some.T  # (b, c), for both directions
+            own = owners[columns] - rows.start  # (c,) the row of each caption's photo
+            for ranks, bar, along in ((i2t[into, rows], images_bar[rows, None], 1),
+                                      (t2i[into, columns], texts_bar[None, columns], 0)):
+                ranks += better(pair, similarity, own, bar, along, close, tie)
+    back = order.argsort()
+    return [(photos.cpu().numpy(), captions[back].cpu().numpy())
+            for photos, captions in zip(i2t, t2i)][1 if only_folds else 0:]
 
 
-def blocks(images: int, texts: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of the (images, texts) similarity matrix of at most `BLOCK` entries, all of them."""
-    width = min(texts, BLOCK, 8192)
-    height = BLOCK // width
-    for start in range(0, images, height):
-        for column in range(0, texts, width):
-            yield slice(start, start + height), slice(column, column + width)
+def better(pair: tuple[Tensor, Tensor], similarity: Tensor, own: Tensor, bar: Tensor, along: int,
+           close: float, tie: float) -> Tensor:
+    """How many wrong candidates along a dimension of `similarity` (b, c) reach the bar.
+
+    Args:
+        pair: rows (b, D) and (c, D) whose product it is; own: (c,) the row that is each column's.
+        bar: (b, 1) or (1, c), in double.
+    """
+    above = similarity > (bar + close).to(similarity.dtype)  # never the own one
+    near = above ^ (similarity >= (bar - close).to(similarity.dtype))
+    found = above.view(torch.uint8).sum(along, dtype=torch.int32)  # bools add up far more slowly
+    rows, columns = near.nonzero(as_tuple=True)  # (P,), (P,): with the own ones
+    wrong = own[columns] != rows
+    rows, columns = rows[wrong], columns[wrong]
+    reached = paired_products(*pair, rows, columns) >= bar.expand_as(near)[rows, columns] - tie
+    return found.index_add_(0, columns if along == 0 else rows, reached.int())
+
+
+def parts(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:
+    """(fold, slice) of at most `step` items, one after the other, none of which are in two folds of
+    these sizes."""
+    start = 0
+    for fold, size in enumerate(sizes):
+        for first in range(start, start + size, step):
+            yield fold, slice(first, min(first + step, start + size))
+        start += size
 
 
 def paired_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -117,7 +153,7 @@ def paired_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor
     if len(rows) > ALL_AT_ONCE * len(images) * len(texts):  # a collapsed model's
         return (images.double() @ texts.double().T)[rows, columns]
     return torch.cat([(images[r].double() * texts[c].double()).sum(dim=1)
-                      for r, c in zip(rows.split(4096), columns.split(4096))])
+                      for r, c in zip(rows.split(256), columns.split(256))])
 
 
 def metrics_of_ranks(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
@@ -142,13 +178,39 @@ def retrieval_metrics(image_embeds, text_embeds, image_of_text) -> dict[str, flo
 
 def five_fold(image_embeds, text_embeds, image_of_text, folds: int = 5) -> dict[str, float]:
     """The mean of `retrieval_metrics` over consecutive folds of the photos (COCO 1K: 5 x 1,000)."""
-    images, texts, image_of_text = as_tensors(image_embeds, text_embeds, image_of_text)
-    if len(images) % folds:
-        raise ValueError(f"{len(images)} photos do not make {folds} equal folds")
-    size = len(images) // folds
-    parts = []
-    for first in range(0, len(images), size):
-        inside = (image_of_text >= first) & (image_of_text < first + size)
-        parts.append(retrieval_metrics(
-            images[first : first + size], texts[inside], image_of_text[inside] - first))
-    return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+    case = in_folds(image_embeds, text_embeds, image_of_text, folds)
+    return mean_of_folds(ranks_and_folds(*case, folds, only_folds=True)[0], case[2], folds)
+
+
+def metrics_and_five_fold(
+    image_embeds, text_embeds, image_of_text, folds: int = 5
+) -> tuple[dict[str, float], dict[str, float]]:
+    """`retrieval_metrics` and `five_fold`, from one product."""
+    case = in_folds(image_embeds, text_embeds, image_of_text, folds)
+    whole, within = ranks_and_folds(*case, folds)
+    return metrics_of_ranks(*whole), mean_of_folds(within, case[2], folds)
+
+
+def in_folds(
+    image_embeds, text_embeds, image_of_text, folds: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`as_tensors`, of photos that make equal folds.
+
+    Raises:
+        ValueError: they do not, or see `as_tensors`.
+    """
+    case = as_tensors(image_embeds, text_embeds, image_of_text)
+    if len(case[0]) % folds:
+        raise ValueError(f"{len(case[0])} photos do not make {folds} equal folds")
+    return case
+
+
+def mean_of_folds(
+    ranks: tuple[np.ndarray, np.ndarray], image_of_text: Tensor, folds: int
+) -> dict[str, float]:
+    """The mean of each fold's `metrics_of_ranks`."""
+    i2t, t2i = ranks
+    fold_of = (image_of_text // (len(i2t) // folds)).cpu().numpy()
+    found = [metrics_of_ranks(photos, t2i[fold_of == fold])
+             for fold, photos in enumerate(np.split(i2t, folds))]
+    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: tests never use the network
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is, and for child processes: see `one_thread`
 
 import huggingface_hub.constants  # noqa: E402
 import pytest  # noqa: E402
@@ -16,6 +17,19 @@ import fne_loss  # noqa: E402
 import train  # noqa: E402
 from encoders.towers import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options
+def pytest_cmdline_main(config):
+    """All tests are shared out to two processes; a part, where each would import for longer than it
+    tests, runs in this one. `pytest -n 0` or a path keeps to one, `-n 4` takes more."""
+    if hasattr(config, "workerinput"):
+        return  # one of the two: without this, each would start two more, and those two more
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and config.pluginmanager.hasplugin("xdist") and not config.option.usepdb:
+        if config.option.numprocesses is None and not config.option.keyword:
+            config.option.numprocesses = 2
+            config.option.dist = "worksteal"  # whole files, so that what a file shares is made once
 
 
 @pytest.fixture(autouse=True, scope="session")
