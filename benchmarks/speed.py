@@ -38,7 +38,7 @@ from fne_loss import FNELoss, cosine
 from inputs.captions import Captions, pad_captions
 from inputs.photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 from memory_bank import MemoryBank
-from metrics.retrieval import five_fold, retrieval_metrics
+from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from model import build_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,28 +105,26 @@ def loss_rows(short: bool, repeats: int, device: str) -> list[Row]:
 
 
 def evaluation_rows(short: bool, repeats: int, device: str) -> list[Row]:
-    """Ranks and recalls of COCO's test split beside the one matrix product that they need."""
-    images, dim = (50, 16) if short else (5000, 768)
-    image_of_text = torch.arange(images, device=device).repeat_interleave(5)
+    """Ranks and recalls of Flickr30K's and COCO's test splits beside the one matrix product that
+    they need."""
+    rows, dim = [], 16 if short else 768
+    for images in (10, 50) if short else (1000, 5000):
+        image_of_text = torch.arange(images, device=device).repeat_interleave(5)
 
-    def fresh():
-        rows = unit_rows(images, dim, device)
-        texts = F.normalize(rows[image_of_text] + 0.3 * torch.randn(5 * images, dim, device=device))
-        return rows, texts, image_of_text
+        def fresh(images=images, image_of_text=image_of_text):
+            rows = unit_rows(images, dim, device)
+            noise = torch.randn(5 * images, dim, device=device)
+            return rows, F.normalize(rows[image_of_text] + 0.3 * noise, dim=1), image_of_text
 
-    def both(*case):
-        retrieval_metrics(*case)
-        five_fold(*case)
+        def product(rows, texts, _):
+            rows @ texts.T
 
-    def product(rows, texts, _):
-        rows @ texts.T
-
-    beside = "one matrix product"
-    size = f"{images:,} x {5 * images:,}, D {dim}"
-    return [row("evaluation", f"all metrics of {size}", beside,
-                in_turns(repeats, retrieval_metrics, product, device, fresh)),
-            row("evaluation", f"with five folds, {size}", beside,
-                in_turns(repeats, both, product, device, fresh))]
+        size = f"{images:,} x {5 * images:,}, D {dim}"
+        for what, work in ((f"all metrics of {size}", retrieval_metrics),
+                           (f"with five folds, {size}", metrics_and_five_fold)):
+            times = in_turns(repeats, work, product, device, fresh)
+            rows.append(row("evaluation", what, "one matrix product", times))
+    return rows
 
 
 # -------------------------------------------------------------------------------------------- input

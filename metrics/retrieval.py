@@ -46,8 +46,9 @@ def in_range(embeds: Tensor) -> Tensor:
     Raises:
         ValueError: an embedding is not finite.
     """
-    # The largest entry, since asking each would take a quarter of the memory again.
-    largest = float(torch.linalg.vector_norm(embeds, torch.inf))
+    # The largest entry, since asking each would take a quarter of the memory again. NaN stays one.
+    least, most = torch.aminmax(embeds)
+    largest = float(torch.maximum(-least, most))
     if not math.isfinite(largest):
         raise ValueError("an embedding holds NaN or infinity")
     exponent = math.frexp(largest)[1]
@@ -96,6 +97,7 @@ def ranks_and_folds(
     close = max(tie, rounding(images.dtype) * scale)
     fold_of = image_of_text // (len(images) // folds)  # (N_t,)
     order = fold_of.argsort(stable=True)  # the captions fold by fold
+    copied = bool((fold_of.diff() < 0).any())  # they are not in that order as they are
     owners = image_of_text[order]
     texts_bar = paired_products(images, texts, owners, order)  # (N_t,) in that order
     images_bar = texts_bar.new_full((len(images),), -torch.inf).scatter_reduce(
@@ -104,7 +106,7 @@ def ranks_and_folds(
     t2i = torch.zeros(2, len(texts), dtype=torch.int64, device=images.device)
     width = min(BLOCK, WIDTH)
     for fold, columns in parts(fold_of.bincount().tolist(), width):
-        some = texts[order[columns]]  # (c, D)
+        some = texts[order[columns] if copied else columns]  # (c, D)
         for other, rows in parts([len(images) // folds] * folds, BLOCK // width):
             if only_folds and other != fold:
                 continue
@@ -131,11 +133,20 @@ def better(pair: tuple[Tensor, Tensor], similarity: Tensor, own: Tensor, bar: Te
     above = similarity > (bar + close).to(similarity.dtype)  # never the own one
     near = above ^ (similarity >= (bar - close).to(similarity.dtype))
     found = above.view(torch.uint8).sum(along, dtype=torch.int32)  # bools add up far more slowly
-    rows, columns = near.nonzero(as_tuple=True)  # (P,), (P,): with the own ones
+    rows, columns = positions(near)  # (P,), (P,): with the own ones
     wrong = own[columns] != rows
     rows, columns = rows[wrong], columns[wrong]
     reached = paired_products(*pair, rows, columns) >= bar.expand_as(near)[rows, columns] - tie
     return found.index_add_(0, columns if along == 0 else rows, reached.int())
+
+
+def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) where a mask (b, c) is true. It seldom is: eight are read at once."""
+    if mask.shape[1] % 8:
+        return mask.nonzero(as_tuple=True)
+    rows, eights = mask.view(torch.int64).nonzero(as_tuple=True)
+    hits, places = mask.view(len(mask), -1, 8)[rows, eights].nonzero(as_tuple=True)
+    return rows[hits], 8 * eights[hits] + places
 
 
 def parts(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:

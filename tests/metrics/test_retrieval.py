@@ -86,6 +86,15 @@ def test_ranks_are_those_of_a_sort_in_blocks_of_any_size(monkeypatch, seed, bloc
     check_ranks(retrieval_ranks(*case), *sorted_ranks(*case))
 
 
+@pytest.mark.parametrize("width", [8, 13, 64])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_positions_are_all_that_are_true(width, share):
+    mask = torch.rand(30, width, generator=torch.Generator().manual_seed(0)) < share
+    found = sorted(zip(*(part.tolist() for part in retrieval.positions(mask))))
+    assert found == [(row, column) for row in range(30) for column in range(width)
+                     if mask[row, column]]
+
+
 @pytest.mark.parametrize(("ranks", "median"), [([0], 1), ([0, 1], 1), ([1, 2], 2), ([0, 4], 3)])
 def test_median_rank_is_a_whole_number(ranks, median):
     assert metrics_of_ranks(np.array(ranks), np.array([0]))["i2t_medr"] == median
@@ -179,6 +188,31 @@ def test_five_folds_are_the_mean_of_the_parts(kind):
     got = five_fold(*(KINDS[kind](array) for array in (images, texts, image_of_text)))
     assert got == pytest.approx({key: np.mean([part[key] for part in parts]) for key in parts[0]})
     assert got["t2i_r1"] > retrieval_metrics(images, texts, image_of_text)["t2i_r1"]
+
+
+@pytest.mark.parametrize("block", [40, 2**20])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("sort", [False, True])
+def test_ranks_inside_folds_come_from_the_same_product(monkeypatch, block, tied, sort):
+    """As from each fold's own embeddings, in any order of the captions, and with near ties."""
+    monkeypatch.setattr(retrieval, "BLOCK", block)
+    images, texts, image_of_text = nearly_equal(0) if tied else random_case(images=40, texts=90)
+    order = np.argsort(image_of_text, kind="stable") if sort else (
+        np.random.default_rng(1).permutation(len(texts)))
+    texts, image_of_text = texts[order], image_of_text[order]
+    case = retrieval.as_tensors(images, texts, image_of_text)
+    whole, within = retrieval.ranks_and_folds(*case, folds=4)
+    check_ranks(whole, *retrieval_ranks(images, texts, image_of_text))
+    for fold in range(4):
+        photos = slice(10 * fold, 10 * fold + 10)
+        inside = image_of_text // 10 == fold
+        i2t, t2i = retrieval_ranks(images[photos], texts[inside], image_of_text[inside] - 10 * fold)
+        check_ranks((within[0][photos], within[1][inside]), i2t, t2i)
+    [alone] = retrieval.ranks_and_folds(*case, folds=4, only_folds=True)
+    check_ranks(alone, *within)
+    both = retrieval.metrics_and_five_fold(images, texts, image_of_text)
+    assert both == (retrieval_metrics(images, texts, image_of_text),
+                    five_fold(images, texts, image_of_text))
 
 
 def test_one_fold_is_the_whole():
