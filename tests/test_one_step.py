@@ -101,10 +101,11 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize(("flags", "epoch", "draws"), [
     ([], 0, 0), ([], 1, 2), (["--loss", "triplet"], 1, 0), (["--loss", "infonce"], 1, 0)])
-def test_a_step_computes_one_similarity_of_its_embeddings(tmp_path, monkeypatch, flags, epoch,
-                                                          draws):
+def test_a_step_computes_one_similarity_of_its_embeddings(
+        encoders_as_shipped, tmp_path, monkeypatch, flags, epoch, draws):
     """Every product of (B, D) and (D, B) in it: one of the online embeddings, which serves loss,
-    statistics and measurements, and FNE's own of anchors and keys, one for each direction."""
+    statistics and measurements, and FNE's own of anchors and keys, one for each direction. The
+    encoders as they are shipped have no product of such a shape inside."""
     run, batches = make_run(tmp_path, *flags)
     run.epoch = epoch
     of_embeddings = recorded(monkeypatch, train, "cosine")
