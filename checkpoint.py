@@ -242,7 +242,8 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                 f"training split now has {run.steps_per_epoch}: bring back its old files, or start "
                 "a new run")
         load_progress(run, state)
-        check_bank(run)
+        if run.bank is not None:
+            check_bank(run.bank, len(run.photos) or None, run.captions)
         torch.set_rng_state(state["rng"])
         if run.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], run.device)
@@ -301,17 +302,19 @@ def unpack_released(run: Run, state: dict, path: Path) -> None:
     own = vars(state["opt"]).get("dataset")
     # The bank numbers the photos of its own data set. On another one these numbers would exclude,
     # and show, photos that only happen to have them.
-    if run.options.dataset == own:
-        load_released_bank(run.bank, state["model"][0], path)
+    if run.options.dataset == own and load_released_bank(run, state["model"][0], path):
         told = "weights, momentum weights and memory bank carry over"
     else:
-        told = f"weights and momentum weights carry over; the memory bank, of {own}, starts empty"
+        of = own if run.options.dataset != own else "other photos than the training split's"
+        told = f"weights and momentum weights carry over; the memory bank, of {of}, starts empty"
     say(f"{path} is a released checkpoint:\n  {told};\n"
         "  optimizer, statistics and epoch count start fresh")
 
 
-def load_released_bank(bank: MemoryBank, queues: dict, path: Path) -> None:
-    """Copy the keys and photo ids of a released checkpoint's bank in; it knows no captions."""
+def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
+    """Copy the keys and photo ids of a released checkpoint's bank in, which knows no captions;
+    false where its ids are not those of the training split's photos."""
+    bank = MemoryBank(*run.bank.image_keys.shape)
     try:
         load_weights(bank, {
             "image_keys": queues["image_queue"].T, "text_keys": queues["text_queue"].T,
@@ -320,6 +323,12 @@ def load_released_bank(bank: MemoryBank, queues: dict, path: Path) -> None:
         }, path)
     except (KeyError, IndexError) as error:
         raise InputError(f"{path} is a released checkpoint without a whole memory bank") from error
+    try:
+        check_bank(bank, len(run.photos) or None, None)
+    except ValueError:
+        return False
+    run.bank.load_state_dict(bank.state_dict())
+    return True
 
 
 def released_dual_encoder(

@@ -209,13 +209,14 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
 
 def build_run(
     options: TrainOptions, tokenizer, steps_per_epoch: int, state: dict | None = None,
-    photos: list[Path] = (), matches: Tensor | None = None,
+    photos: list[Path] = (), captions: int | None = None, matches: Tensor | None = None,
 ) -> Run:
     """A fresh run, or the one in checkpoint `state`.
 
     Args:
         steps_per_epoch: whole batches of the training split.
         photos: (N_i,) files of the training split, to be named in warnings.
+        captions: N_t of the training split.
         matches: (N_t, N_i) bool, all true matches of the training split, where known.
     """
     torch.manual_seed(options.seed)
@@ -240,7 +241,7 @@ def build_run(
         torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
         torch.tensor(statistics, device=device), steps_per_epoch, list(photos),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe(model, tokenizer, *statistics),
+        describe(model, tokenizer, *statistics), captions=captions,
         matches=None if matches is None else matches.to(device))
     if momentum_model is not None:
         run.momentum_model = momentum_model
@@ -268,7 +269,7 @@ def train_and_test(
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
     matches = train_set.split.matches
     run = build_run(options, tokenizer, len(loader.batch_sampler), state, train_set.photos,
-                    None if matches is None else torch.from_numpy(matches))
+                    len(train_set.captions), None if matches is None else torch.from_numpy(matches))
     goes_on_from = None if state is None or checkpoint.is_released(state) else options.resume
     outline.tell(run, len(train_set.captions), given, goes_on_from)
     key = look_at_photos_once(run) if sees_photos_once(options) else None

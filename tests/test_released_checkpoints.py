@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import oracle
 from helpers.paths import GOLDEN
-from helpers.photos import six_photos
+from helpers.photos import released_of_six, six_photos
 from helpers.runs import CPU
 from helpers.steps import recorded
 
@@ -117,11 +117,13 @@ def test_settings_come_from_it(photos, tmp_path):
 
 
 def test_fine_tuning_carries_everything_over(photos, tmp_path, capsys):
-    train.main(command(photos, tmp_path, "--num_epochs", "1", "--batch_size_train", "4"))
+    path = released_of_six(RELEASED, tmp_path / "six.pth.tar")
+    train.main(command(photos, tmp_path, "--num_epochs", "1", "--batch_size_train", "4",
+                       "--resume", path))
     assert "optimizer, statistics and epoch count start fresh" in capsys.readouterr().out
     state = checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")
     released = checkpoint.read(FOLDER / "model_best.pth.tar")["model"][0]
-    ids = released["idx_queue"][0].clone()
+    ids = released["idx_queue"][0] % 6
     start = int(released["queue_ptr"])
     touched = [(start + i) % 64 for i in range(12)]  # 12 pairs in 3 steps of 4
     kept = [slot for slot in range(64) if slot not in touched]

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from helpers.paths import ROOT
-from helpers.photos import six_photos
+from helpers.photos import released_of_six, six_photos
 from helpers.runs import expect_exit
 
 import checkpoint
@@ -31,7 +31,8 @@ def command(photos, folder, *more):
 @pytest.mark.parametrize("dataset", ["flickr", "mscoco"])
 def test_the_bank_comes_along_on_its_own_data_set_alone(photos, tmp_path, capsys, dataset):
     """Its numbers are of Flickr30K's photos: on others they would exclude what they must not."""
-    train.main(command(photos, tmp_path / "run", "--dataset", dataset))
+    path = released_of_six(RELEASED, tmp_path / "six.pth.tar")
+    train.main(command(photos, tmp_path / "run", "--dataset", dataset, "--resume", path))
     state = checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")
     released = checkpoint.read(RELEASED)["model"][0]
     theirs = (released["image_queue"].T[:, None] == state["bank"]["image_keys"]).all(2).any(0)
@@ -48,6 +49,15 @@ def test_the_bank_comes_along_on_its_own_data_set_alone(photos, tmp_path, capsys
     before = released["text_encoder_m.embeddings.word_embeddings.weight"]
     online = released["text_encoder.embeddings.word_embeddings.weight"]
     assert (momentum - before).abs().max() < (online - before).abs().max()
+
+
+def test_a_bank_of_other_photos_does_not_come_along(photos, tmp_path, capsys):
+    """Of the same data set by name, but of 96 photos where the split has six."""
+    train.main(command(photos, tmp_path / "run", "--dataset", "flickr"))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the memory bank, of other photos than the training split's, starts empty" in told
+    ids = checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")["bank"]["image_ids"]
+    assert sorted(set(ids.tolist())) == [-100, *range(6)] and int((ids >= 0).sum()) == 12
 
 
 def test_such_a_run_goes_on_and_is_tested_as_any_other(photos, tmp_path, capsys):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.weights import check_tensors, fault
-from memory_bank import EMPTY
+from memory_bank import EMPTY, MemoryBank
 from training.run import Run
 
 # Where a run stands, beside its tensors.
@@ -98,17 +98,16 @@ def load_progress(run: Run, state: dict) -> None:
         raise ValueError("a step was logged without its loss")
 
 
-def check_bank(run: Run) -> None:
-    """Raise ValueError where the bank's numbers are none that a bank can have."""
-    if run.bank is None:
-        return
-    size, keys = len(run.bank.image_ids), (run.bank.image_keys, run.bank.text_keys)
-    if not 0 <= run.bank.pointer < size or not all(part.isfinite().all() for part in keys):
-        raise ValueError("the memory bank's pointer or keys are none")
-    ids, photos = run.bank.image_ids, len(run.photos)
-    if (ids < EMPTY).any() or photos and (ids >= photos).any():
-        raise ValueError("the memory bank holds photos that the training split does not have")
-    texts = run.bank.text_ids
-    captions = len(run.matches) if run.matches is not None else None
-    if (texts < EMPTY).any() or captions and (texts >= captions).any():
-        raise ValueError("the memory bank holds captions that the training split does not have")
+def check_bank(bank: MemoryBank, photos: int | None, captions: int | None) -> None:
+    """Raise ValueError where a bank's numbers are none that it can have.
+
+    Args:
+        photos, captions: how many the training split has; None where nobody will look them up.
+    """
+    if not 0 <= bank.pointer < len(bank.image_ids):
+        raise ValueError("the memory bank's pointer is none of its slots")
+    for what, ids, count in (("photos", bank.image_ids, photos),
+                             ("captions", bank.text_ids, captions)):
+        known = ids[ids != EMPTY]
+        if (known < 0).any() or count is not None and (known >= count).any():
+            raise ValueError(f"the memory bank holds {what} that the training split does not have")

@@ -59,6 +59,7 @@ class Run:
     momentum_model: DualEncoder | None = None  # None for the controls, as are the next two
     update_momentum: MomentumUpdate | None = None
     bank: MemoryBank | None = None
+    captions: int | None = None  # N_t of the training split, where known
     matches: Tensor | None = None  # (N_t, N_i) bool, all true matches of training, where known
     counts: Tensor | None = None  # (2, BINS) similarities of this epoch, where figures are drawn
     features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented

@@ -1,12 +1,14 @@
 """What a run takes over from a checkpoint is looked at first, whatever the file holds."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from helpers.runs import CPU, expect_exit
+from helpers.runs import CPU, copy_of, expect_exit
 
 import checkpoint
+import train
 from training.restore import load_optimizer
 from training.storage import check_plain
 
@@ -64,10 +66,29 @@ def test_a_place_in_the_run_that_cannot_be(refused, name, value):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("image_ids", 10**9), ("image_ids", -101), ("text_ids", 10**9), ("text_ids", -(2**60)),
+    ("image_ids", 10**9), ("image_ids", 24), ("image_ids", -101), ("image_ids", -1),
+    ("text_ids", 10**9), ("text_ids", -(2**60)), ("text_ids", -1),
     ("pointer", 40), ("pointer", -1)])
 def test_a_bank_that_cannot_be(refused, name, value):
     refused(lambda state: state["bank"][name].fill_(value), "memory bank")
+
+
+def test_a_bank_of_other_captions_where_matches_are_not_known(finished, data, tmp_path, capsys):
+    """The galleries look its captions up."""
+    own = copy_of(data, tmp_path)
+    (own / "shapes_train_matches.json").unlink()
+    captions = len(json.loads((own / "shapes_train.json").read_text()))
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "checkpoint.pth.tar"
+    for value, status in (captions, 2), (captions - 1, 0):
+        state = torch.load(finished / "checkpoint.pth.tar", weights_only=True)
+        state["bank"]["text_ids"].fill_(value)
+        torch.save(state, path)
+        arguments = ["--resume", str(path), "--data_path", str(own), *CPU]
+        if status:
+            expect_exit(arguments, 2, capsys, ["captions that the training split does not have"])
+        else:
+            train.main(arguments)
 
 
 @pytest.mark.parametrize("part", ["model", "momentum_model", "bank", "criterion"])
