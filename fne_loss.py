@@ -39,12 +39,12 @@ class RunningGaussian(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Add `values` (any shape), or those of them where the bool `mask` (same shape) is true.
+        """Add `values` (any shape), or those where the bool `mask` (same shape) is true: to select
+        them would make a GPU wait for the count.
 
         The published estimator: first the mean moves over all the values, then each value adds its
-        squared deviation from that *new* mean. (Welford's would add the old deviation times the
-        new one and so keep m2 exact; this one is a little low, and the golden numbers need it.)
-        The mask exists because selecting by it would make a GPU wait for the count.
+        squared deviation from that *new* mean. (Welford's would keep m2 exactly; this one is a
+        little low, and the golden numbers need it.)
         """
         values = values.to(self.mean.dtype)
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
@@ -136,12 +136,9 @@ def false_negative_posterior(
     Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
 
     Args:
-        similarity: any shape.
+        similarity: any shape, which is that of the result, in [0, 1].
         positive, negative: the two fitted Gaussians N+ and N-.
         prior: P(false negative) of a candidate before its similarity is known, in (0, 1).
-
-    Returns:
-        Probabilities in [0, 1], the shape of `similarity`.
     """
     odds = log_density(similarity, positive) - log_density(similarity, negative)
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
@@ -162,7 +159,7 @@ def sampling_weights(
     positive: RunningGaussian, negative: RunningGaussian, *,
     margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
 ) -> Tensor:
-    """How much each candidate should be drawn (paper, section 3.3).
+    """(B, C) how much each candidate should be drawn, 0 to 1, not normalised (section 3.3).
 
     exp(-tau p) where the posterior p > posterior_floor: a likely false negative is drawn less.
     exp(-tau (s - s+)^2) elsewhere: one near the anchor's own match s+ is drawn more.
@@ -175,9 +172,6 @@ def sampling_weights(
         excluded: (B, C) bool, true where a candidate shows the anchor's own image or is empty.
         positive, negative: the fitted Gaussians.
         margin, tau, prior, posterior_floor, min_count: see `FNELoss`.
-
-    Returns:
-        (B, C) weights in [0, 1], not normalised; a row may be all zero.
     """
     posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
     suspicious = (posterior > posterior_floor) & (positive.count > min_count)
@@ -188,7 +182,7 @@ def sampling_weights(
 
 
 def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
-    """Draw one candidate per row with probability proportional to its weight.
+    """(B,) int64 candidate indices, one drawn per row with probability proportional to its weight.
 
     The weights are summed along the row, and the first sum above a random share of the total wins.
     One random number a row: to race C exponentials instead costs as much as the similarities do.
@@ -196,15 +190,24 @@ def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
     Args:
         weights: (B, C), not negative.
         fallback: (B,) int64, taken by a row that has no weight.
-
-    Returns:
-        (B,) int64 candidate indices.
     """
-    sums = weights.cumsum(dim=1, dtype=torch.float64)  # (B, C)
+    sums = running_sums(weights)  # (B, C)
     share = torch.rand_like(sums[:, :1]) * sums[:, -1:]  # (B, 1)
     drawn = torch.searchsorted(sums, share, right=True).clamp(max=weights.shape[1] - 1)  # (B, 1)
     # Rounding may not let a candidate of weight 0 win, be it once in 1e15 draws.
     return drawn[:, 0].where(weights.gather(1, drawn)[:, 0] > 0, fallback)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """(B, C) float64 sums of each row up to each column; by doubling where PyTorch is set to be
+    deterministic, since a GPU's `cumsum` is not, or only with memory that grows with C squared."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(dim=1, dtype=torch.float64)
+    sums, width = values.double(), 1
+    while width < sums.shape[1]:
+        sums = torch.cat([sums[:, :width], sums[:, width:] + sums[:, :-width]], dim=1)
+        width *= 2
+    return sums
 
 
 def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
@@ -258,12 +261,9 @@ def infonce_loss(similarity: Tensor, image_ids: Tensor, log_scale: Tensor) -> Te
         log_scale: () log of the inverse temperature, learned. Hold it at log 100 or below, as CLIP
             does, by clamping it after each optimizer step: a clamp in here would end its gradient.
     """
-    logits = log_scale.exp() * similarity  # (B, B)
-    target = torch.arange(len(logits), device=logits.device)
     others = same_image(image_ids, image_ids).fill_diagonal_(False)
-    i2t = F.cross_entropy(logits.masked_fill(others, -torch.inf), target)
-    t2i = F.cross_entropy(logits.T.masked_fill(others, -torch.inf), target)
-    return (i2t + t2i) / 2
+    logits = (log_scale.exp() * similarity).masked_fill(others, -torch.inf)  # (B, B)
+    return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
 
 
 def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from common.errors import InputError, one_line
+from common.errors import NOT_DETERMINISTIC, InputError, one_line
 from common.options import TrainOptions
 from encoders.families import choose_pooling, find_family
 from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
@@ -288,6 +288,33 @@ def checkpoint_gradients(model: DualEncoder) -> None:
         enable = (getattr(encoder, "activation_checkpointing_enable", None)  # its newer name
                   or encoder.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
+
+
+def try_gradients(model: DualEncoder, options: TrainOptions, device: torch.device) -> None:
+    """Go through the encoders and back once, for --deterministic: of some operations a GPU has no
+    gradient that is the same each time, and PyTorch tells only where it is asked for one.
+
+    Raises:
+        InputError: of one of these.
+    """
+    training, side = model.training, options.image_res
+    model.eval()  # no dropout, which would take random numbers
+    tokens = torch.ones(1, options.max_tokens, dtype=torch.int64, device=device)
+    features = (model.image_features(torch.zeros(1, 3, side, side, device=device)),
+                model.text_features(tokens, tokens))
+    for name, value in zip(("image", "text"), features):
+        try:
+            if value.requires_grad:
+                value.sum().backward()
+        except RuntimeError as error:
+            if NOT_DETERMINISTIC not in str(error):
+                raise
+            raise InputError(
+                f"--deterministic: {str(error).partition(' ')[0]} of --{name}_encoder has no "
+                "gradient on a GPU that is the same each time: leave the flag out, or give photos "
+                f"of the encoder's own size, or --freeze {name}") from error
+    model.zero_grad()
+    model.train(training)
 
 
 def compile_encoders(*models: DualEncoder) -> None:

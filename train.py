@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 from common import terminal
-from common.device import pick_device, place
+from common.device import be_deterministic, pick_device, place
 from common.errors import exit_on_input_error
 from data import (
     Batch,
@@ -54,7 +54,13 @@ from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from memory_bank import MemoryBank
 from metrics.judgements import read_judgements
-from model import MomentumUpdate, checkpoint_gradients, compile_encoders, momentum_copy
+from model import (
+    MomentumUpdate,
+    checkpoint_gradients,
+    compile_encoders,
+    momentum_copy,
+    try_gradients,
+)
 from training import features, guard, monitor, outline, storage
 from training.bad_photos import count_bad_photos
 from training.clock import StepClock
@@ -228,6 +234,8 @@ def build_run(
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
     if options.grad_checkpointing:
         checkpoint_gradients(model)
+    if options.deterministic:
+        try_gradients(model, options, device)
     if options.compile:
         compile_encoders(*filter(None, (model, momentum_model)))
     statistics = image_statistics(options)
@@ -344,6 +352,7 @@ def main(argv: list[str] | None = None) -> None:
         elif options.init is not None:
             checkpoint.begin_from(options, given)
         check(options)
+        be_deterministic(options.deterministic)
         outline.check_default_places(options)
         if not options.test:
             lock.take(options.logger_name)

@@ -1,5 +1,7 @@
 """Where the encoders compute, and in what precision."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -16,6 +18,17 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def be_deterministic(deterministic: bool) -> None:
+    """Have PyTorch compute the same bits each time, for --deterministic, or as it likes.
+
+    Call it before anything is on a GPU: cuBLAS reads its variable once.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

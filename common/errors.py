@@ -17,6 +17,9 @@ NO_FILES = {errno.EMFILE, errno.ENFILE}  # too many open ones
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # as PyTorch says it
+
+
 class InputError(ValueError):
     """A user's mistake: a flag, a file, a folder. Its message is one line, and says what to do."""
 
@@ -65,6 +68,8 @@ def exit_on_input_error() -> Iterator[None]:
             line = (f"error: --workers: a process that loads photos was killed or gave nothing for "
                     f"too long ({str(error)[:200]}): use fewer, or give /dev/shm more room (docker "
                     "run --shm-size 8g)")
+        elif NOT_DETERMINISTIC in str(error):
+            line = f"error: --deterministic: {str(error).partition(',')[0]}: leave the flag out"
         else:
             raise
         status = 2

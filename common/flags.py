@@ -172,6 +172,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                             "on the way back")
     group.add_argument("--compile", action=OnOff,
                        help="torch.compile the encoders: a slow start, then faster steps")
+    group.add_argument("--deterministic", action=OnOff,
+                       help="on a GPU: a run that is repeated, or goes on, ends in the same bits; "
+                            "slower")
     group.add_argument("--seed", type=int, default=3407, help="of weights, order and draws")
 
 

@@ -102,6 +102,7 @@ class TrainingOptions(argparse.Namespace):
     grad_clip: float
     grad_checkpointing: bool
     compile: bool
+    deterministic: bool
     seed: int
 
 

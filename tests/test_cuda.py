@@ -1,8 +1,14 @@
 """What only a GPU can show. All other tests say --device cpu, whatever the machine has."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers.cases import step_of_the_method
+from helpers.paths import ROOT
+from helpers.runs import assert_same, command, final_state
 from helpers.steps import make_run, run_with_a_bank, take_step
 
 import train
@@ -73,3 +79,46 @@ def test_a_step_on_a_gpu_is_in_bf16_if_nobody_says_otherwise(tmp_path):
     loss = take_step(run, batch)
     assert seen == {torch.bfloat16}
     assert loss.dtype == torch.float32 and loss.isfinite() and int(run.skips.count) == 0
+
+
+# In a process of its own, since cuBLAS reads its variable once. With STOP as the first argument the
+# run is stopped in its tenth step, of FNE.
+A_RUN = """
+import os, signal, sys
+from helpers.runs import SIZES
+from inputs import shapes
+shapes.DEFAULT_SIZES = SIZES
+import train
+step = train.training_step
+
+def stopping(run, batch):
+    if run.global_step == 9:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(run, batch)
+
+if sys.argv[1] == "STOP":
+    train.training_step = stopping
+train.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--precision", "fp32"],
+                                   ["--image_encoder", "small-vit", "--grad_checkpointing"]])
+def test_a_deterministic_run_repeats_and_goes_on_to_the_bit(data, tmp_path, flags):
+    """Two runs, and one that was stopped, with dropout and augmentation."""
+    def run(name, how, status):
+        done = subprocess.run(
+            [sys.executable, "-c", A_RUN, how,
+             *command(data, tmp_path / name, "--device", "cuda", "--deterministic", "--augment",
+                      "published", "--resume", "auto", *flags)],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+            capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+
+    run("one", "WHOLE", 0)
+    run("two", "WHOLE", 0)
+    run("stopped", "STOP", 143)
+    run("stopped", "WHOLE", 0)
+    one = final_state(tmp_path / "one")
+    assert_same(one, final_state(tmp_path / "two"))
+    assert_same(one, final_state(tmp_path / "stopped"))

@@ -68,7 +68,8 @@ def device_text(run: Run) -> str:
     else:
         threads = torch.get_num_threads()
         name = f"the CPU, {threads} thread{'s' * (threads > 1)}"
-    return f"{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}"
+    same = ", deterministic" if run.options.deterministic else ""
+    return f"{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}{same}"
 
 
 def phases_text(options: TrainOptions) -> str:

@@ -1,10 +1,12 @@
 """Devices and precision by flag; what a GPU has is made up here."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
-from common.device import pick_device, place, use_bf16
+from common.device import be_deterministic, pick_device, place, use_bf16
 from common.errors import InputError
 from common.options import parse
 
@@ -35,6 +37,20 @@ def test_when_bf16_is_used(monkeypatch, able, cpu, cuda):
                     use_bf16(precision, torch.device(device))
             else:
                 assert use_bf16(precision, torch.device(device)) == answer
+
+
+def test_deterministic_mode_is_set_and_left(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    try:
+        be_deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        be_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
