@@ -14,6 +14,7 @@ from common.errors import NOT_DETERMINISTIC, InputError, one_line
 from common.options import TrainOptions
 from encoders.families import choose_pooling, find_family
 from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
+from encoders.hub import from_cache, why_not
 from encoders.pooling import hidden, pool
 from encoders.preparation import Preparation
 from encoders.stored import read_stored
@@ -137,13 +138,15 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """
         if Path(name).is_dir():
             return model_from_folder(Path(name))
+        quiet_transformers()
         try:
+            settings["local_files_only"] = settings.get("local_files_only") or from_cache(str(name))
             return super().from_pretrained(name, **settings)
         except InputError:
             raise
         except Exception as error:  # of a dozen kinds, of the Hub and of files that are none
             raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
-                             f"({one_line(error)[:200]})") from error
+                             f"({why_not(str(name), error)[:200]})") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None,

@@ -7,6 +7,7 @@ each try. So it is asked once, whether it answers; where it does not, the cache 
 import functools
 import logging
 import os
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -25,8 +26,14 @@ def fetch(kind, name: str, **settings):
         Exception: of a dozen kinds, all of which mean that it cannot be had; see `why_not`.
     """
     quiet_transformers()
-    cached = not asks_hub(name) or hub_fault() is not None
-    return kind.from_pretrained(name, local_files_only=cached, trust_remote_code=False, **settings)
+    return kind.from_pretrained(name, local_files_only=from_cache(name), trust_remote_code=False,
+                                **settings)
+
+
+def from_cache(name: str) -> bool:
+    """Whether a name is not to be asked for: it is none of the Hub's, or the Hub does not answer.
+    """
+    return not asks_hub(name) or hub_fault() is not None
 
 
 def why_not(name: str, error: Exception) -> str:
@@ -49,14 +56,23 @@ def asks_hub(name: str) -> bool:
 @functools.cache
 def hub_fault() -> str | None:
     """None where the Hub answers, whatever it says, or why it does not; asked once a process."""
-    try:
-        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
-    except Exception as error:  # of the client that huggingface_hub has in this version
-        cause: BaseException = error
-        while cause.__cause__ or cause.__context__:
-            cause = cause.__cause__ or cause.__context__
-        return one_line(cause)
-    return None
+    told = [f"nothing in {PATIENCE} seconds"]
+
+    def ask():
+        try:
+            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
+            told.append(None)
+        except Exception as error:  # of the client that huggingface_hub has in this version
+            cause: BaseException = error
+            while cause.__cause__ or cause.__context__:
+                cause = cause.__cause__ or cause.__context__
+            told.append(one_line(cause))
+
+    # No limit of the client's counts the time that a name server keeps it waiting.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return told[-1]
 
 
 def quiet_transformers() -> None:

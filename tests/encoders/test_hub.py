@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
+import huggingface_hub
 import pytest
 import transformers
 from helpers.paths import ROOT
@@ -20,6 +23,7 @@ import transformers
 from common.errors import InputError
 from encoders.processors import load_tokenizer, pixel_statistics
 from encoders.towers import load_encoder
+from model import DualEncoder
 
 def told(function, *arguments):
     start = time.perf_counter()
@@ -38,6 +42,8 @@ print(json.dumps([
     told(pixel_statistics, Namespace(image_encoder="someone/vit", image_stats="auto")),
     told(load_encoder, sys.argv[1], "image", 32),
     told(load_tokenizer, "someone/bert", ""),
+    told(DualEncoder.from_pretrained, "someone/model"),
+    told(DualEncoder.from_pretrained, "no/such/folder"),
 ]))
 """
 
@@ -68,7 +74,7 @@ def test_it_is_said_in_one_line_for_each(unreachable):
     for number, flag in ((0, "--text_encoder bert-base-uncased"),
                          (1, "--image_encoder google/vit-base-patch16-384"),
                          (3, "--text_encoder someone/else"),
-                         (4, "--image_stats auto: someone/vit")):
+                         (4, "--image_stats auto: someone/vit"), (7, "someone/model is no folder")):
         line = told[number][0]
         assert line.startswith(flag) and "\n" not in line
         assert "http://127.0.0.1:9 does not answer: [Errno 111] Connection refused" in line
@@ -83,6 +89,30 @@ def test_what_is_in_the_cache_is_used(unreachable):
 def test_a_folder_that_is_not_there_is_no_matter_of_the_hub(unreachable):
     line = unreachable[0][5][0]
     assert "--image_encoder" in line and "nothing" in line and "does not answer" not in line
+
+
+def test_a_models_folder_that_is_not_there(unreachable):
+    line = unreachable[0][8][0]
+    assert line.startswith("no/such/folder is no folder") and "does not answer" not in line
+
+
+@pytest.mark.parametrize("silent", ["server", "name server"])
+def test_a_hub_that_says_nothing_is_left_after_a_while(monkeypatch, silent):
+    """A server that takes connections and never answers, and a name that is never found."""
+    hub.hub_fault.cache_clear()
+    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    start = time.perf_counter()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if silent == "server":
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT",
+                                f"http://127.0.0.1:{server.getsockname()[1]}")
+        else:
+            monkeypatch.setattr(hub, "get_session", lambda: time.sleep(20))
+        fault = hub.hub_fault()
+        assert hub.from_cache("someone/model")
+    hub.hub_fault.cache_clear()
+    assert time.perf_counter() - start < 5 and fault is not None, fault
 
 
 def test_it_does_not_take_long(unreachable):
