@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, pass_on
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
 from common.options import FROM_CHECKPOINT, Brought, ScoringOptions, TrainOptions
 from common.terminal import say, warn
@@ -250,6 +250,7 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         elif run.device.type == "cuda":  # begun on a CPU: not the numbers of the run's beginning
             torch.cuda.manual_seed(run.options.seed * 1_000_003 + run.global_step)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        pass_on(error)
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "

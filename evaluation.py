@@ -13,9 +13,11 @@ import json
 import math
 from pathlib import Path
 
+from common.errors import tell_of_imports
 from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
 
 if __name__ == "__main__":
+    tell_of_imports()
     parse_scoring(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 import numpy as np

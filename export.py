@@ -16,9 +16,11 @@ import os
 import shutil
 from pathlib import Path
 
+from common.errors import pass_on, tell_of_imports
 from common.flags import build_export_parser
 
 if __name__ == "__main__":
+    tell_of_imports()
     build_export_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import torch
@@ -252,6 +254,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
                 dynamic_shapes=(tuple({0: batch} for _ in names),))
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # of any kind, as models come
+            pass_on(error)
             raise InputError(f"--onnx: the {side} encoder cannot be written "
                              f"({one_line(error)[:200]}); leave the flag out") from error
         for rows in 3, 1:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from common.errors import NOT_DETERMINISTIC, InputError, one_line
+from common.errors import NOT_DETERMINISTIC, InputError, one_line, pass_on
 from common.options import TrainOptions
 from encoders.families import choose_pooling, find_family
 from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
@@ -145,6 +145,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
         except InputError:
             raise
         except Exception as error:  # of a dozen kinds, of the Hub and of files that are none
+            pass_on(error)
             raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
                              f"({why_not(str(name), error)[:200]})") from error
 
@@ -221,6 +222,7 @@ def refusal(told: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # which one depends on the model and on what it does not take
+        pass_on(error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{told} ({reason})") from error
 

@@ -14,9 +14,11 @@ import math
 import shlex
 from pathlib import Path
 
+from common.errors import tell_of_imports
 from common.options import TrainOptions, check, check_paths, parse
 
 if __name__ == "__main__":
+    tell_of_imports()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 import torch

@@ -54,25 +54,11 @@ def exit_on_input_error() -> Iterator[None]:
     except InputError as error:
         # A worker's error arrives with its traceback in front.
         line, status = f"error: {str(error).rpartition('errors.InputError: ')[2]}", 2
-    except OSError as error:
-        if error.errno not in NO_ROOM | NO_FILES:
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = told_of(error)
+        if told is None:
             raise
-        way = ("close some, or use fewer --workers" if error.errno in NO_FILES
-               else "free some space, or name another folder")
-        line, status = f"error: {error}: {way}", 2
-    except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            line = ("error: out of memory: make --batch_size_train, --batch_size_test, --image_res "
-                    "or --queue_size smaller, or use fewer --workers")
-        elif lost_a_worker(error):
-            line = (f"error: --workers: a process that loads photos was killed or gave nothing for "
-                    f"too long ({str(error)[:200]}): use fewer, or give /dev/shm more room (docker "
-                    "run --shm-size 8g)")
-        elif NOT_DETERMINISTIC in str(error):
-            line = f"error: --deterministic: {str(error).partition(',')[0]}: leave the flag out"
-        else:
-            raise
-        status = 2
+        line, status = f"error: {told}", 2
     except Stopped as stop:
         line, status = f"stopped by {stop.number.name}: {stop.told}", 128 + stop.number
     except KeyboardInterrupt:
@@ -80,6 +66,45 @@ def exit_on_input_error() -> Iterator[None]:
     with contextlib.suppress(OSError):
         print(one_line(line), file=sys.stderr)
     sys.exit(status)
+
+
+def told_of(error: Exception) -> str | None:
+    """What the machine refused, in a line with a way out; None of any other error."""
+    if out_of_memory(error):
+        return ("out of memory: make --batch_size_train, --batch_size_test, --image_res or "
+                "--queue_size smaller, or use fewer --workers")
+    if lost_a_worker(error):
+        return ("--workers: a process that loads photos was killed or gave nothing for too long "
+                f"({str(error)[:200]}): use fewer, or give /dev/shm more room (docker run "
+                "--shm-size 8g)")
+    if NOT_DETERMINISTIC in str(error):
+        return f"--deterministic: {str(error).partition(',')[0]}: leave the flag out"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_FILES:
+        return f"{error}: close some, or use fewer --workers"
+    return f"{error}: free some space, or name another folder" if number in NO_ROOM else None
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise an error of memory again: of no file and no model is it a fault."""
+    if out_of_memory(error):
+        raise error
+
+
+def tell_of_imports() -> None:
+    """From here on a package that is missing, or that memory does not suffice for, is told in one
+    line with status 2. For commands alone: it sets `sys.excepthook`."""
+    def hook(kind, error, trace):
+        if isinstance(error, ModuleNotFoundError):
+            line = f"no Python package {error.name}: pip install -r requirements.txt"
+        elif out_of_memory(error):
+            line = "out of memory while packages are loaded: raise the limit (ulimit -v)"
+        else:
+            return sys.__excepthook__(kind, error, trace)
+        print(f"error: {one_line(line)}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    sys.excepthook = hook
 
 
 def open_streams() -> None:
@@ -93,9 +118,12 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error says: torch has its own kinds for CPU and GPU."""
-    told = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says: torch has its own kinds for CPU and GPU, oneDNN, thread
+    libraries and the linker have theirs."""
+    told = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory",
+            "could not create a primitive", "std::bad_alloc", "failed to map segment",
+            "can't start new thread")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 

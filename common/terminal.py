@@ -5,10 +5,11 @@ Results and errors are not its business: they are printed whatever --quiet says.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TextIO
 
-from tqdm import tqdm
+from tqdm import TqdmMonitorWarning, tqdm
 
 from common.errors import one_line, printable
 
@@ -17,7 +18,10 @@ quiet = False  # set by a command's main, from --quiet
 
 def progress(iterable: Iterable | None, what: str, total: int | None = None, **more) -> tqdm:
     """`iterable` behind a bar that vanishes at its end; no bar where stderr is no terminal."""
-    return tqdm(iterable, what, total, leave=False, disable=quiet or None, **more)
+    with warnings.catch_warnings():
+        # It says so where memory is too short for the thread that keeps slow bars moving.
+        warnings.simplefilter("ignore", TqdmMonitorWarning)
+        return tqdm(iterable, what, total, leave=False, disable=quiet or None, **more)
 
 
 def warn(line: str) -> None:

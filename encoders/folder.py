@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, pass_on
 from common.files import read_json
 from encoders.preparation import Preparation
 from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
@@ -140,6 +140,7 @@ def read_weights(path: Path, prefix: str) -> dict[str, Tensor]:
                     raise ValueError(f"{name} is {value.dtype}")
                 weights[prefix + name] = value.float() if value.is_floating_point() else value
     except Exception as error:  # of several kinds, as bytes come
+        pass_on(error)
         raise InputError(f"{path} cannot be read as safetensors ({one_line(error)})") from error
     return weights
 

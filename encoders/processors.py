@@ -7,7 +7,7 @@ from typing import NamedTuple
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from common.errors import InputError
+from common.errors import InputError, pass_on
 from common.flags import IMAGE_ENCODER
 from common.options import TrainOptions
 from encoders.hub import fetch, why_not
@@ -32,6 +32,7 @@ def load_tokenizer(name: str, vocab: Path | str):
         try:
             tokenizer = fetch(transformers.AutoTokenizer, name)
         except Exception as error:
+            pass_on(error)
             raise unknown_encoder(name, "text", error) from error
         # transformers 5 makes one without words for a folder that has no tokenizer files.
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -47,6 +48,7 @@ def load_tokenizer(name: str, vocab: Path | str):
         words = models.WordPiece.read_file(str(path))
         core = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     except Exception as error:
+        pass_on(error)
         raise InputError(f"--vocab {vocab}: not a WordPiece vocabulary ({error})") from error
     missing = [token for token in SPECIAL_TOKENS.values() if token not in words]
     if missing:
@@ -89,6 +91,7 @@ def statistics_of(name: str, choice: str) -> PixelStatistics:
         try:
             return PixelStatistics(*own_statistics(name), f"those of {name}")
         except Exception as error:
+            pass_on(error)
             fault = error
     if choice == "auto" and (name in BUILT_IN or folder_without_processor(name)):
         return PixelStatistics(*clip, f"CLIP's, since {name} has none of its own")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from common.errors import InputError
+from common.errors import InputError, pass_on
 from common.options import TrainOptions
 from common.weights import fault
 from encoders.towers import load_config, quiet_transformers
@@ -72,6 +72,7 @@ def encoder_from_weights(config, weights: dict, source: str) -> nn.Module:
             None, config=config, state_dict=weights, output_loading_info=True,
             ignore_mismatched_sizes=True, dtype=torch.float32)
     except (RuntimeError, ValueError) as error:
+        pass_on(error)
         raise InputError(f"{source} does not fit: {str(error).splitlines()[0]}") from error
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     fault(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), mismatched)

@@ -17,7 +17,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import nn
 
-from common.errors import InputError, Stopped, one_line
+from common.errors import InputError, Stopped, one_line, pass_on
 from common.weights import check_tensors
 from encoders.families import find_family
 from encoders.towers import from_config
@@ -146,6 +146,7 @@ class Stored(NamedTuple):
         except InputError:
             raise
         except Exception as error:  # of any kind, as its numbers come
+            pass_on(error)
             raise InputError(f"{told} makes none ({one_line(error)[:200]})") from error
         if side == "text" and self.tokenizer is not None:
             check_words(self.read_tokenizer(), self.tokenizer, words_of(encoder), self.source)
@@ -172,6 +173,7 @@ class Stored(NamedTuple):
         except (KeyboardInterrupt, SystemExit, Stopped):
             raise
         except BaseException as error:  # what `tokenizers` panics with is no Exception
+            pass_on(error)
             raise InputError(f"{told} cannot be read ({one_line(error)[:200]})") from error
         if unknown:
             raise InputError(f"{told} has no padding token, or special ones that are no words")
@@ -250,6 +252,7 @@ def read_config(text: str, side: str, weights: int, told: str):
             raise ValueError(f"it sets {methods[0]}")
         return known(**content)
     except Exception as error:  # of any kind, as its values come
+        pass_on(error)
         raise InputError(f"{told} is none ({one_line(error)[:200]})") from error
 
 

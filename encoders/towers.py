@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from common.errors import InputError
+from common.errors import InputError, pass_on
 from encoders.families import find_family
 from encoders.hub import fetch, why_not
 from encoders.hub import quiet_transformers as quiet_transformers  # is public here
@@ -99,6 +99,7 @@ def load_encoder(
         model, info = fetch(kind, name, dtype=torch.float32, output_loading_info=True)
         missing = sorted(info["missing_keys"])
     except Exception as error:
+        pass_on(error)
         raise unknown_encoder(name, side, error) from error
     return as_tower(model, side, pad_id, missing)
 
@@ -130,6 +131,7 @@ def load_config(name: str, side: str):
     try:
         config = fetch(AutoConfig, name)
     except Exception as error:  # the Hub client has a dozen kinds, and all mean the same here
+        pass_on(error)
         raise unknown_encoder(name, side, error) from error
     find_family(config, side, name)
     return config

@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, pass_on
 from common.files import leads_out_of_folder
 from common.terminal import progress
 
@@ -136,6 +136,7 @@ def open_photo(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooLarge(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
+        pass_on(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -157,6 +158,7 @@ def load_photo(path: Path) -> Image.Image:
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
         except Exception as error:  # as above
+            pass_on(error)
             raise undecodable(path, error) from error
 
 

@@ -16,9 +16,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import tell_of_imports
 from common.options import CheckingOptions, check_paths, parse_checking
 
 if __name__ == "__main__":
+    tell_of_imports()
     parse_checking(__doc__)  # --help need not wait for the imports below
 
 from PIL import Image

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.errors import InputError, exit_on_input_error
+from common.errors import InputError, exit_on_input_error, tell_of_imports
 from common.flags import Parser
 from common.terminal import tell
 
 if __name__ == "__main__":
+    tell_of_imports()
     Parser(description=__doc__).parse_args()  # --help need not wait for the import below
 
 import torch

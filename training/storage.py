@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 
 from common import files
-from common.errors import NO_ROOM, InputError, one_line
+from common.errors import NO_ROOM, InputError, one_line, pass_on
 from common.terminal import say
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
 RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
 LOCK = ".lock"
 # What may keep a whole file from being read now.
-NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+           errno.ENOMEM}
 
 
 class NotReadable(InputError):
@@ -74,6 +75,7 @@ def load(path: Path, way_out: str = "train first, or name one with --resume") ->
     except InputError:
         raise
     except Exception as error:  # of two dozen kinds, as bytes come: all mean the same
+        pass_on(error)
         raise unlike_a_checkpoint(path, error) from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
 from common import files  # noqa: E402
-from common.errors import exit_on_input_error  # noqa: E402
+from common.errors import exit_on_input_error, tell_of_imports  # noqa: E402
 from common.flags import Parser, add_column_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
 
@@ -31,6 +31,7 @@ def build_vocab_parser() -> Parser:
 
 
 if __name__ == "__main__":
+    tell_of_imports()
     build_vocab_parser().parse_args()  # --help need not wait for the imports below
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402

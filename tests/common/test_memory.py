@@ -1,0 +1,86 @@
+"""Too little memory, and packages that are missing: one line, whoever notices it first."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+from helpers.runs import command
+
+from common.errors import InputError, out_of_memory
+from inputs.photos import load_photo
+from training import storage
+
+MIB = 2**20
+# The test's own small dataset, since the command would make a large one.
+SMALL = ("import sys, runpy; from inputs import shapes; from helpers.runs import SIZES; "
+         "shapes.DEFAULT_SIZES = SIZES; sys.argv = sys.argv[1:]; "
+         "runpy.run_path(sys.argv[0], run_name='__main__')")
+
+
+def ended(arguments, limit=None, path=""):
+    """Status and standard error of a command that may take so many bytes of addresses."""
+    def lower():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, preexec_fn=lower, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{path}:{ROOT}:{ROOT / 'tests'}"}, timeout=300)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [
+    (["train.py"], 600), (["train.py"], 3200), (["evaluation.py", "x"], 2400),
+    (["export.py", "x", "y"], 600), (["-m", "scripts.check_data"], 600)])
+def test_too_little_memory_for_the_packages(arguments, limit):
+    """PyTorch alone maps gigabytes."""
+    status, error = ended(arguments, limit * MIB)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "error: " in error
+
+
+def test_too_little_memory_for_a_run(data, tmp_path):
+    """Of several limits around what it needs; where the machine's own libraries are smaller, it
+    ends well."""
+    for limit in 3900, 4100:
+        status, error = ended(["-c", SMALL, "train.py", *command(
+            data, tmp_path / str(limit), "--num_epochs", "1", "--warmup_epochs", "0")], limit * MIB)
+        assert status in (0, 2), error
+        if status == 2:
+            assert error.count("\n") == 1 and "out of memory" in error, error
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_a_package_that_is_missing_is_named(tmp_path, name):
+    hidden = tmp_path / "sitecustomize.py"
+    hidden.write_text(f"import sys; sys.modules[{name!r}] = None")
+    status, error = ended(["train.py", "--dataset", "shapes"], path=str(tmp_path))
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "pip install -r requirements.txt" in error
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("could not create a primitive"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    RuntimeError("unable to mmap 12 bytes from file <x>: Cannot allocate memory (12)"),
+    OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_no_file_is_called_damaged_for_want_of_memory(tmp_path, monkeypatch, error):
+    """Else --resume auto would go on from an older checkpoint, and a photo be replaced."""
+    assert out_of_memory(error)
+
+    def fails(*arguments, **keywords):
+        raise error
+
+    path = tmp_path / "x.pth.tar"
+    storage.save(path, {"a": 1})
+    monkeypatch.setattr(storage.torch, "load", fails)
+    with pytest.raises((type(error), storage.NotReadable)):
+        storage.load(path)
+    monkeypatch.setattr("inputs.photos.Image.open", fails)
+    with pytest.raises(type(error)) as caught:
+        load_photo(path)
+    assert not isinstance(caught.value, InputError)
