@@ -20,6 +20,7 @@ from common.flags import CHECKING, PRESETS, SCORING, TRAINING, build_parser
 # What a number may be, both ends included. The upper ends are far above all that makes sense: they
 # keep a slip of the pen from filling the memory, or counting for ever.
 COUNT = 2**53
+LONGEST_PREFIX = 1000  # letters, which are cleaned and tokenised with each caption
 RANGES = {
     "image_res": (1, 8192), "max_words": (1, 10**6), "max_tokens": (3, 10**6),
     "batch_size_train": (1, 2**20), "batch_size_test": (1, 2**20), "queue_size": (1, 2**28),
@@ -251,6 +252,9 @@ def check(options: TrainOptions) -> None:
             raise InputError(f"--{name} {str(value)[:30]}: must be {least}, and at most {high:g}")
     if any(not 0 <= milestone <= COUNT for milestone in options.lr_milestones):
         raise InputError(f"--lr_milestones {options.lr_milestones}: must not be negative")
+    if len(options.caption_prefix) > LONGEST_PREFIX:
+        raise InputError(f"--caption_prefix {options.caption_prefix[:30]}...: may have "
+                         f"{LONGEST_PREFIX} letters at most, as it is put before each caption")
     if not 0 < options.prior < 1:
         raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
     if not 0 <= options.momentum < 1:

@@ -104,6 +104,8 @@ def read_embeddings(path: Path) -> Embeddings:
         check_declared_size(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a part that is no array")  # such is handed over as bytes
         required = ("image_embeds", "text_embeds", "image_of_text", "images", "captions")
         images, texts, image_of_text, names, captions = (arrays[name] for name in required)
     except KeyError as error:

@@ -96,6 +96,11 @@ def checkpoint_option_kind(place):
     place.resume(lambda state: state["options"].update(log_step="often"))
 
 
+@fault("a checkpoint whose prefix of captions has a million words", "--caption_prefix q q", "1000")
+def checkpoint_prefix_long(place):
+    place.resume(lambda state: state["options"].update(caption_prefix="q " * 10**6))
+
+
 @fault("a run taken up with other training data", "training split now has")
 def checkpoint_other_data(place):
     place.json(lambda records: records.__delitem__(slice(60, None)))
@@ -174,6 +179,13 @@ def embeddings_cut_short(place):
 @fault("an npz that holds pickled objects", "no npz file")
 def embeddings_pickled(place):
     place.embeddings(images=np.array([Evil(place.folder)] * 3, dtype=object))
+
+
+@fault("an npz with a part named as an array, and none", "no npz file of plain arrays")
+def embeddings_of_bytes(place):
+    path = place.embeddings(captions=None)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("captions.npy", b"x")
 
 
 @fault("an npz without captions", "lacks an array", "captions")
