@@ -70,6 +70,12 @@ def test_a_vocabulary_comes_from_every_format_and_training_photos_alone(build):
     assert build("dataset_x.json", json.dumps({"images": images}))[2] == words
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "9" * 25])
+def test_a_size_that_no_vocabulary_has(tmp_path, size):
+    status, error, words = build(tmp_path, "train.csv", "image,text\na.jpg,red\n", "--size", size)
+    assert status == 2 and error.count("\n") == 1 and "--size" in error and words is None
+
+
 @pytest.mark.parametrize("kept", ["my notes\n", '{"a": 1}\n'])
 def test_only_a_vocabulary_is_overwritten(build, tmp_path, kept):
     (tmp_path / "words.txt").write_text(kept)

@@ -15,9 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
 from common import files  # noqa: E402
-from common.errors import exit_on_input_error, tell_of_imports  # noqa: E402
+from common.errors import InputError, exit_on_input_error, tell_of_imports  # noqa: E402
 from common.flags import Parser, add_column_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
+
+LARGEST = 10**7  # tokens
 
 
 def build_vocab_parser() -> Parser:
@@ -68,6 +70,9 @@ def is_vocabulary(path: Path) -> bool:
 def main(argv: list[str] | None = None) -> None:
     options = build_vocab_parser().parse_args(argv)
     with exit_on_input_error():
+        if not 1 <= options.size <= LARGEST:
+            raise InputError(f"--size {str(options.size)[:30]}: must be at least 1, and at most "
+                             f"{LARGEST:,}")
         files.check_path(options.split, "split")
         files.check_path(options.output, "output")
         columns = Columns(options.image_column, options.caption_column)
