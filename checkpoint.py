@@ -15,6 +15,7 @@ import torch
 from common.errors import InputError, one_line, pass_on
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
 from common.options import FROM_CHECKPOINT, Brought, ScoringOptions, TrainOptions
+from common.ranks import world
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
@@ -33,8 +34,8 @@ WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_p
                 "caption_prefix")
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-         "image_pooling", "text_pooling", "caption_prefix", "queue_size", "loss", "dataset",
-         "batch_size_train", "seed")
+         "image_pooling", "text_pooling", "caption_prefix", "queue_size", "bank_dtype",
+         "loss", "dataset", "batch_size_train", "seed")
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -201,8 +202,7 @@ def pack(run: Run) -> dict:
         "optimizer": run.optimizer.state_dict(),
         "criterion": run.criterion.state_dict(),
         "skips": run.skips.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
+        "processes": world(),
     }
     if run.momentum_model is not None:
         state["momentum_model"] = run.momentum_model.state_dict()
@@ -244,11 +244,12 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         load_progress(run, state)
         if run.bank is not None:
             check_bank(run.bank, len(run.photos) or None, run.captions)
-        torch.set_rng_state(state["rng"])
-        if run.device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], run.device)
-        elif run.device.type == "cuda":  # begun on a CPU: not the numbers of the run's beginning
-            torch.cuda.manual_seed(run.options.seed * 1_000_003 + run.global_step)
+        made_by = state.get("processes", 1)
+        if type(made_by) is not int or made_by < 1:
+            raise ValueError(f"it is of {made_by!r} processes")
+        if made_by != world():
+            say(f"{path} is of {made_by} processes, and goes on with {world()}: the same run, but "
+                "for rounding and dropout, and so not to the bit")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         pass_on(error)
         if isinstance(error, InputError):

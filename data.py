@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import InputError
 from common.files import read_json
 from common.options import TrainOptions
+from common.processes import gather
+from common.ranks import own_rows, world
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
 from inputs.loader import EpochSampler, make_loader
@@ -110,7 +112,8 @@ def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
 
 
 class Batch(NamedTuple):
-    """B training pairs."""
+    """B training pairs. Where processes share them, each has pixels and captions of its own B / N,
+    and, once `with_all_ids` has fetched them, the ids of all B."""
 
     pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
     input_ids: Tensor  # (B, L) int64
@@ -121,6 +124,14 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def with_all_ids(self) -> "Batch":
+        """The ids of the whole batch, of a batch that is still on the CPU."""
+        if world() == 1:
+            return self
+        ids = gather(torch.stack([self.image_ids, self.text_ids, self.bad_photos], dim=1))  # (B, 3)
+        image_ids, text_ids, bad_photos = ids.T.contiguous()
+        return self._replace(image_ids=image_ids, text_ids=text_ids, bad_photos=bad_photos)
 
 
 class PairDataset(Dataset):
@@ -236,7 +247,8 @@ def sees_photos_once(options: TrainOptions) -> bool:
 
 
 def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
-    """Batches of the training split; without pixels where `sees_photos_once`.
+    """Batches of the training split, of each the rows that are this process's; without pixels where
+    `sees_photos_once`.
 
     Args:
         pin: give pinned memory, from which a GPU copies while it computes.
@@ -244,7 +256,8 @@ def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) 
     photos = None if sees_photos_once(options) else train_set.photos
     pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
                         augment=options.augment == "published")
-    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed)
-    pixels = 0 if photos is None else 3 * options.image_res**2 * options.batch_size_train
+    own = own_rows(options.batch_size_train)
+    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, own)
+    pixels = 0 if photos is None else 3 * options.image_res**2 * (own.stop - own.start)
     return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,
                        collate_fn=Collator(train_set.captions))

@@ -11,6 +11,7 @@ r"""Score a checkpoint or saved embeddings on a split:
 import datetime
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
@@ -28,6 +29,8 @@ import checkpoint
 from common import files
 from common.device import place
 from common.errors import InputError, exit_on_input_error
+from common.processes import from_main, gather_strided, together
+from common.ranks import is_main, rank, world
 from common.terminal import progress, tell
 from common.version import commit
 from data import LoadedSplit, load_eval_set
@@ -52,62 +55,99 @@ from model import DualEncoder
 # ---------------------------------------------------------------------------------------- encoding
 
 
+def nothing() -> None:
+    """What there is to do between two batches, where nobody asks for anything."""
+
+
 @torch.no_grad()
 def encode_photos(
-    model: DualEncoder, photos: list[Path], options: TrainOptions, project: bool = True
+    model: DualEncoder, photos: list[Path], options: TrainOptions, project: bool = True,
+    between: Callable[[], None] = nothing,
 ) -> Tensor:
     """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, options.batch_size_test
     encode = model.encode_image if project else model.image_features
     mean, std = image_statistics(options)
-    loader = make_loader(PhotoDataset(photos, options.image_res), options.workers,
-                         device.type == "cuda", 3 * options.image_res**2 * options.batch_size_test,
-                         batch_size=options.batch_size_test)
-    return torch.cat([
-        encode(normalize(pixels.to(device, non_blocking=True), mean, std))
-        for pixels in progress(loader, "encoding photos")
-    ]).cpu()  # once, since it waits for the device
+    loader = make_loader(PhotoDataset(own_share(photos), options.image_res),
+                         options.workers, device.type == "cuda", 3 * options.image_res**2 * size,
+                         batch_size=size)
+    return encode_shares(
+        (encode(normalize(pixels.to(device, non_blocking=True), mean, std))
+         for pixels in progress(loader, "encoding photos")), len(photos), size, between)
 
 
 @torch.no_grad()
-def encode_captions(model: DualEncoder, captions: Captions) -> Tensor:
+def encode_captions(
+    model: DualEncoder, captions: Captions, between: Callable[[], None] = nothing
+) -> Tensor:
     """Embeddings (N_t, D), on the CPU."""
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, 256
     # Captions of like length go together, so that little of a batch is padding.
     order = np.argsort(captions.lengths, kind="stable")
-    texts = []
-    for start in range(0, len(order), 256):
-        input_ids, mask = captions.padded([captions[index] for index in order[start : start + 256]])
-        texts.append(model.encode_text(input_ids.to(device), mask.to(device)))
-    return torch.cat(texts).cpu()[torch.from_numpy(np.argsort(order))]
+    own = own_share(order)
+    batches = (captions.padded([captions[index] for index in own[start : start + size]])
+               for start in range(0, len(own), size))
+    texts = encode_shares((model.encode_text(input_ids.to(device), mask.to(device))
+                           for input_ids, mask in batches), len(order), size, between)
+    return texts[torch.from_numpy(np.argsort(order))]
+
+
+def own_share(items: Sequence) -> Sequence:
+    """Every Nth of `items`, from this process's rank on; where there are fewer than processes, a
+    last one in vain rather than none."""
+    return items[rank() :: world()] if rank() < len(items) else items[:1]
+
+
+def encode_shares(
+    batches: Iterator[Tensor], count: int, size: int, between: Callable[[], None]
+) -> Tensor:
+    """The embeddings (count, D) of all processes, on the CPU, where each computes every Nth.
+
+    Args:
+        batches: computes this process's embeddings, up to `size` at a time.
+        between: called after each batch, in all processes equally often.
+    """
+    own = []
+    for _ in range(-(-count // (world() * size))):  # as many as the first process has
+        if (batch := next(batches, None)) is not None:
+            own.append(batch)
+        between()
+    # To the CPU once, since it waits for the device.
+    return gather_strided(torch.cat(own).cpu(), count)
 
 
 def encode_split(
-    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions
+    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions,
+    between: Callable[[], None] = nothing,
 ) -> tuple[Tensor, Tensor]:
     """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
 
     The model is put into evaluation mode for this, and back into the mode that it was in
-    (Fidelity note 1).
+    (Fidelity note 1). Several processes share the work, and all of them get the whole.
     """
     was_training = model.training
     model.eval()
-    images = encode_photos(model, eval_set.photos, options)
-    texts = encode_captions(model, eval_set.captions)
+    images = encode_photos(model, eval_set.photos, options, between=between)
+    texts = encode_captions(model, eval_set.captions, between)
     model.train(was_training)
     return images, texts
 
 
 def score(
-    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions
+    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions,
+    between: Callable[[], None] = nothing,
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
     """`retrieval_metrics` of a split, encoded with `model`, and the embeddings that they score.
+
+    Args:
+        between: called between two batches; it may raise.
 
     Raises:
         InputError: the model's embeddings are not finite.
     """
-    embeds = encode_split(model, eval_set, options)
-    return input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text), embeds
+    embeds = encode_split(model, eval_set, options, between)
+    metrics = is_main() and input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text)
+    return from_main(metrics), embeds
 
 
 def input_errors(function, *arguments):
@@ -245,7 +285,7 @@ def output_places(options: ScoringOptions) -> dict[str, Path]:
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse_scoring(__doc__, argv)
-    with exit_on_input_error():
+    with exit_on_input_error(), together(options.device):
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
         check_paths(options)
@@ -265,6 +305,8 @@ def main(argv: list[str] | None = None) -> None:
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,
                                      tokenizer)
             photos = eval_set.photos
+        if not is_main():
+            return
         if options.save_embeddings:
             save_embeddings(embeddings, places["save_embeddings"])
         title = title_of(embeddings, options.embeddings or options.checkpoint)

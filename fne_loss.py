@@ -5,8 +5,8 @@ rule, probably an unannotated match. FNE turns that probability into a sampling 
 one drawn candidate, where the usual loss repels the hardest.
 
 Shapes: B batch, M bank, C = B + M candidates (this batch's keys first, then the bank's slots), D
-embedding. Embeddings are unit rows, so a product is a cosine. "i2t" has images as anchors and
-texts as candidates, "t2i" the reverse. Needs only `memory_bank.py` beside it.
+embedding, A = B anchors (or a process's own, where several share a batch). Embeddings are unit
+rows. "i2t" has image anchors and text candidates, "t2i" the reverse. Needs only `memory_bank.py`.
 """
 
 import math
@@ -33,9 +33,8 @@ class RunningGaussian(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        # Doubles: a long epoch adds 1e5 small terms to a large sum.
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("m2", torch.zeros((), dtype=torch.float64))
+        for name in "mean", "m2":  # doubles: a long epoch adds 1e5 small terms to a large sum
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, values: Tensor, mask: Tensor | None = None) -> None:
@@ -61,7 +60,6 @@ class RunningGaussian(nn.Module):
         return self.m2 / (self.count - 1).clamp(min=1)
 
     def reset(self) -> None:
-        """Forget everything."""
         for buffer in self.buffers():
             buffer.zero_()
 
@@ -101,13 +99,10 @@ class InBatch(NamedTuple):
 
 @torch.no_grad()
 def rank_in_batch(similarity: Tensor, image_ids: Tensor) -> InBatch:
-    """Pairs, their hardest negatives, and which are confident (paper, section 3.2).
+    """Pairs, their hardest negatives, and which are confident (paper, section 3.2), from (B, B)
+    similarities, images in rows and texts in columns, and (B,) ids of the photos.
 
     Other captions of a pair's own photo do not compete (Fidelity note 4). A tie is not a best.
-
-    Args:
-        similarity: (B, B), images in rows and texts in columns.
-        image_ids: (B,) ids of the photos.
     """
     positive = similarity.detach().diagonal()  # (B,)
     allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)  # (B, B)
@@ -134,11 +129,8 @@ def false_negative_posterior(
     """P(false negative | s) = prior N+(s) / (prior N+(s) + (1 - prior) N-(s)) (section 3.2, Bayes).
 
     Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
-
-    Args:
-        similarity: any shape, which is that of the result, in [0, 1].
-        positive, negative: the two fitted Gaussians N+ and N-.
-        prior: P(false negative) of a candidate before its similarity is known, in (0, 1).
+    Similarities and probabilities have any shape; `prior` is P(false negative) of a candidate
+    before its similarity is known, in (0, 1).
     """
     odds = log_density(similarity, positive) - log_density(similarity, negative)
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
@@ -159,7 +151,7 @@ def sampling_weights(
     positive: RunningGaussian, negative: RunningGaussian, *,
     margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
 ) -> Tensor:
-    """(B, C) how much each candidate should be drawn, 0 to 1, not normalised (section 3.3).
+    """(B, C) weights in [0, 1] to draw candidates by (paper, section 3.3); a row may be all zero.
 
     exp(-tau p) where the posterior p > posterior_floor: a likely false negative is drawn less.
     exp(-tau (s - s+)^2) elsewhere: one near the anchor's own match s+ is drawn more.
@@ -181,18 +173,27 @@ def sampling_weights(
     return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
 
 
-def sample_negatives(weights: Tensor, fallback: Tensor) -> Tensor:
-    """(B,) int64 candidate indices, one drawn per row with probability proportional to its weight.
+def uniform(rows: Tensor, batch: int, first: int = 0) -> Tensor:
+    """(A,) doubles in [0, 1) for the A `rows` from `first` on of a batch of B: those that one
+    process which has the whole batch would draw for them."""
+    return torch.rand(batch, dtype=torch.float64, device=rows.device)[first : first + len(rows)]
 
-    The weights are summed along the row, and the first sum above a random share of the total wins.
-    One random number a row: to race C exponentials instead costs as much as the similarities do.
+
+
+def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = None) -> Tensor:
+    """(B,) int64: one candidate per row, drawn with probability proportional to its weight.
+
+    The first running sum of a row's weights above a random share of their total wins: one random
+    number a row, where a race of C exponentials would cost as much as the similarities do.
 
     Args:
         weights: (B, C), not negative.
         fallback: (B,) int64, taken by a row that has no weight.
+        share: (B,) doubles in [0, 1) to draw with; random ones unless given.
     """
+    share = uniform(weights, len(weights)) if share is None else share
     sums = running_sums(weights)  # (B, C)
-    share = torch.rand_like(sums[:, :1]) * sums[:, -1:]  # (B, 1)
+    share = share[:, None] * sums[:, -1:]  # (B, 1)
     drawn = torch.searchsorted(sums, share, right=True).clamp(max=weights.shape[1] - 1)  # (B, 1)
     # Rounding may not let a candidate of weight 0 win, be it once in 1e15 draws.
     return drawn[:, 0].where(weights.gather(1, drawn)[:, 0] > 0, fallback)
@@ -228,8 +229,8 @@ def triplet_loss(
     image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, margin: float, max_violation: bool
 ) -> Tensor:
     """`triplet_from_similarity` of unit rows (B, D) and (B, D), matching pairs."""
-    similarity = cosine(image_embeds, text_embeds)  # (B, B)
-    return triplet_from_similarity(similarity, image_ids, margin, max_violation)
+    return triplet_from_similarity(
+        cosine(image_embeds, text_embeds), image_ids, margin, max_violation)
 
 
 def triplet_from_similarity(
@@ -237,11 +238,9 @@ def triplet_from_similarity(
 ) -> Tensor:
     """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up.
 
-    Args:
-        similarity: (B, B), images in rows and texts in columns, pairs on the diagonal.
-        image_ids: (B,); another caption of the anchor's photo is no negative (Fidelity note 4).
-        margin: as in `hinge`.
-        max_violation: only the hardest negative counts, else all of them.
+    From (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another
+    caption of the anchor's photo is no negative (Fidelity note 4). With `max_violation` only the
+    hardest negative counts, else all of them.
     """
     positive = similarity.diagonal()[:, None]  # (B, 1)
     own = same_image(image_ids, image_ids)
@@ -256,33 +255,34 @@ def infonce_loss(similarity: Tensor, image_ids: Tensor, log_scale: Tensor) -> Te
     """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
 
     Args:
-        similarity: (B, B), images in rows and texts in columns, pairs on the diagonal.
-        image_ids: (B,); other captions of the anchor's own photo are masked out.
-        log_scale: () log of the inverse temperature, learned. Hold it at log 100 or below, as CLIP
-            does, by clamping it after each optimizer step: a clamp in here would end its gradient.
+        similarity, image_ids: (B, B), (B,) as above; other captions of the own photo are left out.
+        log_scale: () log of the inverse temperature, learned. Clamp it to log 100 after each
+            optimizer step, as CLIP does: a clamp in here would end its gradient.
     """
     others = same_image(image_ids, image_ids).fill_diagonal_(False)
     logits = (log_scale.exp() * similarity).masked_fill(others, -torch.inf)  # (B, B)
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
 
 
-def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's keys (B, D) followed by the B drawn ones: (2B, D), and where each row's now is.
+def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor, first: int = 0):
+    """The anchors' own keys, those from `first` on of the batch's (B, D), followed by the A drawn
+    ones: (2A, D). And where each row's drawn one is there: (A,).
 
     It spares `hinge` the joined candidates (C, D), which would copy the whole bank.
     """
-    batch = len(keys)
-    from_batch = keys[negatives.clamp(0, batch - 1)]  # (B, D)
-    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (B, D)
-    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (B, D)
-    rows = torch.arange(batch, 2 * batch, device=keys.device)
-    return torch.cat([keys, drawn]), rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
+    batch, anchors = len(keys), len(negatives)
+    from_batch = keys[negatives.clamp(0, batch - 1)]  # (A, D)
+    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (A, D)
+    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (A, D)
+    rows = torch.arange(anchors, 2 * anchors, device=keys.device)
+    keys = torch.cat([keys[first : first + anchors], drawn])
+    return keys, rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
 
 
 def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Bounds that part M = `size` bank slots so that no (B, c) gets large, nor a step's memory."""
-    count = math.ceil(size * batch / (PART_ON_CPU if device.type == "cpu" else PART))
-    width = math.ceil(size / count)
+    most = PART_ON_CPU if device.type == "cpu" else PART
+    width = math.ceil(size / math.ceil(size * batch / most))
     for start in range(0, size, width):
         yield start, min(start + width, size)
 
@@ -290,11 +290,16 @@ def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, in
 class Draw(NamedTuple):
     """The negatives of one direction, and what the sampler thought of them, without gradient."""
 
-    negatives: Tensor  # (B,) candidate indices: < B this batch's, then the bank's slots; -1 none
-    keys: Tensor  # (2B, D) this batch's keys, then the drawn ones, as `gather_drawn` gives them
-    rows: Tensor  # (B,) where in `keys` each anchor's negative is; -1 none
-    posterior: Tensor  # (B,) P(false negative) of the drawn, as used: 0 up to min_count
-    cut: Tensor  # () share of the allowed candidates that the cut-down removed
+    negatives: Tensor  # (A,) candidate indices: < B this batch's, then the bank's slots; -1 none
+    keys: Tensor  # (2A, D) the anchors' own keys, then the drawn ones, as by `gather_drawn`
+    rows: Tensor  # (A,) where in `keys` each anchor's negative is; -1 none
+    posterior: Tensor  # (A,) P(false negative) of the drawn, as used: 0 up to min_count
+    counts: Tensor  # (2,) candidates of all anchors that have weight, and that are not excluded
+
+    @property
+    def cut(self) -> Tensor:
+        """() share of the allowed candidates that the cut-down removed."""
+        return 1 - self.counts[0] / self.counts[1].clamp(min=1)
 
 
 class FNELoss(nn.Module):
@@ -320,20 +325,16 @@ class FNELoss(nn.Module):
             raise ValueError(f"prior is a probability in (0, 1), got {prior}")
         self.margin, self.tau, self.prior = margin, tau, prior
         self.posterior_floor, self.min_count = posterior_floor, min_count
-        self.positive = RunningGaussian()
-        self.negative = RunningGaussian()
+        self.positive, self.negative = RunningGaussian(), RunningGaussian()
 
     @torch.no_grad()
-    def update_statistics(
-        self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor
-    ) -> None:
+    def update_statistics(self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor):
         """Add a batch of online embeddings (B, D), (B, D) with photo ids (B,) to both Gaussians."""
         self.add_to_statistics(rank_in_batch(cosine(image_embeds, text_embeds), image_ids))
 
     @torch.no_grad()
     def add_to_statistics(self, batch: InBatch) -> None:
-        """A confident pair gives its similarity to `positive` and its hardest negative in each
-        direction to `negative`."""
+        """A confident pair gives its similarity to `positive`, its hardest two to `negative`."""
         self.positive.update(batch.positive, batch.confident)
         self.negative.update(batch.hardest, batch.confident & batch.hardest.isfinite())
 
@@ -344,63 +345,65 @@ class FNELoss(nn.Module):
 
     @torch.no_grad()
     def draw(
-        self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor
+        self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
+        first: int = 0,
     ) -> Draw:
         """Draw one negative for each anchor.
 
         Args:
-            anchors: (B, D) online embeddings of one side.
-            keys: (B, D) this batch's momentum keys of the other side, keys[i] the match of i.
+            anchors: (A, D) online embeddings of one side: of the pairs from `first` on.
+            keys: (B, D) this batch's momentum keys of the other side, keys[i] the match of pair i.
             bank_keys: (M, D) stored keys of the other side.
             image_ids, bank_ids: (B,), (M,) photo ids.
         """
-        batch, size = len(anchors), len(bank_keys)
-        own = cosine_of_pairs(anchors, keys)  # (B,) s+
-        hardest = torch.full_like(own, -torch.inf)  # (B,) of the allowed candidates so far
-        hardest_at = torch.full_like(image_ids, NO_NEGATIVE)  # (B,)
-        drawn, total = hardest_at, torch.zeros_like(own, dtype=torch.float64)  # (B,), (B,)
+        batch, size, mine = len(keys), len(bank_keys), slice(first, first + len(anchors))
+        own = cosine_of_pairs(anchors, keys[mine])  # (A,) s+
+        hardest = torch.full_like(own, -torch.inf)  # (A,) of the allowed candidates so far
+        hardest_at = torch.full_like(image_ids[mine], NO_NEGATIVE)  # (A,)
+        drawn, total = hardest_at, torch.zeros_like(own, dtype=torch.float64)  # (A,), (A,)
         kept = allowed = 0
         for start, stop in parts(size, batch, anchors.device):
             similarity, ids = cosine(anchors, bank_keys[start:stop]), bank_ids[start:stop]
             if start == 0:
                 similarity = torch.cat([cosine(anchors, keys), similarity], dim=1)
                 ids = torch.cat([image_ids, ids])
-            first = start + batch if start else 0  # index of this part's first candidate
-            excluded = excluded_candidates(image_ids, ids)  # (B, c)
+            before = start + batch if start else 0  # index of this part's first candidate
+            excluded = excluded_candidates(image_ids[mine], ids)  # (A, c)
             weights = sampling_weights(
-                similarity, own, excluded, self.positive, self.negative,
-                margin=self.margin, tau=self.tau, prior=self.prior,
-                posterior_floor=self.posterior_floor, min_count=self.min_count,
-            )  # (B, c)
-            highest, at = similarity.masked_fill(excluded, -torch.inf).max(dim=1)  # (B,), (B,)
-            hardest_at = torch.where(highest > hardest, first + at, hardest_at)
+                similarity, own, excluded, self.positive, self.negative, margin=self.margin,
+                tau=self.tau, prior=self.prior, posterior_floor=self.posterior_floor,
+                min_count=self.min_count)  # (A, c)
+            highest, at = similarity.masked_fill(excluded, -torch.inf).max(dim=1)  # (A,), (A,)
+            hardest_at = torch.where(highest > hardest, before + at, hardest_at)
             hardest = hardest.maximum(highest)
             # A part's draw replaces the earlier one with the part's share of the weight so far:
             # the same as one draw from all candidates.
             weight = weights.sum(dim=1, dtype=torch.float64)
             total = total + weight
-            replace = torch.rand_like(total) * total < weight
-            fallback = at.where(highest.isfinite(), NO_NEGATIVE)
-            drawn = torch.where(replace, first + sample_negatives(weights, fallback), drawn)
+            replace = uniform(anchors, batch, first) * total < weight
+            share = {} if len(anchors) == batch else {"share": uniform(anchors, batch, first)}
+            here = sample_negatives(weights, at.where(highest.isfinite(), NO_NEGATIVE), **share)
+            drawn = torch.where(replace, before + here, drawn)
             kept, allowed = kept + weights.count_nonzero(), allowed + (~excluded).count_nonzero()
         negatives = torch.where(total > 0, drawn, hardest_at)
-        keys, rows = gather_drawn(keys, bank_keys, negatives)
+        keys, rows = gather_drawn(keys, bank_keys, negatives, first)
         posterior = false_negative_posterior(
             cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
-        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (B,)
-        cut = 1 - kept / allowed.clamp(min=1)
-        return Draw(negatives, keys, rows, posterior.where(used, 0.0), cut)
+        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (A,)
+        counts = torch.stack([kept, allowed])
+        return Draw(negatives, keys, rows, posterior.where(used, 0.0), counts)
 
     def draw_both(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank,
+        image_ids: Tensor, bank: MemoryBank, first: int = 0,
     ) -> tuple[Draw, Draw]:
-        """Draw for i2t, then for t2i; arguments as for `forward`."""
-        return (self.draw(image_embeds, text_keys, bank.text_keys, image_ids, bank.image_ids),
-                self.draw(text_embeds, image_keys, bank.image_keys, image_ids, bank.image_ids))
+        """Draw for i2t, then for t2i; as `forward`, or with the (A, D) of pairs from `first` on."""
+        ids = image_ids, bank.image_ids
+        return (self.draw(image_embeds, text_keys, bank.text_keys, *ids, first),
+                self.draw(text_embeds, image_keys, bank.image_keys, *ids, first))
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
-        """`hinge` of online embeddings (B, D), (B, D) on what was drawn, both directions summed."""
+        """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""
         return (hinge(image_embeds, i2t.keys, i2t.rows, self.margin)
                 + hinge(text_embeds, t2i.keys, t2i.rows, self.margin))
 
@@ -410,11 +413,8 @@ class FNELoss(nn.Module):
     ) -> Tensor:
         """The hinge on one drawn negative per anchor, summed over both directions, over B.
 
-        Args:
-            image_embeds, text_embeds: (B, D) online embeddings, which get the gradient.
-            image_keys, text_keys: (B, D) momentum embeddings of the same pairs.
-            image_ids: (B,) photo ids.
-            bank: the stored candidates; read, not written.
+        Of online embeddings (B, D), which get the gradient, momentum keys (B, D) of the same pairs,
+        their photo ids (B,), and the bank, which is read and not written.
         """
         draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
         return self.hinge_of(image_embeds, text_embeds, *draws)

@@ -22,14 +22,15 @@ class MemoryBank(nn.Module):
     Args:
         size: M, the number of slots (published: 8,224).
         dim: D, the width of the embeddings.
+        dtype: of the keys; bfloat16 takes half the room, and rounds a cosine by about 2e-4.
     """
 
-    def __init__(self, size: int, dim: int):
+    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a memory bank needs size and dim above 0, got {size} and {dim}")
-        self.register_buffer("image_keys", torch.zeros(size, dim))  # (M, D)
-        self.register_buffer("text_keys", torch.zeros(size, dim))  # (M, D)
+        self.register_buffer("image_keys", torch.zeros(size, dim, dtype=dtype))  # (M, D)
+        self.register_buffer("text_keys", torch.zeros(size, dim, dtype=dtype))  # (M, D)
         self.register_buffer("image_ids", torch.full((size,), EMPTY))  # (M,)
         self.register_buffer("text_ids", torch.full((size,), EMPTY))  # (M,)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))

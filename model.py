@@ -180,6 +180,18 @@ class DualEncoder(nn.Module, ModelHubMixin):
             output = self.text_encoder(input_ids=input_ids, attention_mask=mask)
         return pool(self.text_encoder, output, self.text_pooling, attention_mask)
 
+    def forward(
+        self, pixel_values: Tensor | None, image_features: Tensor | None, input_ids: Tensor,
+        attention_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both sides of B training pairs: image and text embeddings (B, D) and features, from
+        pixels and captions; or from `image_features` (B, width), where they are known already."""
+        if image_features is None:
+            image_features = self.image_features(pixel_values)
+        text_features = self.text_features(input_ids, attention_mask)
+        return (self.project_image(image_features), self.project_text(text_features),
+                image_features, text_features)
+
     def project_image(self, features: Tensor) -> Tensor:
         """Image features to (B, D) unit rows."""
         return F.normalize(self.image_projection(features), dim=1)

@@ -29,6 +29,17 @@ import checkpoint
 from common import terminal
 from common.device import be_deterministic, pick_device, place
 from common.errors import exit_on_input_error
+from common.processes import (
+    adam,
+    bring_together,
+    from_main,
+    gather,
+    once_per_machine,
+    spread,
+    summing_gradients,
+    together,
+)
+from common.ranks import is_main, own_rows, world
 from data import (
     Batch,
     LoadedSplit,
@@ -49,7 +60,7 @@ from evaluation import (
     title_of,
     write_metrics,
 )
-from figures.tensorboard import Board
+from figures.tensorboard import Board, NoBoard
 from fne_loss import cosine, infonce_loss, rank_in_batch, triplet_from_similarity
 from inputs.loader import close_workers
 from inputs.photos import normalize
@@ -74,15 +85,19 @@ from training.signals import Signals, stop_on_signals
 
 
 def training_step(run: Run, batch: Batch) -> Tensor:
-    """One step of the method on a batch of B pairs, in the published order; the loss, detached."""
-    model, criterion, lap, draws = run.model, run.criterion, run.clock.lap, None
+    """One step of the method on a batch of B pairs, in the published order; the loss, detached.
+
+    Of N processes each encodes its own b = B / N pairs, and gets the embeddings of all B.
+    """
+    criterion, lap, draws, own = run.criterion, run.clock.lap, None, own_rows(len(batch.image_ids))
     lap("data")
-    pixels, image_features = image_features_of(run, batch)
-    text_features = model.text_features(batch.input_ids, batch.attention_mask)
-    image_embeds = model.project_image(image_features)  # (B, D)
-    text_embeds = model.project_text(text_features)  # (B, D)
+    run.seed("dropout")
+    pixels, image_features = pixels_or_features(run, batch, own)
+    image_embeds, text_embeds, image_features, text_features = run.towers(
+        pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
     lap("encoders")
-    similarity = cosine(image_embeds, text_embeds)  # (B, B), the only one
+    images, texts = gather(image_embeds), gather(text_embeds)  # (B, D), (B, D)
+    similarity = cosine(images, texts)  # (B, B), the only one
     # The softmax of InfoNCE takes all negatives as they are.
     in_batch = rank_in_batch(similarity, batch.image_ids) if run.phase != INFONCE else None
     if run.momentum_model is not None:
@@ -90,42 +105,46 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
     lap("loss")
     if run.phase == FNE:
-        keys = encode_keys(run, batch, pixels, image_features, text_features)  # (B, D), (B, D)
+        keys = encode_keys(run, batch, pixels, image_features, text_features)  # (b, D), (b, D)
         lap("encoders")
-        draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank)
-        loss = criterion.hinge_of(image_embeds, text_embeds, *draws)
+        keys = [gather(side) for side in keys]  # (B, D), (B, D)
+        run.seed("draws")
+        draws = criterion.draw_both(
+            image_embeds, text_embeds, *keys, batch.image_ids, run.bank, own.start)
+        loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world()
+        draws, whole = monitor.of_all_anchors(draws, loss)
     else:
         loss = in_batch_loss(run, similarity, batch.image_ids)
+        whole = loss.detach()
     lap("loss")
     run.set_learning_rate()
     run.optimizer.zero_grad()
     loss.backward()
-    norm, good = guard.guarded_step(run, batch.image_ids, loss, image_embeds, text_embeds)
+    norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
     run.log_scale.data.clamp_(max=math.log(100.0))
     lap("backward")
-    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, loss, norm, good))
+    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, whole, norm, good))
     if draws is not None:
         run.bank.enqueue(*keys, batch.image_ids, batch.text_ids)
     lap("loss")
-    return loss.detach()
+    return whole
 
 
-def image_features_of(run: Run, batch: Batch) -> tuple[Tensor | None, Tensor]:
-    """Standardised pixels (B, 3, R, R) and the image encoder's features (B, width).
-
-    The features are looked up, and there are no pixels, where a frozen encoder has seen all photos.
-    """
+def pixels_or_features(
+    run: Run, batch: Batch, own: slice
+) -> tuple[Tensor, None] | tuple[None, Tensor]:
+    """Standardised pixels (b, 3, R, R), or where a frozen encoder has seen all photos, what it made
+    of these (b, width); and None for the other."""
     if run.features is not None:
-        return None, run.features[batch.image_ids]
-    pixels = normalize(batch.pixels, *run.pixel_statistics)
-    return pixels, run.model.image_features(pixels)
+        return None, run.features[batch.image_ids[own]]
+    return normalize(batch.pixels, *run.pixel_statistics), None
 
 
 @torch.no_grad()
 def encode_keys(
     run: Run, batch: Batch, pixels: Tensor | None, image_features: Tensor, text_features: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Momentum embeddings (B, D), (B, D). A frozen encoder's features serve here as they are."""
+    """Momentum embeddings (b, D), (b, D). A frozen encoder's features serve here as they are."""
     momentum = run.momentum_model
     if run.options.freeze != "image":
         image_features = momentum.image_features(pixels)
@@ -154,7 +173,8 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
     options, sampler = run.options, loader.batch_sampler
     # What a stop left open after its step is made up for, so that step's entries are written again.
     left_open = run.validation_due or monitor.logs_due(run)
-    board = Board(run, train_set, val_set, run.global_step + (not left_open))
+    board = (Board(run, train_set, val_set, run.global_step + (not left_open)) if is_main()
+             else NoBoard())
     with stop_on_signals(lambda: save_run(run, board)) as signals, board:
         if left_open:
             validate_log_and_save(run, val_set, board, signals)
@@ -167,6 +187,7 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
             validate_at = validation_steps(options, len(sampler))
             run.clock.lap(None)
             for batch in board.batches(loader):
+                batch = batch.with_all_ids()
                 count_bad_photos(run, batch)
                 training_step(run, batch.to(run.device))
                 run.finish_step(validate_at)
@@ -177,9 +198,12 @@ def validate_log_and_save(
     run: Run, val_set: LoadedSplit, board: Board, signals: Signals
 ) -> None:
     """What follows a step, where it is time to; before anything else, stop if a signal came."""
-    with signals.allowed():  # nothing has changed yet that a stopped run would not do again
-        scored = score(run.model, val_set, run.options) if run.validation_due else None
-    best = False
+    signals.stop_if_asked()  # nothing has changed yet that a stopped run would not do again
+    scored, best = None, False
+    if run.validation_due:
+        guard.check_alike(run)
+        scored = score(run.model, val_set, run.options, signals.stop_if_asked)
+        signals.stop_if_asked()
     if scored:
         metrics, embeds = scored
         best = metrics["rsum"] > run.best_rsum
@@ -197,14 +221,21 @@ def validate_log_and_save(
 
 
 def save_run(run: Run, board: Board, best: bool = False) -> str:
-    """Save `checkpoint.pth.tar`, and `model_best.pth.tar` if it is the best; says how to go on."""
+    """Save `checkpoint.pth.tar`, and `model_best.pth.tar` if it is the best; says how to go on.
+
+    All processes have the same state: the first saves it for all.
+    """
+    bring_together(run.optimizer)
+    if not is_main():
+        return ""
     # Before the checkpoint: a resumed run writes nothing up to its step again.
     board.writer.flush()
     folder, state = run.options.logger_name, checkpoint.pack(run)
     # The best first: a run killed between the two goes on from before it, and saves it again.
     if best:
-        storage.save(folder / storage.BEST, state)
-    storage.save(folder / storage.NEWEST, state)
+        storage.save_twice(folder / storage.BEST, folder / storage.NEWEST, state)
+    else:
+        storage.save(folder / storage.NEWEST, state)
     reading = "".join(f" --{name} {shlex.quote(str(getattr(run.options, name)))}"
                       for name in ("data_path", "json_path", "image_column", "caption_column")
                       if getattr(run.options, name) is not None)
@@ -233,6 +264,7 @@ def build_run(
     else:
         model = checkpoint.first_model(options, tokenizer, pretrained=state is None)
     device = place(model, options)
+    spread(*model.parameters(), *model.buffers())
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
     if options.grad_checkpointing:
         checkpoint_gradients(model)
@@ -246,9 +278,9 @@ def build_run(
     if options.loss == "infonce":
         parameters.append(log_scale)
     run = Run(
-        options, device, model, build_loss(options).to(device), log_scale,
+        options, device, model, summing_gradients(model), build_loss(options).to(device), log_scale,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
-        torch.optim.Adam(parameters, lr=options.learning_rate, fused=True),
+        adam(parameters, options.shard, lr=options.learning_rate, fused=True),
         torch.tensor(statistics, device=device), steps_per_epoch, list(photos),
         Skips(options.batch_size_train).to(device), StepClock(device),
         describe(model, tokenizer, *statistics), captions=captions,
@@ -256,7 +288,8 @@ def build_run(
     if momentum_model is not None:
         run.momentum_model = momentum_model
         run.update_momentum = MomentumUpdate(momentum_model, model)
-        run.bank = MemoryBank(options.queue_size, model.embed_size).to(device)
+        dtype = getattr(torch, options.bank_dtype)
+        run.bank = MemoryBank(options.queue_size, model.embed_size, dtype).to(device)
         if not options.no_figures:
             run.counts = torch.zeros(2, monitor.BINS, dtype=torch.int64, device=device)
     if state is not None:
@@ -297,10 +330,14 @@ def train_and_test(
 def look_at_photos_once(run: Run) -> dict | None:
     """Give the run its frozen encoder's features of all photos: as its folder has kept them, or the
     one that it comes from, or made now. What they depend on, if they should be kept."""
-    options, key, count = run.options, features.features_key(run), len(run.photos)
-    own = found = features.kept_features(options.logger_name, key, count)
-    if found is None and options.resume and options.resume.parent != options.logger_name:
-        found = features.kept_features(options.resume.parent, key, count)
+    options, count = run.options, len(run.photos)
+    key = own = found = None
+    if is_main():
+        key = features.features_key(run)
+        own = found = features.kept_features(options.logger_name, key, count)
+        if found is None and options.resume and options.resume.parent != options.logger_name:
+            found = features.kept_features(options.resume.parent, key, count)
+    found = from_main(found)
     if found is None:
         found = encode_photos(run.model, run.photos, options, project=False)
     run.features = found.to(run.device)
@@ -310,14 +347,17 @@ def look_at_photos_once(run: Run) -> dict | None:
 def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None) -> Path:
     """Make the run's folder ready; where its best checkpoint is, or will be."""
     folder = run.options.logger_name
-    storage.prepare_folder(folder, lock, fresh=goes_on_from is None,
-                           best_of=goes_on_from and goes_on_from.parent)
-    metrics_place(folder / storage.RESULTS, "--logger_name", [])  # says it now
     best = folder / storage.BEST
-    if run.best_rsum >= 0 and not best.is_file():
-        terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not beside "
-                      "it: the best is found anew from here on")
-        run.best_rsum = -1.0
+    if is_main():
+        storage.prepare_folder(folder, lock, fresh=goes_on_from is None,
+                               best_of=goes_on_from and goes_on_from.parent)
+        metrics_place(folder / storage.RESULTS, "--logger_name", [])  # says it now
+        if run.best_rsum >= 0 and not best.is_file():
+            terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not "
+                          "beside it: the best is found anew from here on")
+            run.best_rsum = -1.0
+    run.best_rsum = from_main(run.best_rsum)
+    storage.check_shared(folder)
     return best
 
 
@@ -336,17 +376,24 @@ def test(
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
     results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
     embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
-    metrics = print_metrics(embeddings, options, title_of(embeddings, path))
-    write_metrics(metrics, results)
+    if is_main():
+        write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
+
+
+def find_checkpoint(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
+    """`checkpoint.find` by the first process; the others follow it."""
+    path, state = checkpoint.find(options) if is_main() else (None, None)
+    path = from_main(path)
+    return path, checkpoint.read(path) if path is not None and state is None else state
 
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse(__doc__, argv)
-    with exit_on_input_error(), storage.FolderLock() as lock:
+    with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
         check_paths(options)
         if options.resume == Path("auto") and not options.test:
             lock.take(options.logger_name)
-        path, state = checkpoint.find(options)
+        path, state = find_checkpoint(options)
         options.resume = path
         checkpoint.choose_folder(options, given, state, path)
         if state is not None:
@@ -360,7 +407,7 @@ def main(argv: list[str] | None = None) -> None:
             lock.take(options.logger_name)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
-            make_shapes(options.data_path)
+            once_per_machine(lambda: make_shapes(options.data_path))
         if options.test:
             tokenizer = tokenizer_of(options)
             test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)

@@ -7,17 +7,26 @@ from torch import nn
 
 from common.errors import InputError
 from common.options import ModelOptions
+from common.ranks import local_rank, local_world, world
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of --device.
+    """The device of --device; of several processes each has a GPU of its own.
 
     Raises:
-        InputError: CUDA is asked for and not there.
+        InputError: CUDA is asked for and not there, or not for every process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world() == 1:
+        return torch.device("cuda")
+    gpus = torch.cuda.device_count()
+    if local_world() > gpus:
+        raise InputError(f"{local_world()} processes on a machine with {gpus} GPUs: start torchrun "
+                         f"with --nproc_per_node {gpus}, or use --device cpu")
+    return torch.device("cuda", local_rank())
 
 
 def be_deterministic(deterministic: bool) -> None:

@@ -1,7 +1,7 @@
 """How a command ends on a user's mistake or wish: one line on standard error, and its status.
 
-2 after a mistake, a full disk or a folder that cannot be written; 130 after Ctrl-C and 143 after
-SIGTERM, as shells and schedulers expect.
+2 after a mistake, a full disk or a folder that cannot be written; 1 after another process of the
+run was lost; 130 after Ctrl-C and 143 after SIGTERM, as shells and schedulers expect.
 """
 
 import contextlib
@@ -43,26 +43,41 @@ def one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
+class LostProcess(Exception):
+    """Another process of the run was killed, or hangs."""
+
+
+def line_and_status(error: BaseException) -> tuple[str, int] | None:
+    """How a command tells of an error, in one line, and its exit status; None where it is a fault
+    of the program, whose traceback is wanted."""
+    if isinstance(error, InputError):
+        # A worker's error arrives with its traceback in front.
+        return f"error: {str(error).rpartition('errors.InputError: ')[2]}", 2
+    if isinstance(error, OSError | MemoryError | RuntimeError) and (told := told_of(error)):
+        return f"error: {told}", 2
+    if isinstance(error, LostProcess):
+        return f"error: {error}", 1
+    if isinstance(error, Stopped):
+        return f"stopped by {error.number.name}: {error.told}", 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped at once: what was last saved is whole", 128 + signal.SIGINT
+    return None
+
+
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an `InputError`, also one from a worker process, into that line and exit status 2."""
+    """Turn an `InputError`, also one from a worker process, into that line and exit status 2; and
+    what else `line_and_status` knows of."""
     threading.excepthook = quiet_excepthook
     open_streams()
     try:
         yield
         return
-    except InputError as error:
-        # A worker's error arrives with its traceback in front.
-        line, status = f"error: {str(error).rpartition('errors.InputError: ')[2]}", 2
-    except (OSError, MemoryError, RuntimeError) as error:
-        told = told_of(error)
+    except BaseException as error:
+        told = line_and_status(error)
         if told is None:
             raise
-        line, status = f"error: {told}", 2
-    except Stopped as stop:
-        line, status = f"stopped by {stop.number.name}: {stop.told}", 128 + stop.number
-    except KeyboardInterrupt:
-        line, status = "stopped at once: what was last saved is whole", 128 + signal.SIGINT
+    line, status = told
     with contextlib.suppress(OSError):
         print(one_line(line), file=sys.stderr)
     sys.exit(status)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.errors import one_line
+from common.ranks import is_main
 
 IMAGE_ENCODER, TEXT_ENCODER = "google/vit-base-patch16-384", "bert-base-uncased"  # published
 
@@ -70,7 +71,8 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--follow_links", action="store_true",
                        help="allow photos that links inside --data_path fetch from elsewhere")
     group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
-    group.add_argument("--workers", type=int, default=4, help="processes that load photos")
+    group.add_argument("--workers", type=int, default=4,
+                       help="processes that load photos, for each process that trains")
 
 
 def add_column_flags(group: argparse._ActionsContainer) -> None:
@@ -139,6 +141,9 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup_epochs", type=int, default=1,
                        help="epochs of the in-batch triplet loss before FNE")
     group.add_argument("--queue_size", type=int, default=8224, help="M, slots of the memory bank")
+    group.add_argument("--bank_dtype", choices=["float32", "bfloat16"], default="float32",
+                       help="of the keys in the bank: bfloat16 takes half the memory, and half the "
+                            "room in a checkpoint")
     group.add_argument("--momentum", type=float, default=0.995,
                        help="m, share that the momentum encoders keep in each step")
     group.add_argument("--nums_right_sims", type=int, default=200,
@@ -157,7 +162,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--freeze", choices=["image", "text"],
                        help="encoder that is not trained (its projection is)")
     group.add_argument("--num_epochs", type=int, default=25, help="epochs, warm-up included")
-    group.add_argument("--batch_size_train", type=int, default=32, help="B, pairs in a step")
+    group.add_argument("--batch_size_train", type=int, default=32,
+                       help="B, pairs in a step of all processes together")
     group.add_argument("--learning_rate", type=float, default=2e-5, help="of Adam")
     group.add_argument("--lr_milestones", type=int, nargs="*", default=[5, 15],
                        help="after these many epochs the learning rate falls to a tenth")
@@ -170,6 +176,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grad_checkpointing", action=OnOff,
                        help="less memory for a third more computing: activations are made again "
                             "on the way back")
+    group.add_argument("--shard", action=OnOff,
+                       help="of several processes each keeps a share of Adam's moments, for one "
+                            "more sending of the weights in a step")
     group.add_argument("--compile", action=OnOff,
                        help="torch.compile the encoders: a slow start, then faster steps")
     group.add_argument("--deterministic", action=OnOff,
@@ -257,6 +266,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(message)}; see --help\n")
+
+    def _print_message(self, message: str, file=None) -> None:
+        if is_main():  # each process of a run has the same command line
+            super()._print_message(message, file)
 
 
 class OnOff(argparse.BooleanOptionalAction):

@@ -16,6 +16,7 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import check_path, is_unicode
 from common.flags import CHECKING, PRESETS, SCORING, TRAINING, build_parser
+from common.ranks import world
 
 # What a number may be, both ends included. The upper ends are far above all that makes sense: they
 # keep a slip of the pen from filling the memory, or counting for ever.
@@ -82,6 +83,7 @@ class MethodOptions(argparse.Namespace):
     easy_epochs: int
     warmup_epochs: int
     queue_size: int
+    bank_dtype: str
     momentum: float
     nums_right_sims: int
     tau: float
@@ -102,6 +104,7 @@ class TrainingOptions(argparse.Namespace):
     lr_warmup: int
     grad_clip: float
     grad_checkpointing: bool
+    shard: bool
     compile: bool
     deterministic: bool
     seed: int
@@ -262,6 +265,11 @@ def check(options: TrainOptions) -> None:
     if options.loss == "fne" and options.queue_size < options.batch_size_train:
         raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                          f"{options.batch_size_train} (--batch_size_train)")
+    if not options.test and options.batch_size_train % world():
+        below = options.batch_size_train // world() * world()
+        sizes = f"{below} or {below + world()}" if below else str(world())
+        raise InputError(f"--batch_size_train {options.batch_size_train}: {world()} processes "
+                         f"cannot share it alike; make it {sizes}")
     if options.data_path is None:
         raise InputError("--data_path: name the folder of the photos; a checkpoint does not say "
                          "what is read")

@@ -1,4 +1,5 @@
 """What the commands show while they work: bars on a terminal, lines anywhere, nothing if --quiet.
+Of several processes only the first one shows anything.
 
 Results and errors are not its business: they are printed whatever --quiet says.
 """
@@ -12,6 +13,7 @@ from typing import TextIO
 from tqdm import TqdmMonitorWarning, tqdm
 
 from common.errors import one_line, printable
+from common.ranks import is_main
 
 quiet = False  # set by a command's main, from --quiet
 
@@ -21,7 +23,8 @@ def progress(iterable: Iterable | None, what: str, total: int | None = None, **m
     with warnings.catch_warnings():
         # It says so where memory is too short for the thread that keeps slow bars moving.
         warnings.simplefilter("ignore", TqdmMonitorWarning)
-        return tqdm(iterable, what, total, leave=False, disable=quiet or None, **more)
+        return tqdm(iterable, what, total, leave=False, disable=quiet or not is_main() or None,
+                    **more)
 
 
 def warn(line: str) -> None:
@@ -43,6 +46,8 @@ def tell(text: str) -> None:
 def write(text: str, stream: TextIO) -> None:
     """Write a line to a stream that may have been closed at its other end, as `| head` does: then
     nobody reads it, and the run goes on."""
+    if not is_main():
+        return
     try:
         tqdm.write(text, stream)
         stream.flush()

@@ -117,6 +117,24 @@ class Board:
         self.writer.close()
 
 
+class NoBoard:
+    """The board of the processes that show nothing, beside the first one's."""
+
+    def batches(self, loader) -> Iterator[Batch]:
+        yield from loader
+
+    def show_nothing(self, *what) -> None:
+        """In place of everything that a `Board` writes or shows."""
+
+    write_values = write_validation = pause = show_nothing
+
+    def __enter__(self) -> "NoBoard":
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+
 def validation_lines(run: Run, metrics: dict[str, float], loss: float | None) -> str:
     """A validation in two lines, with the change of rsum against the best one before."""
     recalls = ", ".join(f"{side} " + "/".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10))

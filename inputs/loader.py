@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import InputError, one_line
+from common.ranks import local_world
 from common.terminal import warn
 
 SHARED = "/dev/shm"  # where workers put a batch for the main process
@@ -32,13 +33,16 @@ class EpochSampler(Sampler):
 
     Set `epoch` and `start` (the first batch to give) before iterating: order and seeds follow
     from (seed, epoch) alone, so an interrupted epoch goes on exactly where it stopped.
+
+    Args:
+        own: the rows of each batch to give, where several processes share it; all, unless given.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int):
+    def __init__(self, size: int, batch_size: int, seed: int, own: slice = slice(None)):
         if size < batch_size:
             raise InputError(f"--batch_size_train {batch_size} is more than the {size} pairs of "
                              "the training split")
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed, self.own = size, batch_size, seed, own
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -50,7 +54,7 @@ class EpochSampler(Sampler):
         seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
         pairs = list(zip(order, seeds, strict=True))
         for batch in range(self.start, len(self)):
-            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size][self.own]
 
 
 class Loader(DataLoader):
@@ -106,12 +110,14 @@ def make_loader(
     """A loader whose workers live on between epochs; `order` is its batching.
 
     More workers than the machine has cores would only get in each other's way, so it takes fewer;
-    as it does where more could not hand their batches over.
+    as it does where more could not hand their batches over. The training processes of a machine
+    share it alike.
 
     Args:
         batch_bytes: of a batch's pixels.
     """
-    workers = min(workers, usable_cores(), workers_with_room(workers, batch_bytes))
+    workers = min(workers, max(1, usable_cores() // local_world()),
+                  workers_with_room(workers, batch_bytes))
     # Its own generator: the loader must not take a number from the stream that dropout uses.
     return Loader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
                   timeout=TIME_LIMIT if workers else 0, persistent_workers=workers > 0,
@@ -132,7 +138,7 @@ def workers_with_room(workers: int, batch_bytes: int) -> int:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     room = os.statvfs(SHARED)
-    by_memory = room.f_bavail * room.f_frsize // (AHEAD * max(1, batch_bytes))
+    by_memory = room.f_bavail * room.f_frsize // (AHEAD * max(1, batch_bytes) * local_world())
     by_files = (files - FILES_OF_OURS) // FILES_OF_WORKER
     can = max(0, min(workers, by_memory, workers if files < 0 else by_files))
     if can < workers:

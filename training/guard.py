@@ -6,6 +6,7 @@ A run that nothing befalls is not changed by it.
 import torch
 from torch import Tensor, nn
 
+from common import processes
 from common.errors import InputError
 from common.terminal import warn
 from training.run import Run
@@ -38,9 +39,23 @@ def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, 
     norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
     good = finite(norm, *values)
     run.skips.update(good, image_ids, run.global_step)
-    run.optimizer.found_inf = (~good).float()
+    processes.own_optimizer(run.optimizer).found_inf = (~good).float()
     run.optimizer.step()
     return norm, good
+
+
+def check_alike(run: Run) -> None:
+    """Raise InputError where the processes of a run have come apart: each computes the same weights
+    and statistics from the same numbers, so they are equal to the bit."""
+    parts = {"model": run.model, "momentum_model": run.momentum_model, "criterion": run.criterion,
+             "bank": run.bank, "skips": run.skips}
+    name = processes.first_difference({
+        f"{part}.{name}": value for part, module in parts.items() if module is not None
+        for name, value in module.state_dict().items()} | {"log_scale": run.log_scale})
+    if name is not None:
+        raise InputError(f"step {run.global_step}: the processes no longer have the same {name}: "
+                         "use machines of one kind with the same versions, and go on with --resume "
+                         "auto")
 
 
 def warn_or_stop(run: Run, spread: float, loss: float) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.processes import gather, total
+from common.ranks import world
 from data import Batch
 from fne_loss import NO_NEGATIVE, Draw, InBatch
 from training.run import Run
@@ -47,6 +49,19 @@ def watch(run: Run, step: Step) -> None:
                      for name, value in logs.items()})
     if run.counts is not None:
         count_similarities(run.counts, step.in_batch)
+
+
+def of_all_anchors(draws: tuple[Draw, Draw], loss: Tensor) -> tuple[tuple[Draw, Draw], Tensor]:
+    """What was drawn for all B anchors and their () loss, from those of this process's b."""
+    if world() == 1:
+        return draws, loss.detach()
+    told = gather(torch.stack([value.double() for draw in draws
+                               for value in (draw.negatives, draw.posterior)], dim=1))  # (B, 4)
+    sums = total(torch.stack([loss.double(), *(n for draw in draws for n in draw.counts)]))  # (5,)
+    return tuple(
+        draw._replace(negatives=told[:, 2 * side].long(), posterior=told[:, 2 * side + 1],
+                      counts=sums[1 + 2 * side : 3 + 2 * side])
+        for side, draw in enumerate(draws)), sums[0].to(loss.dtype)
 
 
 def false_negative_share(run: Run, step: Step) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from common.errors import InputError
 from common.flags import PRESETS, preset_lines
 from common.options import TrainOptions, default_folder
+from common.ranks import world
 from common.terminal import say, warn
 from training.run import Run
 from training.schedule import FNE, phase, phases
@@ -68,8 +69,9 @@ def device_text(run: Run) -> str:
     else:
         threads = torch.get_num_threads()
         name = f"the CPU, {threads} thread{'s' * (threads > 1)}"
+    each = f"{world()} processes, each on " if world() > 1 else ""
     same = ", deterministic" if run.options.deterministic else ""
-    return f"{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}{same}"
+    return f"{each}{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}{same}"
 
 
 def phases_text(options: TrainOptions) -> str:

@@ -48,15 +48,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     Raises:
         ValueError: another optimizer's state, or moments of another shape, type or range.
     """
-    own = optimizer.state_dict()["param_groups"][0]
+    own = optimizer.param_groups[0]
     (group,) = state["param_groups"]
     if type(group["lr"]) is not float or not 0 <= group["lr"] < math.inf:
         raise ValueError(f"the learning rate is {group['lr']!r}")
     if group.keys() != own.keys() or any(
             type(group[name]) is not type(own[name]) or group[name] != own[name]
-            for name in own.keys() - {"lr"}):
+            for name in own.keys() - {"lr", "params"}) or group["params"] != list(
+                range(len(own["params"]))):
         raise ValueError("the optimizer's settings are others")
-    parameters = optimizer.param_groups[0]["params"]
+    parameters = own["params"]
     for number, moments in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError(f"the optimizer has no parameter {number!r}")

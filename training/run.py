@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.options import MethodOptions, TrainOptions
+from common.ranks import rank
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from model import DualEncoder, MomentumUpdate
@@ -47,6 +49,7 @@ class Run:
     options: TrainOptions
     device: torch.device
     model: DualEncoder
+    towers: nn.Module  # the same, or what sums the gradients of several processes around it
     criterion: FNELoss
     log_scale: nn.Parameter  # () log of the inverse temperature of --loss infonce
     optimizer: torch.optim.Optimizer
@@ -102,6 +105,13 @@ class Run:
         self.global_step += 1
         if self.step == self.steps_per_epoch:
             self.epoch, self.step = self.epoch + 1, 0
+
+    def seed(self, stream: str) -> None:
+        """Begin the random numbers of the next step's "dropout", another in each process, or of its
+        "draws", the same in all. They follow from --seed and the step: nothing is to be kept."""
+        which = (0, 0) if stream == "draws" else (1, rank())
+        numbers = np.random.SeedSequence([self.options.seed, self.global_step, *which])
+        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0] >> 1))
 
     def train_mode(self) -> None:
         """Dropout on, in the momentum encoders too, as published."""

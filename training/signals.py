@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from common import processes
 from common.errors import Stopped
 
 
@@ -17,32 +18,30 @@ class Signals:
     """
 
     def __init__(self):
-        self.number, self.time, self.open = None, 0.0, False
+        self.number, self.time = 0, 0.0
 
     def catch(self, number: int, frame) -> None:
-        """The handler: it remembers, and stops the run where that is allowed."""
+        """The handler: it remembers."""
         if number == self.number == signal.SIGINT and time.monotonic() - self.time > 1:
             raise KeyboardInterrupt
-        if self.number is None:
+        if not self.number:
             self.number, self.time = number, time.monotonic()
-        if self.open:
-            raise Stopped(self.number)
 
-    @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
-        """The run can be saved as it is in here: stop it if a signal waits, or when one comes."""
-        self.open = True
-        try:
-            if self.number is not None:
-                raise Stopped(self.number)
-            yield
-        finally:
-            self.open = False
+    def stop_if_asked(self) -> None:
+        """The run can be saved as it is: stop it, if a signal has come to any of its processes.
+        All of them have to call this at the same place.
+
+        Raises:
+            Stopped: one has come.
+        """
+        if number := processes.agree(self.number):
+            raise Stopped(number)
 
 
 @contextlib.contextmanager
 def stop_on_signals(save: Callable[[], str]) -> Iterator[Signals]:
-    """Inside, signals wait for `Signals.allowed`; then `save` is called and says how to go on.
+    """Inside, signals wait for `Signals.stop_if_asked`; then `save` is called and says how to go
+    on.
 
     Raises:
         Stopped: with what `save` said.
@@ -54,8 +53,7 @@ def stop_on_signals(save: Callable[[], str]) -> Iterator[Signals]:
     former = {number: signal.signal(number, signals.catch) for number in caught if main}
     try:
         yield signals
-        with signals.allowed():
-            pass
+        signals.stop_if_asked()
     except Stopped as stop:
         raise Stopped(stop.number, save()) from None
     finally:

@@ -7,7 +7,9 @@ import fcntl
 import os
 import pickle
 import shutil
+import socket
 import struct
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -15,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from common import files
+from common import files, processes
 from common.errors import NO_ROOM, InputError, one_line, pass_on
+from common.ranks import is_main, world
 from common.terminal import say
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
@@ -34,6 +37,18 @@ class NotReadable(InputError):
 def save(path: Path, state: dict) -> None:
     """Write a checkpoint with `files.write`; InputError where that cannot be done."""
     files.write(path, lambda file: torch.save(state, file), "checkpoint")
+
+
+def save_twice(path: Path, other: Path, state: dict) -> None:
+    """Write a checkpoint that has two names, `path` first: one file, where the disk has links."""
+    save(path, state)
+    part = other.with_name(f"{other.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        os.link(path, part)
+        os.replace(part, other)
+    except OSError:
+        save(other, state)
 
 
 def load(path: Path, way_out: str = "train first, or name one with --resume") -> object:
@@ -109,12 +124,13 @@ class FolderLock:
         self.file = None
 
     def take(self, folder: Path) -> None:
-        """Lock `folder`, unless it is not there yet or already locked by this.
+        """Lock `folder` for the run whose first process this is, unless it is not there yet or
+        already locked by this.
 
         Raises:
             InputError: another process trains here.
         """
-        if self.file is not None or not folder.is_dir():
+        if self.file is not None or not folder.is_dir() or not is_main():
             return
         try:
             file = open(folder / LOCK, "ab")
@@ -205,6 +221,23 @@ def prepare_folder(
             best_of / BEST).is_file():
         with open(best_of / BEST, "rb") as best:
             files.write(folder / BEST, lambda file: shutil.copyfileobj(best, file), "checkpoint")
+
+
+def check_shared(folder: Path) -> None:
+    """Raise InputError where not every process of the run sees the first one's `folder`: all read
+    their checkpoints there."""
+    if world() == 1:
+        return
+    mark = processes.from_main(folder / f".{uuid.uuid4().hex}.part")
+    if is_main():
+        mark.touch()
+    processes.wait_for_all()
+    if not mark.exists():
+        raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the folder "
+                         "of the first process: name one on a disk that all machines share")
+    processes.wait_for_all()
+    if is_main():
+        mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -71,9 +71,9 @@ def checkpoint_other_shape(place):
         {"image_projection.weight": torch.zeros(2, 2)}))
 
 
-@fault("a checkpoint without random state", "no whole checkpoint", "rng")
-def checkpoint_without_rng(place):
-    place.resume(lambda state: state.pop("rng") is None or None)
+@fault("a checkpoint without its counts of skipped steps", "no whole checkpoint", "skips")
+def checkpoint_without_skips(place):
+    place.resume(lambda state: state.pop("skips") is None or None)
 
 
 @fault("a checkpoint with another optimizer's state", "no whole checkpoint")

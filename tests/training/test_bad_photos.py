@@ -2,20 +2,12 @@
 
 import pytest
 import torch
+from helpers.photos import break_photos
 from helpers.runs import assert_same, command, copy_of, expect_exit, final_state
 from helpers.stopping import signal_after
 
 import checkpoint
 import train
-
-
-def break_photos(folder, *names):
-    """Spoil the middle of photos: their ends are whole, so only decoding finds them."""
-    for name in names:
-        photo = folder / "images" / name
-        content = bytearray(photo.read_bytes())
-        content[300:400] = bytes(100)
-        photo.write_bytes(content)
 
 
 @pytest.fixture(scope="module")

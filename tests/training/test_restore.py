@@ -60,7 +60,8 @@ def test_an_optimizer_of_another_run(refused, change):
     ("step", 10**9), ("step", -1), ("step", 7), ("epoch", -1), ("epoch", 10**9),
     ("global_step", 5), ("global_step", -(2**40)), ("best_rsum", float("nan")), ("best_rsum", 1e9),
     ("bad_photos", [10**9]), ("bad_photos", ["a"]), ("logs", [{}]), ("logs", [{"loss": "x"}]),
-    ("logs", 5), ("validation_due", 1), ("steps_per_epoch", None), ("rng", torch.zeros(3))])
+    ("logs", 5), ("validation_due", 1), ("steps_per_epoch", None), ("processes", 0),
+    ("processes", "2")])
 def test_a_place_in_the_run_that_cannot_be(refused, name, value):
     refused(lambda state: state.update({name: value}), "checkpoint.pth.tar")
 

@@ -10,7 +10,7 @@ from helpers.stopping import in_a_child, newest_step, status_of
 
 import train
 from common.errors import Stopped
-from training.signals import Signals, stop_on_signals
+from training.signals import stop_on_signals
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -54,18 +54,16 @@ def test_a_signal_waits_until_the_run_may_stop():
     before, done = signal.getsignal(signal.SIGTERM), []
     with pytest.raises(Stopped, match="how to go on") as caught:
         with stop_on_signals(lambda: "how to go on") as signals:
+            signals.stop_if_asked()  # nobody has
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("the step")
-            with signals.allowed():
-                done.append("the next one")
+            signals.stop_if_asked()
+            done.append("the next one")
     assert done == ["the step"] and caught.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_where_the_run_may_stop_stops_it_at_once():
-    signals, done = Signals(), []
-    with pytest.raises(Stopped):
-        with signals.allowed():
-            signals.catch(signal.SIGTERM, None)
-            done.append("more")
-    assert not done and not signals.open
+def test_a_signal_in_the_last_step_stops_it_as_well():
+    with pytest.raises(Stopped, match="saved"):
+        with stop_on_signals(lambda: "saved"):
+            os.kill(os.getpid(), signal.SIGTERM)

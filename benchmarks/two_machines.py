@@ -1,0 +1,112 @@
+"""One run on two machines, one of which is lost on the way, on one computer:
+
+    sudo python benchmarks/two_machines.py
+
+Two network namespaces, joined by a cable of the kernel's (a veth pair), stand for the machines. In
+each torchrun starts one process of the same run; when a checkpoint is there, all processes of the
+second machine are killed, and its torchrun is started again, as a scheduler would. The run has to
+go on by itself and end as one that nobody disturbed, which is trained first. It takes a few
+minutes, and root for the namespaces.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINES, ADDRESSES, PORT = ("fne_one", "fne_two"), ("10.83.0.1", "10.83.0.2"), 29507
+RUN = ("--dataset", "shapes", "--max_violation", "--num_epochs", "2", "--easy_epochs", "1",
+       "--warmup_epochs", "1", "--device", "cpu", "--workers", "0", "--save_step", "20",
+       "--no_figures", "--resume", "auto")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def two_machines():
+    """Inside, the two namespaces exist and reach each other."""
+    try:
+        for name in MACHINES:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("link", "add", "fne0", "netns", MACHINES[0], "type", "veth", "peer", "name", "fne0",
+           "netns", MACHINES[1])
+        for name, address in zip(MACHINES, ADDRESSES):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "fne0")
+            ip("-n", name, "link", "set", "fne0", "up")
+        yield
+    finally:
+        for name in MACHINES:
+            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+
+
+def start(machine: int, folder: Path, name: str, limit: int) -> subprocess.Popen:
+    """torchrun on one of the machines, with its process of the run `name`."""
+    log = open(folder / f"{name}_{machine}.log", "a")
+    return subprocess.Popen(
+        ["ip", "netns", "exec", MACHINES[machine], sys.executable, "-m", "torch.distributed.run",
+         "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
+         "--rdzv_endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv_id", name, "--max_restarts", "3",
+         "--rdzv_conf", f"is_host={int(machine == 0)}",  # it cannot tell by the names here
+         "--local_addr", ADDRESSES[machine], ROOT / "train.py", *RUN,
+         "--data_path", folder / "data", "--logger_name", folder / name],
+        stdout=log, stderr=log, start_new_session=True, cwd=ROOT,
+        # Without the last one, PyTorch 2.14 does not tell a machine that comes back where to go.
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "fne0", "OMP_NUM_THREADS": "1",
+             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+
+
+def train(folder: Path, name: str, limit: int, disturb: bool) -> dict:
+    """A run on both machines; its test results."""
+    runs = [start(machine, folder, name, limit) for machine in (0, 1)]
+    began, checkpoint = time.monotonic(), folder / name / "checkpoint.pth.tar"
+    try:
+        if disturb:
+            while not checkpoint.exists() or time.time() - checkpoint.stat().st_mtime < 2:
+                if time.monotonic() - began > limit:
+                    raise TimeoutError("no checkpoint in time")
+                time.sleep(0.1)
+            print(f"killing the second machine {time.monotonic() - began:.0f} s after the start")
+            os.killpg(runs[1].pid, signal.SIGKILL)
+            subprocess.run(f"ip netns pids {MACHINES[1]} | xargs -r kill -9", shell=True)
+            runs[1].wait()
+            runs[1] = start(1, folder, name, limit)
+        for run in runs:
+            run.wait(timeout=max(1, limit - (time.monotonic() - began)))
+    finally:
+        for machine in MACHINES:
+            subprocess.run(f"ip netns pids {machine} | xargs -r kill -9", shell=True)
+    print(f"{name}: ended with {[run.returncode for run in runs]} after "
+          f"{time.monotonic() - began:.0f} s")
+    return json.loads((folder / name / "test_results.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, default=900, help="seconds that a run may take")
+    parser.add_argument("--folder", type=Path, help="where runs and logs are kept (default: none)")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("error: only root makes network namespaces: run it with sudo")
+    with tempfile.TemporaryDirectory() as folder, two_machines():
+        folder = arguments.folder or Path(folder)
+        folder.mkdir(exist_ok=True, parents=True)
+        whole, disturbed = (train(folder, name, arguments.limit, name == "disturbed")
+                            for name in ("undisturbed", "disturbed"))
+    print(f"rsum {whole['rsum']:.1f} undisturbed, {disturbed['rsum']:.1f} with the machine lost; "
+          f"{'all metrics equal' if whole == disturbed else 'not equal'}")
+    sys.exit(whole != disturbed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What processes say to each other: against the same computed by one, and nothing in one."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from helpers.runs import expect_one_line
+from helpers.together import Processes, run_together
+
+from common import processes
+from common.errors import InputError, exit_on_input_error
+from common.options import check, parse
+from common.ranks import own_rows, rank, world
+
+N = 3
+WHOLE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def told(one_thread, tmp_path_factory):
+    """What each of three processes got from every function."""
+    def call():
+        own = WHOLE[own_rows(6)].clone().requires_grad_()
+        gathered = processes.gather(own)
+        (gathered @ gathered.T).square().sum().backward()
+        layer = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
+        processes.spread(*layer.parameters())
+        layer.forward = layer[0].forward  # the other has no gradient
+        towers = processes.summing_gradients(layer)
+        for _ in range(2):
+            layer.zero_grad()
+            towers(WHOLE[own_rows(6)]).square().sum().backward()
+        left, right = torch.zeros(3, dtype=torch.bfloat16), torch.ones(3)
+        right[2] += rank() == 1
+        order = []
+        processes.once_per_machine(lambda: order.append(rank()))
+        return {
+            "gathered": gathered.detach(), "gradient": own.grad,
+            "strided": [processes.gather_strided(WHOLE[rank() : count : N], count)
+                        for count in (1, 3, 4, 5)],
+            "total": processes.total(torch.tensor(10.0**rank())),
+            "agreed": processes.agree(3 - rank()), "from_main": processes.from_main(rank() + 7),
+            "weight": layer[0].weight.detach(), "bias": layer[0].bias.detach(),
+            "summed": layer[0].weight.grad,
+            "without": layer[1].weight.grad, "order": order,
+            "differences": [processes.first_difference({"left": left, "right": value})
+                            for value in (left, right)]}
+
+    return run_together(N, call, tmp_path_factory.mktemp("together"))
+
+
+def test_gathered_rows_have_the_gradient_of_the_whole(told):
+    whole = WHOLE.clone().requires_grad_()
+    (whole @ whole.T).square().sum().backward()
+    for number, got in enumerate(told):
+        assert torch.equal(got["gathered"], WHOLE)
+        assert torch.allclose(got["gradient"], whole.grad[2 * number : 2 * number + 2])
+
+
+def test_gradients_are_summed_and_none_stays_none(told):
+    expected = 2 * (WHOLE @ told[0]["weight"].T + told[0]["bias"]).T @ WHOLE
+    for got in told:
+        assert torch.equal(got["weight"], told[0]["weight"])
+        assert torch.equal(got["summed"], told[0]["summed"]) and got["without"] is None
+        assert torch.allclose(got["summed"], expected)
+
+
+def test_every_process_gets_the_same_answer(told):
+    for got in told:
+        for count, rows in zip((1, 3, 4, 5), got["strided"]):
+            assert torch.equal(rows, WHOLE[:count])
+        assert got["total"] == 111 and got["agreed"] == 3 and got["from_main"] == 7
+        assert got["differences"] == [None, "right"]
+    assert [got["order"] for got in told] == [[0], [], []]  # of one machine
+
+
+def test_one_process_gets_back_what_it_gives():
+    rows = torch.rand(4, 2, requires_grad=True)
+    layer = torch.nn.Linear(2, 2)
+    assert world() == 1 and processes.gather(rows) is rows
+    assert processes.gather_strided(rows, 4) is rows and processes.agree(5) == 5
+    assert processes.summing_gradients(layer) is layer and processes.from_main(rows) is rows
+    assert processes.first_difference({"a": rows}) is None
+    with processes.together("cpu"):
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_bit_or_a_place_changes_the_sum(dtype):
+    values = torch.tensor([[0, 1, 1], [0, 0, 1]]).to(dtype)
+    assert processes.bit_sum(values) != processes.bit_sum(values.flip(1))
+    assert processes.bit_sum(values) == processes.bit_sum(values.clone())
+
+
+def test_large_tensors_are_summed_in_parts(monkeypatch):
+    monkeypatch.setattr(processes, "PART", 5)
+    values = torch.arange(12.0)
+    assert processes.bit_sum(values) != processes.bit_sum(values.flip(0)[[0, *range(1, 12)]])
+
+
+@pytest.mark.parametrize("lacking", ["MASTER_ADDR", "MASTER_PORT", "RANK"])
+def test_half_an_environment_is_refused(monkeypatch, capsys, tmp_path, lacking):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(lacking)
+    told = expect_one_line(["--dataset", "shapes", "--data_path", str(tmp_path)], lacking, capsys)
+    assert "torchrun" in told
+
+
+@pytest.mark.parametrize("count, told", [(3, "63 or 66"), (7, "63 or 70"), (100, "make it 100")])
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, count, told):
+    options, _ = parse("", ["--dataset", "shapes", "--batch_size_train", "64"])
+    check(options)
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    with pytest.raises(InputError, match=f"batch_size_train 64: {count} processes .* {told}"):
+        check(options)
+    options.test = True  # which trains on no batch
+    check(options)
+
+
+# ---------------------------------------------------------------------------------- how they end
+
+
+def ending(call, folder, count=N):
+    """Statuses, lines on stderr, and seconds that it took, where `call` ends in an error."""
+    def guarded():
+        with exit_on_input_error(), processes.together("cpu"):
+            call()
+
+    start = time.monotonic()
+    group = Processes(count, guarded, folder)
+    return group.statuses(), group.printed().splitlines(), time.monotonic() - start
+
+
+def test_a_mistake_of_all_is_told_once(tmp_path):
+    def call():
+        raise InputError("--flag: no")
+
+    statuses, lines, _ = ending(call, tmp_path)
+    assert statuses == [2] * N and lines == ["error: --flag: no"]
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_an_error_of_one_ends_all_within_seconds(tmp_path, where):
+    def call():
+        if rank() == where:
+            raise InputError("photo 7 is broken")
+        processes.wait_for_all()
+
+    statuses, lines, seconds = ending(call, tmp_path)
+    assert statuses == [2] * N and lines == ["error: photo 7 is broken"], lines
+    assert seconds < 30
+
+
+def test_an_error_reaches_a_process_that_is_busy(tmp_path):
+    def call():
+        if rank() == 1:
+            raise InputError("no room")
+        time.sleep(600)
+
+    statuses, lines, seconds = ending(call, tmp_path)
+    assert statuses == [2] * N and lines == ["error: no room"] and seconds < 30
+
+
+def test_a_fault_of_the_program_shows_its_traceback_once(tmp_path):
+    def call():
+        if rank() == 1:
+            raise ZeroDivisionError("a fault")
+        processes.wait_for_all()
+
+    statuses, lines, _ = ending(call, tmp_path)
+    assert 0 not in statuses and lines.count("ZeroDivisionError: a fault") == 1, lines
+    assert sum(line.startswith("Traceback") for line in lines) == 1
+
+
+def test_a_killed_process_is_named(tmp_path):
+    def call():
+        if rank() == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        processes.wait_for_all()
+
+    statuses, lines, seconds = ending(call, tmp_path)
+    assert statuses == [1, 1, -signal.SIGKILL] and len(lines) == 1 and seconds < 30, lines
+    assert lines[0].startswith("error: process 2 of 3 is gone") and "--resume auto" in lines[0]
+
+
+def test_a_process_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TIME_LIMIT", 4)
+
+    def call():
+        if rank() == 1:
+            time.sleep(600)
+        processes.wait_for_all()
+
+    statuses, lines, seconds = ending(call, tmp_path)
+    assert 0 not in statuses and len(lines) == 1 and seconds < 40, lines
+    assert lines[0].startswith("error: process 1 of 3 is gone, or gave no answer for 4 s")
