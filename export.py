@@ -58,10 +58,19 @@ def output_folder(out: Path, source: Path) -> Path:
     return place
 
 
-def read_model(arguments: argparse.Namespace) -> tuple[DualEncoder, ScoringOptions, dict]:
-    """The checkpoint's model in evaluation mode, its options, and the checkpoint itself."""
-    state, path = checkpoint.read(arguments.checkpoint), arguments.checkpoint
-    words = [word for side in ("image", "text") if (name := getattr(arguments, f"{side}_encoder"))
+def read_model(
+    path: Path, image_encoder: str | None = None, text_encoder: str | None = None
+) -> tuple[DualEncoder, ScoringOptions, dict]:
+    """The model of a checkpoint or of a folder, in evaluation mode with its `preparation`; its
+    options, and what was read.
+
+    Args:
+        image_encoder, text_encoder: folder or Hub name of the configurations, for a checkpoint
+            that has none.
+    """
+    state = checkpoint.read(path, way_out="name one of train.py's, a released one, or a folder "
+                            "that export.py wrote")
+    words = [word for side, name in (("image", image_encoder), ("text", text_encoder)) if name
              for word in (f"--{side}_encoder", name)]
     options, given = parse_scoring("", [str(path), "--device", "cpu", *words])
     checkpoint.merge_options(options, given, state, path)
@@ -280,7 +289,8 @@ def export(arguments: argparse.Namespace) -> str:
     place = output_folder(arguments.out, arguments.checkpoint)
     if arguments.onnx:
         check_onnx()
-    model, _, _ = read_model(arguments)
+    model, _, _ = read_model(arguments.checkpoint, arguments.image_encoder,
+                             arguments.text_encoder)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
     part = place.with_name(f"{place.name[:200]}.part")

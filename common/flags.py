@@ -127,6 +127,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                             "bf16 on a GPU that has it")
 
 
+def add_configuration_flags(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that take a model and nothing else that describes it."""
+    for side, name in ("image", IMAGE_ENCODER), ("text", TEXT_ENCODER):
+        parser.add_argument(f"--{side}_encoder", metavar="NAME",
+                            help="folder or Hub name of the configuration, for a checkpoint that "
+                                 f"has none: a released one (default: {name}), or an old one")
+
+
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--loss", choices=["fne", "triplet", "infonce"], default="fne",
@@ -313,8 +321,5 @@ def build_export_parser(description: str) -> Parser:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                         help="of the weights; whoever loads them computes in float32 either way")
     parser.add_argument("--onnx", action="store_true", help="also an ONNX file for each encoder")
-    for side, name in ("image", IMAGE_ENCODER), ("text", TEXT_ENCODER):
-        parser.add_argument(f"--{side}_encoder", metavar="NAME",
-                            help="folder or Hub name of the configuration, for a checkpoint that "
-                                 f"has none: a released one (default: {name}), or an old one")
+    add_configuration_flags(parser)
     return parser

@@ -32,6 +32,12 @@ def warn(line: str) -> None:
     write(f"warning: {one_line(line)}", sys.stderr)
 
 
+def note(line: str) -> None:
+    """What a command that prints results does besides, on stderr; not if --quiet."""
+    if not quiet:
+        write(one_line(line), sys.stderr)
+
+
 def say(text: str) -> None:
     """Print a line or some at once, above the bars where there are any; not if --quiet."""
     if not quiet:

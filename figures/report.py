@@ -4,13 +4,10 @@
 JPEGs, so it may be as private as they are. Every text that comes from data is escaped.
 """
 
-import base64
 import datetime
-import functools
 from argparse import Namespace
 from html import escape
 from pathlib import Path
-from string import Template
 
 import torch
 from torch import Tensor
@@ -19,9 +16,9 @@ from common import files
 from common.version import commit
 from data import Split
 from figures.galleries import ASKING, CAPTION, PHOTO, RANKED, Cell, Library, Pairs, negative_rows
+from figures.pages import data_uri, fill
 from figures.picks import fixed_choice, suspicion, top_wrong_leads
 from figures.plots import calibration_figure, distribution_figure, svg
-from figures.sheets import jpeg, thumbnail
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.facts import KINDS, METHOD, run_text
@@ -57,9 +54,8 @@ def write_report(
     sections += [negatives(side, embeddings, criterion, library) for side in SIDES]
     sections += [mistakes(side, embeddings, library) for side in SIDES]
     sections.append(calibrations(embeddings, criterion, metrics))
-    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=escape(title), facts=facts_html(embeddings),
-                               sections="\n".join(filter(None, sections)))
+    page = fill("report.html", title=escape(title), facts=facts_html(embeddings),
+                sections="\n".join(filter(None, sections)))
     place = report_place(folder, [])
     files.write(place, page.encode(), "--report")
     return place
@@ -325,9 +321,3 @@ def cell_html(cell: Cell) -> str:
     return (f'<figure{right}><div class="heading">{heading}<span class="soft">'
             f"{escape(cell.numbers)}</span></div>{image}"
             f"<figcaption{text_class}>{escape(cell.caption)}</figcaption></figure>")
-
-
-@functools.lru_cache(maxsize=1024)
-def data_uri(photo: Path) -> str:
-    """A photo as a small JPEG inside the page."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(thumbnail(photo, 176))).decode()

@@ -1,16 +1,14 @@
 """Sheets: galleries drawn as one picture, with PIL; matplotlib takes a second for so many axes."""
 
 import functools
-import io
 import textwrap
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from common.errors import InputError
 from figures.galleries import CAPTION, PHOTO, Cell
-from inputs.photos import load_photo
+from figures.pages import thumbnail
 
 INK, FAINT, MATCH = "#24292f", "#8c959f", "#1f9d3a"
 CELL, PICTURE, LINE = 150, 104, 13  # pixels: a gallery's column, its photos, a line of text
@@ -64,21 +62,3 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """A font that comes with matplotlib, so that a sheet looks alike everywhere."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf",
                               size)
-
-
-def thumbnail(path: Path | None, size: int) -> Image.Image:
-    """A photo scaled to fill size x size pixels one way; plain grey where it cannot be read, of
-    which training and `find_photos` tell."""
-    try:
-        if path is not None:
-            return ImageOps.contain(load_photo(path), (size, size))
-    except InputError:
-        pass
-    return Image.new("RGB", (size, size), "#9a9a9a")
-
-
-def jpeg(image: Image.Image, quality: int = 60) -> bytes:
-    """A picture's JPEG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()

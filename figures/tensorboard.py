@@ -20,7 +20,7 @@ from common.errors import InputError, printable
 from common.terminal import progress, say
 from common.version import commit
 from data import Batch, LoadedSplit
-from figures import galleries
+from figures import galleries, pages
 from figures.picks import fixed_choice
 from inputs.photos import eval_pixels, load_photo, normalize
 from training.run import Run
@@ -99,7 +99,7 @@ class Board:
             sheets[f"retrieval/{side}"] = rows, f"validation pairs and their best five, {side}"
         for tag, (rows, title) in sheets.items():
             title = f"{title}, {run.position}; ✓ = a match, faint = not compared"
-            self.write_picture(tag, self.sheets.jpeg(self.sheets.sheet(rows, title)))
+            self.write_picture(tag, pages.jpeg(self.sheets.sheet(rows, title)))
 
     def write_picture(self, tag: str, encoded: bytes) -> None:
         """Add a PNG or JPEG file as it is; add_image would decode it, and keep it three times as

@@ -52,18 +52,25 @@ def read_records(path: Path, split: str | None = None, columns: Columns = USUAL)
 
 
 def read_text(path: Path) -> str:
-    """A text in UTF-8, with or without a byte-order mark."""
+    """A file's text in UTF-8, with or without a byte-order mark."""
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise InputError(f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}): save the file as "
-                         "UTF-8") from error
+        content = read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    return text_of(content, str(path))
+
+
+def text_of(content: bytes, told: str) -> str:
+    """The same of bytes; an error begins with `told`."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise InputError(f"{told}: line {line} is not UTF-8 (byte 0x{byte:02x}): save the file as "
+                         "UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}: line {line} holds a NUL byte, so it is no text in UTF-8: save "
+        raise InputError(f"{told}: line {line} holds a NUL byte, so it is no text in UTF-8: save "
                          "the file as UTF-8")
     return text
 

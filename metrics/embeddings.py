@@ -38,11 +38,18 @@ class Embeddings:
 def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
     """The positive and the negative Gaussian of FNE beside the embeddings; an empty list where
     there are none, or no prior, or where they rest on fewer than two values."""
-    if embeddings.statistics is None or embeddings.prior is None or not (
-            embeddings.statistics[:, 0] > 1).all():
+    if embeddings.statistics is None or embeddings.prior is None:
+        return []
+    return gaussians_of(embeddings.statistics)
+
+
+def gaussians_of(statistics: np.ndarray) -> list[RunningGaussian]:
+    """The positive and the negative Gaussian of (2, 3) count, mean and m2; an empty list where
+    they rest on fewer than two values."""
+    if not (statistics[:, 0] > 1).all():
         return []
     gaussians = []
-    for count, mean, m2 in embeddings.statistics:
+    for count, mean, m2 in statistics:
         gaussian = RunningGaussian()
         gaussian.count.fill_(int(count))
         gaussian.mean.fill_(mean)
@@ -61,14 +68,17 @@ def check_declared_size(path: Path) -> None:
         raise OSError("it would unpack to far more than it is")
 
 
-def check_statistics(statistics: np.ndarray | None, prior: np.ndarray | None, path: Path) -> None:
-    """Raise InputError unless both are there or neither, and are what FNE could have fitted."""
+def check_statistics(
+    statistics: np.ndarray | None, prior: float | np.ndarray | None, told: str
+) -> None:
+    """Raise InputError, which begins with `told`, unless both are there or neither, and are what
+    FNE could have fitted."""
     if statistics is None and prior is None:
         return
     if statistics is None or prior is None or not 0 < prior < 1 or statistics.shape != (2, 3) or (
             not np.isfinite(statistics).all()) or (statistics[:, [0, 2]] < 0).any() or (
             statistics[:, 0] % 1).any() or statistics[:, 0].max() > 2**53:
-        raise InputError(f"--embeddings {path}: prior must lie between 0 and 1, and statistics be "
+        raise InputError(f"{told}: prior must lie between 0 and 1, and statistics be "
                          "(2, 3): counts, means and sums of squares; both or neither")
 
 
@@ -133,7 +143,7 @@ def read_embeddings(path: Path) -> Embeddings:
         raise InputError(f"--embeddings {path}: captions holds a text that is no Unicode")
     split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
     prior, statistics = arrays.get("prior"), arrays.get("statistics")
-    check_statistics(statistics, prior, path)
+    check_statistics(statistics, prior, f"--embeddings {path}")
     images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
                      for array in (images, texts))
     return Embeddings(images, texts, split, statistics, None if prior is None else float(prior),

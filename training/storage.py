@@ -3,12 +3,10 @@
 import argparse
 import contextlib
 import errno
-import fcntl
 import os
 import pickle
 import shutil
 import socket
-import struct
 import uuid
 import warnings
 import zipfile
@@ -19,6 +17,7 @@ import torch
 
 from common import files, processes
 from common.errors import NO_ROOM, InputError, one_line, pass_on
+from common.locks import Held, lock
 from common.ranks import is_main, world
 from common.terminal import say
 
@@ -116,8 +115,6 @@ def check_zip(path: Path) -> None:
 
 class FolderLock:
     """Keeps a run's folder to one process: from `take` to the end of the `with`, however it ends.
-
-    A lock of `fcntl`: the system gives it up with the process, and worker processes do not have it.
     """
 
     def __init__(self):
@@ -125,7 +122,7 @@ class FolderLock:
 
     def take(self, folder: Path) -> None:
         """Lock `folder` for the run whose first process this is, unless it is not there yet or
-        already locked by this.
+        already locked by this; `prepare_folder` tells of a folder that cannot be written.
 
         Raises:
             InputError: another process trains here.
@@ -133,19 +130,10 @@ class FolderLock:
         if self.file is not None or not folder.is_dir() or not is_main():
             return
         try:
-            file = open(folder / LOCK, "ab")
-        except OSError:
-            return  # `prepare_folder` tells of a folder that cannot be written
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = lock_holder(file.fileno())
-            file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a file system without locks
+            self.file = lock(folder / LOCK)
+        except Held as holder:
             raise InputError(f"--logger_name {folder}: {holder} trains in this folder now; wait "
-                             "for its end, or name another folder") from error
-        self.file = file
+                             "for its end, or name another folder") from holder
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -153,17 +141,6 @@ class FolderLock:
     def __exit__(self, *error) -> None:
         if self.file is not None:
             self.file.close()
-
-
-def lock_holder(descriptor: int) -> str:
-    """Who has the lock: "process 123", where the system tells."""
-    layout = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, process
-    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    try:
-        process = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[-1]
-    except (OSError, struct.error):
-        process = 0
-    return f"process {process}" if process > 0 else "another process"
 
 
 def check_plain(value: object) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from figures.galleries import Cell
-from figures.sheets import CELL, MATCH, sheet, thumbnail, wrapped
+from figures.pages import thumbnail
+from figures.sheets import CELL, MATCH, sheet, wrapped
 
 
 def test_a_sheet_frames_matches_and_nothing_else(tmp_path):
