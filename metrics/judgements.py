@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from common.errors import InputError, one_line
 from common.files import read_bytes, read_json
@@ -120,6 +119,8 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """P(a match scores above a non-match); ties count half."""
+    from scipy import stats  # takes a second to load, which most commands need not wait for
+
     ranks, positives = stats.rankdata(scores), labels.sum()
     return float((ranks[labels].sum() - positives * (positives + 1) / 2)
                  / (positives * (len(labels) - positives)))
@@ -127,6 +128,8 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def agreement(yes: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """AP and AUROC for "most people say yes", Spearman's rho with the share of yes; all (J,)."""
+    from scipy import stats  # as above
+
     labels = yes > 0.5
     return {"ap": average_precision(labels, scores), "auroc": auroc(labels, scores),
             "spearman": float(stats.spearmanr(scores, yes).statistic)}

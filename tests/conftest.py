@@ -13,6 +13,7 @@ from helpers.paths import SHARED  # noqa: E402
 from helpers.runs import SIZES, command, contents  # noqa: E402
 from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
+import export  # noqa: E402
 import fne_loss  # noqa: E402
 import train  # noqa: E402
 from encoders.towers import BUILT_IN  # noqa: E402
@@ -95,6 +96,14 @@ def finished(data, one_thread, tmp_path_factory):
     before = contents(folder)
     yield folder
     assert contents(folder) == before, "a test has changed the run that all read"
+
+
+@pytest.fixture(scope="session")
+def exported(finished, tmp_path_factory):
+    """That run's best model as a folder, for all to read."""
+    folder = tmp_path_factory.mktemp("export") / "ours"
+    export.main([str(finished / "model_best.pth.tar"), str(folder)])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -48,9 +48,9 @@ def export_to(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def ours(finished, tmp_path_factory):
+def ours(exported):
     """A finished run's best checkpoint, exported."""
-    return export_to(tmp_path_factory.mktemp("export") / "ours", finished / "model_best.pth.tar")
+    return exported
 
 
 @pytest.fixture(scope="module")

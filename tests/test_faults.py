@@ -17,7 +17,8 @@ from helpers import (
 from helpers.faults import FAULTS, Place
 from helpers.paths import ROOT
 from helpers.runs import contents, expect_exit
-from hypothesis import HealthCheck, given, settings
+from helpers.spoiling_files import FEW, damaged
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,8 +58,6 @@ def test_the_table_of_faults_is_that_of_the_tests():
 
 # --------------------------------------------------------------------------------- looking for more
 
-FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -166,14 +165,6 @@ def test_any_text_for_judgements(scratch, lines):
                                              '{"image": "b", "caption": ["y", "z"]}]')
     split = read_split("shapes", "val", scratch, scratch)
     loads_or_tells(read_judgements, scratch / "judgements.txt", split)
-
-
-def damaged(draw, content):
-    """Bytes with some of them changed, and perhaps cut short."""
-    content = bytearray(content)
-    for _ in range(draw(st.integers(0, 6))):
-        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-    return bytes(content[: draw(st.integers(0, len(content)))])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])

@@ -29,6 +29,9 @@ MAY_IMPORT = {
     "train": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",
               "data", "inputs", "common"} | METHOD,
     "export": {"checkpoint", "training", "model", "encoders", "common"},
+    "searching": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",
+                  "data", "inputs", "fne_loss", "common"},
+    "search": {"searching", "export", "checkpoint", "model", "inputs", "common"},
     "scripts": {"metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }

@@ -1,0 +1,54 @@
+"""Where a model comes from, and the fingerprint by which an index knows it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from common.errors import InputError, one_line
+from encoders.folder import PATTERNS
+from encoders.hub import asks_hub, hub_fault, quiet_transformers, why_not
+from encoders.stored import config_text
+from model import DualEncoder
+
+
+def model_place(name: Path) -> Path:
+    """A checkpoint's file or a model's folder: what `name` is, or what the Hub has by that name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if name.exists() or not asks_hub(str(name)):
+        return name
+    quiet_transformers()
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=PATTERNS,
+                                      local_files_only=hub_fault() is not None))
+    except Exception as error:  # of a dozen kinds
+        raise InputError(f"{name} is no file or folder, and none can be had from the Hub by that "
+                         f"name ({one_line(why_not(str(name), error))[:200]})") from error
+
+
+def fingerprint(model: DualEncoder) -> str:
+    """A hash of all that a photo's embedding follows from: preparation, configuration and weights
+    of the image side, pooling and precision. A checkpoint and its export have the same."""
+    prepared = model.preparation
+    config = json.loads(config_text(model.image_encoder.config, "image"))
+    config.pop("architectures", None)  # a name, which an export adds
+    told = [prepared.image_res, list(prepared.mean), list(prepared.std), model.image_pooling,
+            model.bf16, config]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for part in model.image_encoder, model.image_projection:
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(bytes_of(value))
+    return digest.hexdigest()
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers, in their order."""
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

@@ -1,0 +1,224 @@
+"""The index file: what is written comes back, and nothing but an index is read or replaced."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from helpers.spoiling_files import FEW, damaged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from searching import index as module
+from searching.index import Marks, index_place, is_index, read_index, whole_index, write_index
+
+NAMES = ["a.jpg", "deep/b.png", "deep/\udcff\n.jpg", "z <b>.jpg"]
+STATS = {"a.jpg": (5, -3), "deep/b.png": (2**40, 2**62), "deep/\udcff\n.jpg": (0, 1),
+         "z <b>.jpg": (7, 7)}
+BROKEN = {"c.jpg": (1, 2)}
+
+
+def rows(count, dim=6):
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+@pytest.fixture
+def marks(tmp_path):
+    (tmp_path / "photos").mkdir()
+    return Marks("model 1", tmp_path / "photos")
+
+
+@pytest.fixture
+def place(tmp_path, marks):
+    """An index of four photos, whose rows came in another order and from two parts."""
+    embeds = rows(4)
+    order = [2, 0, 3, 1]  # row of each name
+    parts = [embeds[[1, 3]], embeds[[0, 2]]]  # row 0 is of name 1, row 1 of name 3, ...
+    assert [order.index(number) for number in range(4)] == [1, 3, 0, 2]
+    write_index(tmp_path / "index", marks, STATS, parts, dict(zip(NAMES, order)), BROKEN)
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize("block", [1, 3, 2**15])
+def test_what_is_written_comes_back(place, marks, monkeypatch, block):
+    monkeypatch.setattr(module, "ROWS", block)
+    first = read_index(place, marks, 6)
+    write_index(place, marks, STATS, [first.embeds], {name: row for row, name in enumerate(NAMES)},
+                BROKEN)
+    index = read_index(place, marks, 6)
+    assert torch.equal(index.embeds, rows(4)) and torch.equal(first.embeds, rows(4))
+    assert dict(index.photos.rows()) == STATS and index.photos.names == NAMES
+    assert dict(index.broken.rows()) == BROKEN
+
+
+def test_it_is_plain_safetensors(place):
+    """As the library itself reads it; and no object of Python is in it."""
+    tensors = safetensors.torch.load_file(place)
+    assert {name: value.dtype for name, value in tensors.items()} == module.TENSORS
+    assert torch.equal(tensors["embeddings"], rows(4))
+    assert bytes(tensors["names"].tolist()).split(b"\0") == list(map(os.fsencode, NAMES))
+
+
+@pytest.mark.parametrize("names", [0, 1, 3])
+def test_an_index_of_few_photos_or_none(tmp_path, marks, names):
+    stats = {f"{number}.jpg": (number, number) for number in range(names)}
+    write_index(tmp_path / "x", marks, stats, [rows(names, 5)],
+                {name: row for row, name in enumerate(stats)}, {})
+    index = read_index(tmp_path / "x", marks, 5)
+    assert dict(index.photos.rows()) == stats and index.embeds.shape == (names, 5)
+    assert index.broken.names == []
+
+
+def test_there_may_be_none_yet(tmp_path, marks):
+    assert read_index(tmp_path / "nothing", marks, 6) is None
+    (tmp_path / "empty").touch()
+    assert read_index(tmp_path / "empty", marks, 6) is None
+
+
+def test_another_model_or_folder_never_reads_it(place, marks, tmp_path):
+    with pytest.raises(InputError, match="another model"):
+        read_index(place, marks._replace(model="model 2"), 6)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="another folder, .*photos"):
+        read_index(place, marks._replace(folder=tmp_path / "other"), 6)
+
+
+def test_a_folder_that_was_moved_keeps_its_index(place, marks, tmp_path):
+    marks.folder.rename(tmp_path / "moved")
+    assert read_index(place, marks._replace(folder=tmp_path / "moved"), 6).photos.names == NAMES
+
+
+@pytest.mark.parametrize("content", [b"x", b"some text\n" * 99, bytes(2**10), b"\xff" * 99,
+                                     struct.pack("<Q", 2) + b"{}", b"PK\3\4" + bytes(99)])
+def test_somebodys_file_is_neither_read_nor_replaced(tmp_path, marks, content):
+    (tmp_path / "theirs").write_bytes(content)
+    with pytest.raises(InputError, match="is no index"):
+        read_index(tmp_path / "theirs", marks, 6)
+    with pytest.raises(InputError, match="cannot be written"):
+        index_place(tmp_path / "theirs", marks, [])
+    assert (tmp_path / "theirs").read_bytes() == content
+
+
+def test_weights_are_no_index(tmp_path, marks):
+    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "model", {"format": "pt"})
+    assert not is_index(tmp_path / "model")
+    with pytest.raises(InputError, match="is no index"):
+        read_index(tmp_path / "model", marks, 6)
+
+
+def test_folders_and_pipes_are_told(tmp_path, marks):
+    os.mkfifo(tmp_path / "pipe")
+    for name in "pipe", "photos":
+        with pytest.raises(InputError, match="is no index"):
+            read_index(tmp_path / name, marks, 6)
+
+
+def test_a_damaged_index_is_made_anew_with_a_line(place, marks, capsys):
+    whole = place.read_bytes()
+    for content in whole[:-1], whole[:-40], whole + b"x":
+        place.write_bytes(content)
+        assert read_index(place, marks, 6) is None
+        told = capsys.readouterr().err
+        assert "is damaged and made anew" in told and told.count("\n") == 1
+    place.write_bytes(whole)
+    assert read_index(place, marks, 7) is None  # of another width than the model
+
+
+@settings(FEW, max_examples=150)
+@given(choice=st.data())
+def test_any_damage_to_an_index(place, marks, choice):
+    whole = place.read_bytes()
+    try:
+        place.write_bytes(damaged(choice.draw, whole))
+        index = read_index(place, marks, 6)
+        if index is not None:
+            assert len(index.photos.names) == len(index.embeds) == len(index.photos.stats)
+    except InputError as error:
+        assert "\n" not in str(error)
+    finally:
+        place.write_bytes(whole)
+
+
+def spoilt(**changes):
+    """Tensors of an index, some of them changed."""
+    tensors = {"stats": torch.zeros(2, 2, dtype=torch.int64), "embeddings": rows(2),
+               "broken_stats": torch.zeros(0, 2, dtype=torch.int64),
+               "names": torch.tensor(list(b"a\0b"), dtype=torch.uint8),
+               "broken_names": torch.zeros(0, dtype=torch.uint8)}
+    return {name: value for name, value in (tensors | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize("changes", [
+    dict(stats=None), dict(more=torch.zeros(1)), dict(embeddings=rows(3)),
+    dict(embeddings=rows(2).double()), dict(embeddings=torch.zeros(12)),
+    dict(stats=torch.zeros(2, dtype=torch.int64)), dict(stats=torch.zeros(2, 2)),
+    dict(names=torch.tensor(list(b"b\0a"), dtype=torch.uint8)),
+    dict(names=torch.tensor(list(b"a\0a"), dtype=torch.uint8)),
+    dict(names=torch.tensor(list(b"a\0b\0c"), dtype=torch.uint8)),
+    dict(broken_names=torch.tensor(list(b"a"), dtype=torch.uint8))])
+def test_a_hostile_index_is_not_taken(tmp_path, marks, capsys, changes):
+    safetensors.torch.save_file(spoilt(), tmp_path / "good", marks.header())
+    assert read_index(tmp_path / "good", marks, 6).photos.names == ["a", "b"]
+    safetensors.torch.save_file(spoilt(**changes), tmp_path / "bad", marks.header())
+    assert read_index(tmp_path / "bad", marks, 6) is None
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg"])
+def test_as_it_is_no_name_leads_out_of_the_folder(tmp_path, marks, name):
+    write_index(tmp_path / "x", marks, {name: (1, 1)}, [rows(1)], {name: 0}, {})
+    with pytest.raises(InputError, match="outside"):
+        whole_index(tmp_path / "x", marks, 6)
+
+
+def test_as_it_is_there_must_be_one(tmp_path, marks):
+    with pytest.raises(InputError, match="--as_is"):
+        whole_index(tmp_path / "x", marks, 6)
+
+
+def test_a_huge_header_is_not_read(tmp_path):
+    with open(tmp_path / "x", "wb") as file:
+        file.write(struct.pack("<Q", 2**60) + b"{")
+    assert module.header_of(tmp_path / "x") == {}
+    text = json.dumps({"__metadata__": 5}).encode()
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert module.header_of(tmp_path / "x") == {}
+
+
+# ------------------------------------------------------------------------------ where it is kept
+
+
+def test_its_place_is_the_users_cache(tmp_path, marks, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = index_place(None, marks, [])
+    assert place.parent == tmp_path / "cache" / "fne-search" and place.parent.is_dir()
+    assert place.parent.stat().st_mode & 0o077 == 0
+    assert place != index_place(None, marks._replace(model="another"), [])
+    (tmp_path / "link").symlink_to("photos")
+    assert place == index_place(None, marks._replace(folder=tmp_path / "link"), [])
+    for value in "", "relative":
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert index_place(None, marks, []).parent == tmp_path / "home/.cache/fne-search"
+
+
+@pytest.mark.parametrize("cache", ["photos", "photos/deep/cache"])
+def test_its_place_is_never_among_the_photos_unless_asked(tmp_path, marks, monkeypatch, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    with pytest.raises(InputError, match="inside --photos"):
+        index_place(None, marks, [])
+    assert list((tmp_path / "photos").iterdir()) == []
+    asked = tmp_path / "photos" / "index.safetensors"
+    assert index_place(asked, marks, []) == asked
+
+
+def test_stats_are_exact(tmp_path, marks):
+    stats = {"a.jpg": (2**63 - 1, -2**63)}
+    write_index(tmp_path / "x", marks, stats, [rows(1)], {"a.jpg": 0}, {})
+    assert dict(read_index(tmp_path / "x", marks, 6).photos.rows()) == stats
+    assert read_index(tmp_path / "x", marks, 6).photos.stats.dtype == np.int64
