@@ -44,7 +44,8 @@ class PhotoFiles(Dataset):
             return number, eval_pixels(load_photo(self.photos[number]), self.size)
         except InputError as error:
             cause = error.__cause__
-            passing = isinstance(cause, MemoryError) or (
+            # Pillow's own errors are an OSError as well, without a number.
+            passing = isinstance(cause, MemoryError | FileNotFoundError) or (
                 isinstance(cause, OSError) and cause.errno is not None)
             return Fault(number, one_line(error), not passing)
 

@@ -81,7 +81,7 @@ class Work:
         self.rows = len(self.parts[0])
         self.todo = [name for name in found
                      if name not in self.row_of and name not in self.broken]
-        self.lost = self.done = 0
+        self.done = 0
         self.unsaved = True
 
     def remaining(self, index: Index) -> Index:
@@ -123,12 +123,14 @@ class Work:
             self.rows += 1
         self.parts.append(batch.embeds)
         self.done += len(batch.numbers)
+        self.unsaved = True
+        if batch.faults and not self.marks.folder.is_dir():
+            raise InputError(f"--photos {self.marks.folder} is gone: bring it back, and the same "
+                             "command goes on")
         for number, reason, lasting in batch.faults:
             warn(f"{reason}; it is passed over" + (" until it changes" if lasting else ""))
-            self.lost += 1
             if lasting:
                 self.broken[self.todo[number]] = self.found[self.todo[number]]
-        self.unsaved = True
 
     def save(self) -> None:
         self.unsaved = False  # also where it fails: it is not tried a second time

@@ -1,35 +1,15 @@
 """Standard output and error that are closed, that nobody reads, or that take few letters."""
 
 import io
-import os
 import sys
 
 import pytest
 from helpers.runs import command, final_state
-from helpers.stopping import in_a_child, status_of
+from helpers.stopping import in_a_pipe, status_of
 
 import train
 from common import terminal
 from common.errors import exit_on_input_error
-
-
-def in_a_pipe(call):
-    """Run `call` in a child whose standard output and error go into pipes; both, to be read."""
-    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-
-    def child():
-        os.dup2(out_end, 1)
-        os.dup2(err_end, 2)
-        for end in out, err, out_end, err_end:
-            os.close(end)
-        sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
-        call()
-        sys.stdout.flush()
-
-    number = in_a_child(child)
-    os.close(out_end)
-    os.close(err_end)
-    return number, open(out, "rb"), open(err, "rb")
 
 
 def test_a_run_goes_on_when_nobody_reads(data, finished, tmp_path):

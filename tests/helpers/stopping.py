@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import checkpoint
 import train
@@ -34,6 +35,25 @@ def in_a_child(call):
         os._exit(stop.code)
     except BaseException:
         os._exit(99)
+
+
+def in_a_pipe(call):
+    """Run `call` in a child whose standard output and error go into pipes; both, to be read."""
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+
+    def child():
+        os.dup2(out_end, 1)
+        os.dup2(err_end, 2)
+        for end in out, err, out_end, err_end:
+            os.close(end)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+        call()
+        sys.stdout.flush()
+
+    number = in_a_child(child)
+    os.close(out_end)
+    os.close(err_end)
+    return number, open(out, "rb"), open(err, "rb")
 
 
 def status_of(child):

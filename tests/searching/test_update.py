@@ -264,3 +264,18 @@ def test_a_stop_is_no_error(bring):
     with pytest.raises(Stopped):
         bring(photos(*range(4)), each=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_folder_that_is_gone_meanwhile_is_told_once(bring, place):
+    """A network drive, say: none of its photos is taken for a broken one."""
+    found = photos(*range(8))
+
+    def lose():
+        if (place.parent / "photos").exists():
+            (place.parent / "photos").rmdir()
+
+    encoder = Encoder(found, passing=[f"{number:03}.jpg" for number in range(2, 8)], each=lose)
+    with pytest.raises(InputError, match="is gone: bring it back"):
+        up_to_date(place, marks_of(place), found, DIM, encoder)
+    (place.parent / "photos").mkdir()
+    assert bring(found).seen == list(found)[2:]

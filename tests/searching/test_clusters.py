@@ -1,0 +1,118 @@
+"""Approximate search: near the exact one, and its file is only taken for its own photos."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from common.errors import InputError
+from searching import clusters
+from searching.clusters import check_faiss, clusters_of
+from searching.exact import best_rows
+from searching.index import Index, Table, table_of
+
+DIM, COUNT = 16, 3_000
+
+
+def test_a_missing_library_is_told_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install -r requirements-search.txt"):
+        check_faiss()
+
+
+@pytest.fixture(autouse=True)
+def faiss(request):
+    if "missing_library" not in request.node.name:
+        pytest.importorskip("faiss")
+
+
+def make_index(count=COUNT, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, DIM, generator=generator)
+    which = torch.randint(40, (count,), generator=generator)
+    embeds = F.normalize(centres[which] + 0.5 * torch.randn(count, DIM, generator=generator), dim=1)
+    stats = {f"{number:05}.jpg": (number, number) for number in range(count)}
+    return Index(table_of(stats), embeds, Table([], np.empty((0, 2), dtype=np.int64)))
+
+
+@pytest.fixture
+def index():
+    return make_index()
+
+
+def test_it_finds_nearly_what_exact_search_finds(index, tmp_path, capsys):
+    queries = index.embeds[::100]
+    near = clusters_of(tmp_path / "index", index, queries, 10)
+    told = capsys.readouterr().err
+    assert "recall@10 against exact search" in told and told.count("\n") == 1
+    found = near.best_rows(queries, index.embeds, 10)
+    shares = []
+    for ours, exact in zip(found, best_rows(queries, index.embeds, 10)):
+        assert len(ours.rows) == 10 and ours.rows[0] == exact.rows[0]
+        assert ours.scores == pytest.approx((index.embeds[ours.rows].double()
+                                             @ queries[ours.rows[0] // 100].double()).numpy())
+        shares.append(np.isin(exact.rows, ours.rows).mean())
+    assert np.mean(shares) > 0.6
+    assert f"{np.mean(shares):.3f} of this search" in told
+
+
+def test_with_all_clusters_it_is_exact(index, tmp_path):
+    queries = index.embeds[:7]
+    near = clusters_of(tmp_path / "index", index, queries, 10)
+    near.probes = len(near.centroids)
+    for ours, exact in zip(near.best_rows(queries, index.embeds, 50),
+                           best_rows(queries, index.embeds, 50)):
+        assert np.array_equal(ours.rows, exact.rows) and np.array_equal(ours.scores, exact.scores)
+
+
+@pytest.mark.parametrize("count", [1, 5, 300, COUNT, 10**6])
+def test_it_gives_as_many_as_are_asked_for(index, tmp_path, count):
+    near = clusters_of(tmp_path / "index", index, index.embeds[:2], 10)
+    for best in near.best_rows(index.embeds[:2], index.embeds, count):
+        assert len(best.rows) == min(count, COUNT) == len(set(best.rows.tolist()))
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_few_photos_are_one_cluster(tmp_path, count):
+    small = make_index(count)
+    [best] = clusters_of(tmp_path / "index", small, small.embeds[:1], 10).best_rows(
+        small.embeds[:1], small.embeds, 10)
+    assert best.rows.tolist() == best_rows(small.embeds[:1], small.embeds, 10)[0].rows.tolist()
+
+
+def test_they_are_kept_for_these_photos_alone(index, tmp_path, capsys):
+    first = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    capsys.readouterr()
+    again = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    assert capsys.readouterr().err == "" and torch.equal(first.centroids, again.centroids)
+    other = make_index(COUNT - 1)
+    clusters_of(tmp_path / "index", other, other.embeds[:1], 10)
+    assert "2,999 photos" in capsys.readouterr().err
+
+
+def test_somebodys_file_is_not_replaced(index, tmp_path):
+    (tmp_path / "index.clusters").write_text("mine")
+    with pytest.raises(InputError, match="is none of search.py's files"):
+        clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    assert (tmp_path / "index.clusters").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", [
+    dict(order=torch.zeros(COUNT, dtype=torch.int64)), dict(order=torch.arange(COUNT) + 1),
+    dict(order=torch.arange(5)), dict(ends=torch.tensor([COUNT + 5])),
+    dict(ends=torch.tensor([5, 2, COUNT])), dict(centroids=torch.zeros(1, 2)),
+    dict(more=torch.ones(1)),
+    dict(ends=torch.zeros(0, dtype=torch.int64), centroids=torch.zeros(0, DIM))])
+def test_hostile_clusters_are_made_anew(index, tmp_path, capsys, change):
+    clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    path = tmp_path / "index.clusters"
+    tensors = safetensors.torch.load_file(path)
+    told = {"format": clusters.FORMAT, "index": clusters.digest_of(index)}
+    safetensors.torch.save_file(tensors | change, path, told)
+    capsys.readouterr()
+    near = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    assert "is damaged and made anew" in capsys.readouterr().err
+    assert near.best_rows(index.embeds[:1], index.embeds, 1)[0].rows[0] == 0

@@ -1,0 +1,393 @@
+"""search.py as its users call it: what it finds, what it keeps, and what it says."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import GOLDEN
+from helpers.photos import noise
+from helpers.runs import CPU, contents, expect_exit
+from helpers.stopping import in_a_child, in_a_pipe, status_of
+
+import checkpoint
+import evaluation
+import search
+from common import terminal
+from fne_loss import false_negative_posterior
+from metrics.embeddings import gaussians_of
+from searching import encoding, models
+
+RELEASED = GOLDEN / "released_checkpoint"
+ENCODERS = ["--image_encoder", str(RELEASED / "image_encoder"),
+            "--text_encoder", str(RELEASED / "text_encoder")]
+QUERY = "a small red circle"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The user's cache, and the state that --quiet leaves."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(terminal, "quiet", False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(data, tmp_path):
+    return shutil.copytree(data / "images", tmp_path / "photos")
+
+
+@pytest.fixture
+def find(capsys):
+    """Run search.py; its results as json, and what it wrote on stderr."""
+    def run(model, *words):
+        capsys.readouterr()
+        search.main([str(model), *map(str, words), "--json", "--workers", "0", *CPU])
+        output = capsys.readouterr()
+        return json.loads(output.out), output.err
+
+    return run
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Names of the photos that are decoded to be indexed, from now on."""
+    names, whole = [], encoding.load_photo
+    monkeypatch.setattr(encoding, "load_photo", lambda path: names.append(path.name) or whole(path))
+    return names
+
+
+def listed(found, query=0):
+    return [Path(result["path"]).name for result in found["queries"][query]["results"]]
+
+
+# ------------------------------------------------------------------------------------ what is found
+
+
+@pytest.fixture(scope="module")
+def embedded(finished, data, tmp_path_factory):
+    """Embeddings of the test split, by evaluation.py."""
+    path = tmp_path_factory.mktemp("embeddings") / "x.npz"
+    evaluation.main([str(finished / "model_best.pth.tar"), "--data_path", str(data), "--workers",
+                     "0", *CPU, "--save_embeddings", str(path)])
+    return np.load(path)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder", "hub"])
+def test_it_finds_what_evaluation_ranks_first(find, kind, finished, exported, data, tmp_path,
+                                              embedded, monkeypatch):
+    """For every caption of the test split, with a checkpoint, a folder and a name of the Hub."""
+    model = {"checkpoint": finished / "model_best.pth.tar", "folder": exported,
+             "hub": "somebody/model"}[kind]
+    monkeypatch.setattr(models, "hub_fault", lambda: None)
+    monkeypatch.setattr(models, "snapshot_download", lambda name, **settings: str(exported))
+    (tmp_path / "test").mkdir()
+    for name in embedded["images"]:
+        shutil.copy(data / name, tmp_path / "test")
+    texts = [str(text) for text in embedded["captions"]]
+    found, _ = find(model, *texts, "--photos", tmp_path / "test", "--top", "8")
+    similarity = embedded["text_embeds"].astype(float) @ embedded["image_embeds"].astype(float).T
+    names = [Path(str(name)).name for name in embedded["images"]]
+    for number, row in enumerate(similarity):
+        scores = [result["score"] for result in found["queries"][number]["results"]]
+        assert scores == sorted(scores, reverse=True)
+        by_name = dict(zip(names, row))
+        assert scores == pytest.approx([by_name[name] for name in listed(found, number)], abs=1e-5)
+        assert scores == pytest.approx(sorted(row, reverse=True), abs=1e-5)
+
+
+def test_a_released_checkpoint_searches_too(find, photos):
+    found, _ = find(RELEASED / "model_best.pth.tar", QUERY, "--photos", photos, *ENCODERS)
+    assert len(listed(found)) == 10
+    model = checkpoint.load_released(RELEASED / "model_best.pth.tar", ENCODERS[1], ENCODERS[3])
+    assert found["queries"][0]["results"][0]["score"] <= 1 and model.embed_size
+
+
+def test_a_photo_finds_itself_and_its_copy_first(find, photos, exported):
+    shutil.copy(photos / "test_00003.png", photos / "zz_copy.png")
+    found, _ = find(exported, "--photos", photos, "--like", photos / "test_00003.png")
+    assert listed(found)[:2] == ["test_00003.png", "zz_copy.png"]
+    scores = [result["score"] for result in found["queries"][0]["results"]]
+    assert scores[0] == scores[1] == pytest.approx(1, abs=1e-6)
+
+
+def test_sentence_and_photo_together_are_between_the_two(find, photos, exported):
+    """The score of a sum of unit vectors is the sum of both scores over its length."""
+    like = ["--like", photos / "test_00003.png"]
+    both, text, photo = (
+        {Path(result["path"]).name: result["score"]
+         for result in find(exported, *words, "--photos", photos, "--top", "100")[0][
+             "queries"][0]["results"]}
+        for words in ([QUERY, *like], [QUERY], like))
+    ratios = [(text[name] + photo[name]) / both[name] for name in both]
+    assert ratios == pytest.approx([ratios[0]] * len(both), rel=1e-3) and ratios[0] < 2
+
+
+def test_equal_photos_come_by_name(find, tmp_path, exported):
+    for name in "c.png", "a.png", "b/a.png":
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise().save(tmp_path / "photos" / name)
+    found, _ = find(exported, QUERY, "--photos", tmp_path / "photos")
+    paths = [result["path"] for result in found["queries"][0]["results"]]
+    assert [os.path.relpath(path, tmp_path / "photos") for path in paths] == [
+        "a.png", "b/a.png", "c.png"]
+
+
+def test_captions_for_a_photo(find, exported, embedded, data, tmp_path):
+    """The other direction finds what evaluation.py ranks first."""
+    lines = list(dict.fromkeys(map(str, embedded["captions"])))
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    photo = data / str(embedded["images"][2])
+    for words in ([photo], ["--like", photo]):
+        found, _ = find(exported, *words, "--captions", tmp_path / "captions.txt", "--top", "5")
+        [query] = found["queries"]
+        scores = {str(text): float(score) for text, score in zip(
+            embedded["captions"], embedded["text_embeds"] @ embedded["image_embeds"][2])}
+        assert [result["score"] for result in query["results"]] == pytest.approx(
+            sorted(scores.values(), reverse=True)[:5], abs=1e-5)
+        assert all(scores[result["caption"]] == pytest.approx(result["score"], abs=1e-5)
+                   for result in query["results"])
+
+
+def test_the_posterior_is_that_of_the_models_statistics(find, exported, photos, tmp_path):
+    """Of the folder's config.json; prior and margin are those of its options."""
+    model = shutil.copytree(exported, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    statistics = [[300, 0.0, 3.0], [600, -0.15, 1.5]]
+    config["about"]["statistics"] = statistics
+    config["about"]["options"] |= {"prior": 0.2, "margin": 0.1}
+    (model / "config.json").write_text(json.dumps(config))
+    found, told = find(model, "a red circle", "--photos", photos, "--posterior", "--top", "100")
+    results = found["queries"][0]["results"]
+    scores = torch.tensor([result["score"] for result in results], dtype=torch.float64)
+    wanted = false_negative_posterior(scores, *gaussians_of(np.array(statistics)), 0.2)
+    assert [result["posterior"] for result in results] == [
+        pytest.approx(value) if score > -0.1 else None
+        for value, score in zip(wanted.tolist(), scores.tolist())]
+    assert "300 confident pairs" in told and "not calibrated" in found["posterior"]
+
+
+# ------------------------------------------------------------------------------------- the index
+
+
+def test_a_second_search_encodes_only_what_is_new(find, photos, exported, encoded, cache):
+    find(exported, QUERY, "--photos", photos)
+    assert sorted(encoded) == sorted(path.name for path in photos.iterdir())
+    encoded.clear()
+    first, _ = find(exported, QUERY, "--photos", photos)
+    assert encoded == []
+    noise(seed=9).save(photos / "new.png")
+    os.utime(photos / "test_00001.png", ns=(1, 1))
+    (photos / "test_00002.png").unlink()
+    found, told = find(exported, QUERY, "--photos", photos, "--top", "1000")
+    assert sorted(encoded) == ["new.png", "test_00001.png"] and "encoded 2 photos" in told
+    assert "new.png" in listed(found) and "test_00002.png" not in listed(found)
+    assert not {path.name for path in photos.rglob("*")} - {*listed(found)}
+    assert [path.name for path in cache.iterdir()] == ["fne-search"]
+    assert found["index"].startswith(str(cache)) and first["index"] == found["index"]
+
+
+def test_checkpoint_and_export_share_an_index_another_model_does_not(find, photos, finished,
+                                                                     exported, encoded):
+    find(exported, QUERY, "--photos", photos)
+    encoded.clear()
+    found, _ = find(finished / "model_best.pth.tar", QUERY, "--photos", photos)
+    assert encoded == []
+    other, _ = find(RELEASED / "model_best.pth.tar", QUERY, "--photos", photos, *ENCODERS)
+    assert len(encoded) == len(list(photos.iterdir())) and other["index"] != found["index"]
+
+
+def test_the_index_may_be_named_and_lie_among_the_photos(find, photos, exported, encoded):
+    place = photos / "own.index"
+    find(exported, QUERY, "--photos", photos, "--index", place)
+    encoded.clear()
+    found, _ = find(exported, QUERY, "--photos", photos, "--index", place)
+    assert encoded == [] and found["index"] == str(place) and place.is_file()
+
+
+def test_as_it_is_nothing_is_looked_for(find, photos, exported, encoded):
+    before, _ = find(exported, QUERY, "--photos", photos)
+    encoded.clear()
+    for path in photos.iterdir():
+        path.unlink()
+    after, _ = find(exported, QUERY, "--photos", photos, "--as_is")
+    assert after == before and encoded == []
+
+
+def test_a_broken_photo_is_named_once_and_passed_over(find, photos, exported, encoded):
+    (photos / "a.jpg").write_bytes(b"no photo")
+    _, told = find(exported, QUERY, "--photos", photos)
+    assert told.count("warning: photo") == 1 and "a.jpg" in told
+    encoded.clear()
+    _, told = find(exported, QUERY, "--photos", photos)
+    assert encoded == [] and "warning" not in told and "1 photos that cannot be read" in told
+
+
+def test_names_of_any_bytes_are_found_and_shown(photos, exported, capsys):
+    for path in photos.iterdir():
+        path.unlink()
+    name = os.fsdecode(b"a\xff\n\x1b[31m <b>.png")
+    noise().save(photos / name)
+    for more in ([], ["--html", str(photos.parent / "x.html")]):
+        search.main([str(exported), QUERY, "--photos", str(photos), "--workers", "0", *CPU, *more])
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1 and out.endswith("a\\udcff\\n\\x1b[31m <b>.png\n")
+    assert "%FF%0A%1B%5B31m%20%3Cb%3E.png" in (photos.parent / "x.html").read_text()
+
+
+def test_a_signal_keeps_what_is_done(photos, exported, tmp_path, monkeypatch):
+    """SIGTERM to the command; the next one goes on."""
+    def slow():
+        whole = encoding.load_photo
+        monkeypatch.setattr(encoding, "load_photo", lambda path: (
+            path.name == "test_00005.png" and os.kill(os.getpid(), signal.SIGTERM)) or whole(path))
+        search.main(arguments)
+
+    arguments = [str(exported), QUERY, "--photos", str(photos), "--index", str(tmp_path / "index"),
+                 "--batch_size_test", "2", "--workers", "0", *CPU]
+    assert status_of(in_a_child(slow)) == 143
+    seen, whole = [], encoding.load_photo
+    monkeypatch.setattr(encoding, "load_photo", lambda path: seen.append(path) or whole(path))
+    search.main(arguments)
+    assert 0 < len(seen) < len(list(photos.iterdir()))
+
+
+def test_spoilt_embeddings_are_told(photos, exported, tmp_path, capsys):
+    arguments = [str(exported), QUERY, "--photos", str(photos), "--index", str(tmp_path / "index"),
+                 "--workers", "0", *CPU]
+    search.main(arguments)
+    content = bytearray((tmp_path / "index").read_bytes())
+    row = content.index(b"test_00000.png") - 4 * 24
+    content[row - 400 : row] = b"\xff" * 400  # NaN
+    (tmp_path / "index").write_bytes(content)
+    expect_exit(arguments, 2, capsys, ["index is damaged", "delete it"], search.main)
+
+
+# ----------------------------------------------------------------------------------- what is shown
+
+
+def test_lines_of_text(photos, exported, capsys, monkeypatch):
+    words = [str(exported), "--photos", str(photos), "--workers", "0", *CPU, "--top", "2"]
+    search.main([*words, QUERY])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(rf"[ -]\d\.\d{{4}}  {re.escape(str(photos))}/\w+\.png", line)
+               for line in lines)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a star\na red cross\n")))
+    search.main([*words, QUERY, "-", "--quiet"])
+    output = capsys.readouterr()
+    blocks = output.out.strip("\n").split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [QUERY, "a star", "a red cross"]
+    assert blocks[0].splitlines()[1:] == lines and output.err == ""
+
+
+def test_where_nobody_reads_it_ends_in_peace(photos, exported):
+    """As `search.py ... | head -1` does."""
+    child, out, err = in_a_pipe(lambda: search.main(
+        [str(exported), *[QUERY] * 3, "--photos", str(photos), "--workers", "0", *CPU]))
+    out.close()
+    err.close()
+    assert status_of(child) == 0
+
+
+def test_a_page_and_json_at_once(find, photos, exported, tmp_path):
+    found, _ = find(exported, QUERY, "<b>", "--photos", photos, "--html", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert text.count("<img") == 20 and "&lt;b&gt;" in text and "<b>.png" not in text
+    assert all(Path(result["path"]).as_uri() in text for query in found["queries"]
+               for result in query["results"])
+
+
+# ----------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("words, told", [
+    ([], "either --photos FOLDER or --captions FILE"),
+    (["x", "--photos", "P", "--captions", "c.txt"], "either --photos"),
+    (["--photos", "P"], "nothing to search for"),
+    (["--captions", "c.txt"], "nothing to search for"),
+    (["", "--photos", "P"], "no words"),
+    (["?!", "--photos", "P"], "no words"),
+    (["x\udcff", "--photos", "P"], "not UTF-8"),
+    (["-", "-", "--photos", "P"], "once"),
+    (["-", "--captions", "-"], "once"),
+    (["x", "--photos", "nothing"], "is no folder"),
+    (["x", "--photos", "c.txt"], "is no folder"),
+    (["x", "--photos", "empty"], "holds no photo"),
+    (["x", "--photos", "P\0"], "no file can have this name"),
+    (["x", "--photos", "P", "--top", "0"], "--top 0"),
+    (["x", "--photos", "P", "--top", "-1"], "--top -1"),
+    (["x", "--photos", "P", "--top", "1" + "0" * 30], "--top 1000"),
+    (["x", "--photos", "P", "--top", "many"], "--top"),
+    (["x", "--photos", "P", "--workers", "-1"], "--workers -1"),
+    (["x", "--photos", "P", "--batch_size_test", "0"], "--batch_size_test 0"),
+    (["x", "--photos", "P", "--index", "P"], "--index P cannot be written"),
+    (["x", "--photos", "P", "--index", "c.txt"], "--index c.txt cannot be written"),
+    (["x", "--photos", "P", "--index", "P/test_00000.png"], "cannot be written"),
+    (["x", "--photos", "P", "--index", "c.txt/x"], "--index c.txt/x cannot be written"),
+    (["x", "--photos", "P", "--html", "c.txt"], "--html c.txt cannot be written"),
+    (["x", "--photos", "P", "--html", "y", "--index", "y"], "something else"),
+    (["x", "--photos", "P", "--as_is"], "--as_is"),
+    (["x", "--photos", "P", "--like", "c.txt"], "photo c.txt"),
+    (["x", "--photos", "P", "--like", "gone.jpg"], "gone.jpg is no file"),
+    (["x", "--photos", "P", "--like", "P/test_00000.png", "--posterior"], "--posterior"),
+    (["c.txt", "--captions", "c.txt"], "photo c.txt"),
+    (["P/test_00000.png", "--captions", "gone.txt"], "gone.txt cannot be read"),
+    (["P/test_00000.png", "--captions", "empty.txt"], "holds no caption"),
+    (["P/test_00000.png", "--captions", "c.txt", "--index", "y"], "--index is for --photos"),
+    (["P/test_00000.png", "--captions", "c.txt", "--faiss"], "--faiss is for --photos"),
+    (["x", "--nonsense"], "--nonsense"),
+    (["x", "--photos", "P", "--model"], "--model")])
+def test_a_mistake_is_one_line(exported, photos, tmp_path, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    photos.rename("P")
+    Path("empty").mkdir()
+    Path("c.txt").write_text("a red circle\n")
+    Path("empty.txt").touch()
+    before = contents(tmp_path)
+    expect_exit([str(exported), "--workers", "0", *CPU, *words], 2, capsys, [told], search.main)
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert not [path for path in after.keys() - before.keys() if "cache" not in path.parts]
+
+
+@pytest.mark.parametrize("model, told", [
+    ("nothing/at/all", "no checkpoint"), ("nothing", "is no file or folder"), ("photos", "photos"),
+    ("text", "is no checkpoint")])
+def test_a_model_that_is_none_is_one_line(tmp_path, photos, capsys, monkeypatch, offline, model,
+                                          told):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("text")
+    expect_exit([model, "x", "--photos", "photos"], 2, capsys, [told], search.main)
+
+
+def test_a_model_without_statistics_is_told(photos, capsys):
+    expect_exit([str(RELEASED / "model_best.pth.tar"), QUERY, "--photos", str(photos),
+                 "--posterior", *ENCODERS, *CPU], 2, capsys,
+                ["--posterior", "holds no statistics that FNE has fitted"], search.main)
+
+
+def test_a_photo_of_which_no_pixel_is_read_is_all_there_is(exported, tmp_path, capsys):
+    (tmp_path / "P").mkdir()
+    (tmp_path / "P" / "a.jpg").write_bytes(b"none")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        search.main([str(exported), QUERY, "--photos", str(tmp_path / "P"), "--workers", "0", *CPU])
+    assert ended.value.code == 2
+    assert "none of its 1 photos can be read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_encoded(
+        exported, photos, tmp_path, capsys, monkeypatch, encoded):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    expect_exit([str(exported), QUERY, "--photos", str(photos), *CPU], 2, capsys,
+                ["--index", "cannot be written", "name another place"], search.main)
+    assert encoded == []
