@@ -120,6 +120,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                        choices=["auto", "tokens", "padded", "cls", "last", "own"],
                        help="mean over real tokens, or over all --max_tokens, as released; the "
                             "first token; the last; or the encoder's own. auto: likewise")
+    add_device_flags(group)
+
+
+def add_device_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
                        help="auto takes a GPU where there is one")
     group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto",

@@ -3,22 +3,42 @@
 import base64
 import functools
 import io
+from html import escape
 from pathlib import Path
 from string import Template
 
 from PIL import Image, ImageOps
 
-from common.errors import InputError
+from common.errors import InputError, printable
 from inputs.photos import load_photo
 
 HERE = Path(__file__).parent
 
 
-def fill(name: str, **parts: str) -> str:
-    """A template of this folder with the common style and `parts`, which are html already."""
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    template = Template((HERE / name).read_text(encoding="utf-8"))
-    return template.substitute(style=style, **parts)
+def page(generator: str, title: str, facts: dict[str, str], sections: str, *styles: str) -> str:
+    """A page of html.
+
+    Args:
+        generator: the flag that writes it; a page is known by it, see `is_page`.
+        title: a text, as are the names and values of `facts`; `sections`: html already.
+        styles: more style sheets of this folder than the common one.
+    """
+    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("style.css", *styles))
+    told = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
+    template = Template((HERE / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(generator=generator, style=style, title=text(title), facts=told,
+                               sections=sections)
+
+
+def is_page(place: Path, generator: str) -> bool:
+    """Whether a file is a page that `page` made for the same flag."""
+    with open(place, "rb") as file:
+        return f'<meta name="generator" content="{generator}">'.encode() in file.read(1000)
+
+
+def text(value: str) -> str:
+    """A text from data as html: escaped, what is not printable shown as such."""
+    return escape(printable(value))
 
 
 def thumbnail(path: Path | None, size: int) -> Image.Image:

@@ -16,7 +16,7 @@ from common import files
 from common.version import commit
 from data import Split
 from figures.galleries import ASKING, CAPTION, PHOTO, RANKED, Cell, Library, Pairs, negative_rows
-from figures.pages import data_uri, fill
+from figures.pages import data_uri, is_page, page
 from figures.picks import fixed_choice, suspicion, top_wrong_leads
 from figures.plots import calibration_figure, distribution_figure, svg
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
@@ -30,7 +30,7 @@ from training.schedule import FNE
 
 EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
 SIDES = {"i2t": "photo to captions", "t2i": "caption to photos"}
-MARK = b'<meta name="generator" content="evaluation.py --report">'  # report.html tells itself by it
+MARK = "evaluation.py --report"  # report.html tells itself by it
 
 
 def write_report(
@@ -54,19 +54,16 @@ def write_report(
     sections += [negatives(side, embeddings, criterion, library) for side in SIDES]
     sections += [mistakes(side, embeddings, library) for side in SIDES]
     sections.append(calibrations(embeddings, criterion, metrics))
-    page = fill("report.html", title=escape(title), facts=facts_html(embeddings),
-                sections="\n".join(filter(None, sections)))
+    content = page(MARK, title, facts_of(embeddings), "\n".join(filter(None, sections)))
     place = report_place(folder, [])
-    files.write(place, page.encode(), "--report")
+    files.write(place, content.encode(), "--report")
     return place
 
 
 def report_place(folder: Path, inputs: list[Path]) -> Path:
     """`report.html` in `folder`; InputError where something else is there."""
-    def is_report(place: Path) -> bool:
-        return MARK in place.read_bytes()[:1000]
-
-    return files.output_place(folder / "report.html", "--report", is_report, inputs)
+    return files.output_place(folder / "report.html", "--report",
+                              lambda place: is_page(place, MARK), inputs)
 
 
 def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
@@ -81,8 +78,8 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
     return criterion
 
 
-def facts_html(embeddings: Embeddings) -> str:
-    """What is known of split, checkpoint, run and code, a row for each."""
+def facts_of(embeddings: Embeddings) -> dict[str, str]:
+    """What is known of split, checkpoint, run and code."""
     facts, split = embeddings.facts, embeddings.split
     rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
     if text := run_text(facts):
@@ -95,7 +92,7 @@ def facts_html(embeddings: Embeddings) -> str:
     if "date" in facts:
         rows["embedded"] = f"{facts['date']}, code at commit {facts.get('commit', 'unknown')}"
     rows["report"] = f"{datetime.date.today().isoformat()}, code at commit {commit()}"
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows.items())
+    return rows
 
 
 # ---------------------------------------------------------------------------------------- sections

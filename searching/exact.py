@@ -6,7 +6,6 @@ Embeddings may be mapped from a file: a block is read, compared, and forgotten.
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 BLOCK = 2**23  # numbers of a block of embeddings: 32 MB
@@ -52,28 +51,24 @@ def better(
     queries: Tensor, part: Tensor, start: int, found: list[Best], count: int
 ) -> list[Best]:
     """`found`, with what is better in rows (n, D) that begin at `start`."""
-    scores = queries @ part.T  # (Q, n)
-    least, most = scores.aminmax()
-    if not (least >= -UNIT and most <= UNIT):  # nor NaN
+    # The rest is numpy's, on one core: threads would wait for each other longer than they work.
+    scores = np.ascontiguousarray((part @ queries.T).numpy().T)  # (Q, n)
+    if not (scores.min() >= -UNIT and scores.max() <= UNIT):  # nor NaN
         raise ValueError("embeddings that are no unit rows")
     # Two sums of D products of unit rows, each off by at most D times the rounding of float32.
     slack = 2 * part.shape[1] * 2.0**-24
     result = []
-    for query, row, best in zip(queries, scores, found):
+    for query, row, best in zip(queries.double().numpy(), scores, found):
         # Once there are K, next to nothing of a block is better, and no sorting is needed to see.
-        low = float(best.scores[-1]) if len(best.rows) == count else -torch.inf
-        at = (row >= low - slack).nonzero()[:, 0]
-        if len(at) > MANY:
-            low = max(low, float(row.topk(min(count, len(row))).values[-1]))
-            at = (row >= low - slack).nonzero()[:, 0]
-        result.append(merged(best, rescored(query, part, at, start), count))
+        low = best.scores[-1] if len(best.rows) == count else -np.inf
+        at = np.flatnonzero(row >= low - slack)
+        if len(at) > max(MANY, count):
+            low = max(low, np.partition(row, -count)[-count])
+            at = np.flatnonzero(row >= low - slack)
+        products = part.numpy()[at] * query  # (n, D) float64
+        # A row's sum is that row's alone, whatever is beside it.
+        result.append(merged(best, Best(at + start, products.sum(axis=1)), count))
     return result
-
-
-def rescored(query: Tensor, part: Tensor, at: Tensor, start: int = 0) -> Best:
-    """Rows `at` (n,) of `part` and their cosines in float64, not in order."""
-    products = part[at].double().numpy() * query.double().numpy()  # (n, D)
-    return Best(at.numpy() + start, products.sum(axis=1))  # a row's sum is that row's alone
 
 
 def merged(left: Best, right: Best, count: int) -> Best:

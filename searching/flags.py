@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from common.flags import HelpFormatter, Parser, add_column_flags, add_configuration_flags
+from common.flags import (
+    HelpFormatter,
+    Parser,
+    add_column_flags,
+    add_configuration_flags,
+    add_device_flags,
+)
 
 LARGEST_TOP = 1_000_000
 
@@ -23,6 +29,14 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
     parser.add_argument("query", nargs="*", metavar="QUERY",
                         help="a sentence, or with --captions a photo's file; each is a search of "
                              "its own; -: the lines of standard input")
+    for add in add_searched_flags, add_result_flags, add_index_flags, add_encoding_flags:
+        add(parser)
+    arguments = parser.parse_args(argv)
+    arguments.like = arguments.like or []
+    return arguments
+
+
+def add_searched_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is searched")
     group.add_argument("--photos", type=Path, metavar="FOLDER",
                        help="its photos, and those of folders in it")
@@ -36,6 +50,9 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
     group.add_argument("--follow_links", action="store_true",
                        help="also photos that links lead to, out of --photos")
     add_column_flags(group)
+
+
+def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument("--top", type=int, default=10, metavar="K", help="results of a query")
     group.add_argument("--posterior", action="store_true",
@@ -44,6 +61,9 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
                        help="write them as one page, photos in it")
     group.add_argument("--json", action="store_true", help="print them as json")
     group.add_argument("--quiet", action="store_true", help="results, warnings and errors only")
+
+
+def add_index_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("index")
     group.add_argument("--index", type=Path, metavar="FILE",
                        help="where the photos' embeddings are kept (default: a file for each "
@@ -54,15 +74,12 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
                             "changed or gone")
     group.add_argument("--faiss", action="store_true",
                        help="approximate search, through the library faiss")
+
+
+def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("encoding")
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
     group.add_argument("--batch_size_test", type=int, default=32, metavar="N",
                        help="photos encoded at a time")
-    group.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
-                       help="auto takes a GPU where there is one")
-    group.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto",
-                       help="of the encoders; auto: bf16 on a GPU that has it")
+    add_device_flags(group)
     add_configuration_flags(group)
-    arguments = parser.parse_args(argv)
-    arguments.like = arguments.like or []
-    return arguments

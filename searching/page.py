@@ -6,22 +6,18 @@ from html import escape
 from pathlib import Path
 
 from common import files
-from common.errors import InputError, printable
+from common.errors import InputError
 from common.version import commit
-from figures.pages import data_uri, fill
+from figures.pages import data_uri, is_page, page, text
 from searching.results import Answer, Hit, chance_text
 
-MARK = b'<meta name="generator" content="search.py --html">'  # a page tells itself by it
+MARK = "search.py --html"
 MOST = 5_000  # results on a page
 
 
 def page_place(path: Path, inputs: list[Path]) -> Path:
     """Where a page may be written; InputError where something else is there."""
-    def is_page(place: Path) -> bool:
-        with open(place, "rb") as file:
-            return MARK in file.read(1000)
-
-    return files.output_place(path, "--html", is_page, inputs)
+    return files.output_place(path, "--html", lambda place: is_page(place, MARK), inputs)
 
 
 def write_page(place: Path, found: list[Answer], facts: dict[str, str]) -> None:
@@ -35,16 +31,9 @@ def write_page(place: Path, found: list[Answer], facts: dict[str, str]) -> None:
         raise InputError(f"--html: {results:,} results are more than a page should hold, "
                          f"{MOST:,}: make --top smaller, or ask less at once")
     facts = facts | {"made": f"{datetime.date.today().isoformat()}, code at commit {commit()}"}
-    told = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
-    title = text(found[0].query.title()) if len(found) == 1 else f"{len(found):,} searches"
-    page = fill("search.html", title=title, facts=told,
-                sections="\n".join(section(answer, len(found) > 1) for answer in found))
-    files.write(place, page.encode(), "--html")
-
-
-def text(value: str) -> str:
-    """A text from data as html: escaped, what is not printable shown as such."""
-    return escape(printable(value))
+    title = found[0].query.title() if len(found) == 1 else f"{len(found):,} searches"
+    sections = "\n".join(section(answer, len(found) > 1) for answer in found)
+    files.write(place, page(MARK, title, facts, sections, "search.css").encode(), "--html")
 
 
 def section(answer: Answer, titled: bool) -> str:
