@@ -64,12 +64,14 @@ class Parsed(Exception):
 
 def parsed(monkeypatch, module, words):
     """Let `module.main` parse words, and go no further."""
-    plain = argparse.ArgumentParser.parse_args
+    def stopped(plain):
+        def parse_args(parser, *arguments, **more):
+            raise Parsed(plain(parser, *arguments, **more))
+        return parse_args
 
-    def parse_args(parser, *arguments, **more):
-        raise Parsed(plain(parser, *arguments, **more))
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    for name in "parse_args", "parse_intermixed_args":
+        plain = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, stopped(plain))
     with pytest.raises(Parsed):
         module.main(words)
 
@@ -88,6 +90,7 @@ def test_every_command_parses(page, command, monkeypatch):
         assert words in (["pip", "install", "-r", "requirements.txt"], ["ruff", "check", "."],
                          ["pip", "install", "-r", "requirements-dev.txt"],
                          ["pip", "install", "-r", "requirements-export.txt"],
+                         ["pip", "install", "-r", "requirements-search.txt"],
                          ["tensorboard", "--logdir", "runs"],
                          ["tensorboard", "--logdir", "runs", "--samples_per_plugin", "images=100"])
         assert words[0] != "pip" or (ROOT / words[3]).is_file()
@@ -146,6 +149,23 @@ def test_from_own_photos_and_a_csv_to_a_test_table_in_four_commands(tmp_path, mo
     assert len(commands) == len(SHORTENED)
     assert output.startswith("custom test, runs/custom_FNE/model_best.pth.tar\n")
     assert re.search(r"R@1 .*\n  i -> t .*\n  t -> i .*\n  rsum \d", output)
+
+
+def test_a_trained_model_is_used_as_the_readme_says(finished, data, tmp_path, monkeypatch, capsys):
+    """Saved embeddings, an export, and a search of its training's photos, as they stand there."""
+    section = README.split("## Use of a trained model\n")[1].split("\n## ")[0]
+    commands = [shlex.split(line) for line in FENCE.findall(section)[0][1].splitlines()]
+    assert [words[1] for words in commands] == ["evaluation.py", "export.py", "search.py"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(finished, "runs/shapes_FNE")
+    shutil.copytree(data, "data/shapes")
+    for _, program, *words in commands:
+        more = [] if program == "export.py" else ["--workers", "0", "--device", "cpu"]
+        importlib.import_module(program.removesuffix(".py")).main([*words, *more])
+    output = capsys.readouterr().out.splitlines()
+    assert len(output[-10:]) == 10 and all("data/shapes/images/" in line for line in output[-10:])
+    assert Path("embeddings.npz").is_file() and Path("found.html").read_text().count("<img") == 10
 
 
 # --------------------------------------------------------------------------------- Python that runs
