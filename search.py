@@ -146,7 +146,7 @@ def search(arguments: argparse.Namespace) -> None:
     model, options, state = read_model(model_place(arguments.model), arguments.image_encoder,
                                        arguments.text_encoder)
     place_on_device(model, arguments)
-    facts, posterior = {"model": str(arguments.model)}, None
+    facts, posterior = {}, None
     if arguments.posterior:
         posterior, facts["posterior"] = fitted_posterior(
             checkpoint.fitted_statistics(state), options, str(arguments.model))
@@ -159,9 +159,11 @@ def search(arguments: argparse.Namespace) -> None:
     note(f"searched {len(searched.names):,} {'captions' if by_photo else 'photos'} in "
          f"{time.monotonic() - begun:.3f} s")
     found = answers(queries, best, posterior, searched.names, searched.folder)
-    facts |= searched.facts
+    facts = {"model": str(arguments.model)} | searched.facts | facts
     if place is not None:
-        write_page(place, found, facts | {"searched": f"{len(searched.names):,}"})
+        what, where = next(iter(searched.facts.items()))
+        told = {name: value for name, value in facts.items() if name != "index"}
+        write_page(place, found, told | {what: f"{len(searched.names):,} in {where}"})
     tell(as_json(found, facts) if arguments.json else as_text(found, arguments.posterior))
 
 

@@ -31,7 +31,7 @@ class Query(NamedTuple):
 
     def title(self) -> str:
         """In one line, for people."""
-        photos = [f"like {photo}" for photo in self.photos]
+        photos = [f"like {photo.name}" for photo in self.photos]
         return ", ".join([*([self.text] if self.text is not None else []), *photos])
 
 

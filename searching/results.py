@@ -74,7 +74,7 @@ def fitted_posterior(
                          "have none): leave the flag out")
     count = int(gaussians[0].count)
     told = (f"P(match) is FNE's posterior under a prior of {options.prior:g}, from {count:,} "
-            "confident pairs of the training's last epoch; it is not calibrated")
+            "confident pairs of the last epoch of training; it is not calibrated")
     if count <= options.nums_right_sims:
         told += (f", and FNE itself did not use it yet, which takes more than "
                  f"{options.nums_right_sims:,}")
