@@ -2,8 +2,10 @@
 
     python benchmarks/search_speed.py --photos 1000000 --dims 256 512 768
     python benchmarks/search_speed.py --photos 1000000 --dims 512 --faiss
+    python benchmarks/search_speed.py --encoder models/flickr_FNE
 
-Beside the time of a search stands that of the bare product on embeddings in memory.
+Beside the time of a search stands that of the bare product on embeddings in memory. --encoder
+tells how many photos a second the image encoder alone takes, its pixels being there.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from export import read_model
 from searching import clusters
 from searching.exact import best_rows
 from searching.index import Index, Marks, read_index, write_index
@@ -95,14 +98,28 @@ def measure(count: int, dim: int, with_faiss: bool) -> None:
                 lambda: near.best_rows(one, index.embeds, TOP)))
 
 
+def measure_encoder(model: Path, batches: int) -> None:
+    """Print the rate of a model's image encoder on random pixels."""
+    encoder, options, _ = read_model(model)
+    pixels = torch.randn(32, 3, options.image_res, options.image_res)
+    with torch.no_grad():
+        value = seconds(lambda: encoder.encode_image(pixels), batches)
+    print(f"{model}: {len(pixels) / value:,.1f} photos a second, in batches of {len(pixels)}")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--dims", type=int, nargs="+", default=[256, 512, 768])
     parser.add_argument("--faiss", action="store_true", help="approximate search too")
+    parser.add_argument("--encoder", type=Path, metavar="MODEL",
+                        help="measure this model's image encoder instead")
+    parser.add_argument("--batches", type=int, default=50, help="of --encoder")
     arguments = parser.parse_args(argv)
     print(f"{torch.get_num_threads()} threads")
+    if arguments.encoder:
+        return measure_encoder(arguments.encoder, arguments.batches)
     for dim in arguments.dims:
         for count in arguments.photos:
             measure(count, dim, arguments.faiss)

@@ -18,3 +18,8 @@ def test_its_rows_are_unit_rows():
     rows = search_speed.random_rows(100, 16)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(100))
     assert torch.equal(rows, search_speed.random_rows(100, 16))
+
+
+def test_it_measures_an_encoder(exported, capsys):
+    search_speed.main(["--encoder", str(exported), "--batches", "1"])
+    assert "photos a second, in batches of 32" in capsys.readouterr().out
