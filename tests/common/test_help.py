@@ -70,7 +70,7 @@ def test_example_lines_can_be_pasted(shown):
 
 
 def test_a_slip_in_a_flag_is_told_at_once():
-    for module in "train", "evaluation", "export", "vocab.build_vocab", "scripts.split":
+    for module in "train", "evaluation", "export", "search", "vocab.build_vocab", "scripts.split":
         text, error, loaded = ask(module, "--nonsense")
         assert text == "" and loaded[0] == "2" and "torch" not in loaded
         assert error.count("\n") == 1 and "error: " in error
