@@ -29,7 +29,7 @@ EXTRAS = "requirements-search.txt"
 ROWS = 2**15  # assigned to clusters at a time
 OF_A_CLUSTER = 64  # embeddings that k-means sees of each, at most
 LEAST = 39  # photos of a cluster, on average
-PROBED = 1 / 32  # of the clusters
+PROBED, FEWEST = 1 / 32, 8  # of the clusters, and at least so many
 ASKED = 200  # photos that recall is measured with
 TENSORS = {"centroids": torch.float32, "order": torch.int64, "ends": torch.int64}
 
@@ -50,7 +50,7 @@ class Clusters:
         self.centroids, self.order, self.ends = centroids, order.numpy(), ends.numpy()
         self.quantizer = faiss.IndexFlatIP(centroids.shape[1])
         self.quantizer.add(np.ascontiguousarray(centroids.numpy()))
-        self.probes = max(1, math.ceil(PROBED * len(centroids)))
+        self.probes = max(FEWEST, math.ceil(PROBED * len(centroids)))
 
     def best_rows(self, queries: Tensor, embeds: Tensor, count: int) -> list[Best]:
         """`exact.best_rows`, of the nearest clusters alone; at least `count` photos are compared.
