@@ -14,6 +14,7 @@ import datetime
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import pick_device
@@ -52,7 +52,12 @@ def together(device: str) -> Iterator[None]:
     if world() == 1:
         yield
         return
-    failures = Failures(start(device))
+    try:
+        failures = Failures(start(device))
+    except InputError:
+        if local_rank() == 0:
+            raise
+        sys.exit(2)  # one of a machine's processes tells it
     try:
         yield
     except Stopped as stop:  # which all of them agreed on
@@ -254,18 +259,20 @@ def adam(parameters: list[nn.Parameter], shard: bool, **settings) -> torch.optim
     """Adam; with `shard` its moments are shared out among the processes until `bring_together`."""
     if not shard or world() == 1:
         return torch.optim.Adam(parameters, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # half a second, for this alone
+
     return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.Adam,
                                    process_group=on_gpus, **settings)
 
 
 def own_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The one that computes in this process: it has a share of the parameters, or all."""
-    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+    return getattr(optimizer, "optim", optimizer)  # so ZeroRedundancyOptimizer names it
 
 
 def bring_together(optimizer: torch.optim.Optimizer) -> None:
     """Have the first process's `optimizer.state_dict()` be that of the whole."""
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
+    if own_optimizer(optimizer) is not optimizer:
         optimizer.consolidate_state_dict(to=0)
 
 

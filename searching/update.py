@@ -108,8 +108,7 @@ class Work:
                 for batch in batches:
                     self.add(batch)
                     bar.update(len(batch.numbers) + len(batch.faults))
-                    with signals.allowed():
-                        pass
+                    signals.stop_if_asked()
                     if time.monotonic() > save_at:
                         before = time.monotonic()
                         self.save()

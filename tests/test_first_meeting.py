@@ -53,7 +53,7 @@ def test_the_start_tells_what_lies_ahead(told, data):
     assert re.search(r"model: \d\.\d million parameters; on the CPU, 1 thread, encoders in fp32",
                      text)
     assert "steps: 7 of 16 pairs an epoch, 3 epochs, 21 in all" in text
-    assert "loss: epochs 1 triplet, hardest negative; 2-3 FNE" in text
+    assert "loss: epochs 1 triplet, all negatives; 2-3 FNE" in text
     assert f"writes to: {folder}" in text
 
 
@@ -96,7 +96,7 @@ def test_the_result_says_how_far_its_checkpoint_was_trained(told):
     at = lines.index(f"shapes test, {folder / 'model_best.pth.tar'}")
     best = checkpoint.read(folder / "model_best.pth.tar")
     epoch, _ = schedule.position(best["epoch"], best["step"], 7)
-    loss = "FNE" if epoch > 1 else "triplet, hardest negative"
+    loss = "FNE" if epoch > 1 else "triplet, all negatives"
     assert lines[at + 1] == f"  epoch {epoch}/3, {loss}"
 
 

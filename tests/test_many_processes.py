@@ -244,10 +244,13 @@ def test_a_folder_that_only_one_machine_sees_is_refused(data, tmp_path):
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
+import pytest
+from helpers import encoders
 from helpers.runs import SIZES
 from inputs import shapes
 import train
 shapes.DEFAULT_SIZES = SIZES
+encoders.shrink_built_in(pytest.MonkeyPatch())
 whole_step = train.training_step
 
 def training_step(run, batch):

@@ -30,7 +30,7 @@ D = 24  # --embed_size of the tests' runs
 
 
 @pytest.mark.parametrize(("flags", "epoch", "hardest"), [
-    ([], 0, True), (["--easy_epochs", "1"], 0, False),
+    (["--easy_epochs", "0"], 0, True), (["--easy_epochs", "1"], 0, False),
     (["--loss", "triplet"], 5, True), (["--loss", "triplet", "--easy_epochs", "6"], 5, False)])
 def test_the_triplet_loss_of_a_step_is_the_oracles(tmp_path, monkeypatch, flags, epoch, hardest):
     run, batch = step_of_epoch(tmp_path, flags, epoch)

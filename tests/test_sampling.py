@@ -5,11 +5,19 @@ import math
 import pytest
 import torch
 from helpers import oracle
-from helpers.cases import CASES, DTYPES, directions, gaussian, make_case, oracle_weights
+from helpers.cases import (
+    CASES,
+    DTYPES,
+    directions,
+    embeddings,
+    gaussian,
+    make_case,
+    oracle_weights,
+)
 
 import fne_loss
-from fne_loss import NO_NEGATIVE
-from memory_bank import EMPTY
+from fne_loss import NO_NEGATIVE, FNELoss
+from memory_bank import EMPTY, MemoryBank
 
 # Posterior and weights
 
@@ -199,3 +207,49 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     assert cut_in_parts == cut
     case.criterion.positive.mean.fill_(10.0)  # all is cut, so the hardest is drawn everywhere
     torch.testing.assert_close(look(part)[-1], look(2**18)[-1])
+
+
+# ------------------------------------------------------------------- several processes, half a bank
+
+
+@pytest.mark.parametrize("name", ["wrapped", "captions_of_one_photo", "two_of_one_photo"])
+@pytest.mark.parametrize("part", [7, 2**18])
+def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, part):
+    """The first pair alone, then the rest, with the random numbers of the whole."""
+    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
+    case = make_case(name)
+    images, texts, image_keys, text_keys, ids = case.inputs
+
+    def draws(mine):
+        torch.manual_seed(3)
+        found = case.criterion.draw_both(images[mine], texts[mine], image_keys, text_keys, ids,
+                                         case.bank, mine.start)
+        return found, case.criterion.hinge_of(images[mine], texts[mine], *found) * (
+            mine.stop - mine.start)
+
+    (whole, loss), *shares = map(draws, (slice(0, len(ids)), slice(0, 1), slice(1, len(ids))))
+    assert sum(share for _, share in shares).item() == pytest.approx(loss.item())
+    for side in 0, 1:
+        parts = [found[side] for found, _ in shares]
+        for told in "negatives", "posterior":
+            assert torch.equal(torch.cat([getattr(draw, told) for draw in parts]),
+                               getattr(whole[side], told))
+        assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
+
+
+@pytest.mark.parametrize("dim, size", [(128, 1024), (768, 8224)])
+def test_a_bank_in_half_precision_draws_nearly_alike(dim, size):
+    """With the same random numbers, from keys that are rounded to eight bits."""
+    torch.manual_seed(0)
+    images, texts, *_ = embeddings(size, dim, torch.float32)
+    banks = MemoryBank(size, dim), MemoryBank(size, dim, torch.bfloat16)
+    assert banks[0].text_keys.nbytes == 2 * banks[1].text_keys.nbytes
+    criterion, drawn = FNELoss(), []
+    criterion.positive, criterion.negative = gaussian(0.6, 0.01), gaussian(0.5, 0.01)
+    for bank in banks:
+        bank.enqueue(images, texts, torch.arange(size) + 1000)
+        torch.manual_seed(1)
+        drawn.append(criterion.draw(images[:64], texts[:64], bank.text_keys, torch.arange(64),
+                                    bank.image_ids).negatives)
+    assert (images @ (banks[0].text_keys - banks[1].text_keys).T).abs().max() < 1e-3
+    assert (drawn[0] == drawn[1]).float().mean() > 0.8

@@ -71,8 +71,8 @@ def test_a_vocabulary_comes_from_every_format_and_training_photos_alone(build):
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "9" * 25])
-def test_a_size_that_no_vocabulary_has(tmp_path, size):
-    status, error, words = build(tmp_path, "train.csv", "image,text\na.jpg,red\n", "--size", size)
+def test_a_size_that_no_vocabulary_has(build, size):
+    status, error, words = build("train.csv", "image,text\na.jpg,red\n", "--size", size)
     assert status == 2 and error.count("\n") == 1 and "--size" in error and words is None
 
 

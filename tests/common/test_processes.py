@@ -143,6 +143,19 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
     assert statuses == [2] * N and lines == ["error: --flag: no"]
 
 
+def test_a_mistake_found_before_they_meet_is_told_once(tmp_path):
+    def call():
+        with exit_on_input_error(), processes.together("cuda"):
+            raise AssertionError("there is no GPU")
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    group = Processes(2, call, tmp_path)
+    assert group.statuses() == [2, 2]
+    assert group.printed().splitlines() == [
+        "error: --device cuda: no GPU is visible to PyTorch; use --device cpu"]
+
+
 @pytest.mark.parametrize("where", [0, 1])
 def test_an_error_of_one_ends_all_within_seconds(tmp_path, where):
     def call():

@@ -15,10 +15,10 @@ CPU = ("--device", "cpu")
 
 
 def command(data, folder, *more):
-    """A run of 3 epochs of 7 steps: warm-up, then FNE, validating after steps 3 and 7; without
+    """A run of 3 epochs of 7 steps: easy warm-up, then FNE, validating after steps 3 and 7; without
     figures, which would take as long as all of it."""
     return ["--dataset", "shapes", "--max_violation", "--data_path", str(data), "--logger_name",
-            str(folder), "--num_epochs", "3", "--easy_epochs", "0", "--warmup_epochs", "1",
+            str(folder), "--num_epochs", "3", "--easy_epochs", "1", "--warmup_epochs", "1",
             "--batch_size_train", "16", "--queue_size", "40", "--val_step", "3", "--workers", "0",
             "--nums_right_sims", "2", "--log_step", "3", "--seed", "1", "--embed_size", "24",
             "--no_figures", *CPU, *more]

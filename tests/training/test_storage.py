@@ -85,3 +85,18 @@ def test_logs_that_find_no_room_end_in_one_line(data, tmp_path, capfd, monkeypat
 def test_a_folder_that_cannot_be_written(data, tmp_path, capsys, make):
     make(tmp_path / "run")
     expect_exit(command(data, tmp_path / "run"), 2, capsys, ["--logger_name", "cannot be written"])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_with_two_names_is_one_file(tmp_path, monkeypatch, links):
+    """Where the disk has links; and a later newest one leaves the best as it is."""
+    if not links:
+        monkeypatch.setattr(storage.os, "link", lambda *paths: open(tmp_path / "no" / "link"))
+    best, newest = tmp_path / storage.BEST, tmp_path / storage.NEWEST
+    for number in 1, 2:
+        storage.save_twice(best, newest, {"a": number})
+        assert best.samefile(newest) == links
+        assert storage.load(best) == storage.load(newest) == {"a": number}
+    storage.save(newest, {"a": 3})
+    assert storage.load(best) == {"a": 2} and storage.load(newest) == {"a": 3}
+    assert {path.name for path in tmp_path.iterdir()} == {storage.BEST, storage.NEWEST}
