@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_input_error
+from common.errors import InputError, exit_on_input_error, tell_of_imports
 from searching.flags import LARGEST_TOP, parse_search
 
 if __name__ == "__main__":
+    tell_of_imports()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 from torch import Tensor

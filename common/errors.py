@@ -7,11 +7,13 @@ run was lost; 130 after Ctrl-C and 143 after SIGTERM, as shells and schedulers e
 import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 
+LEAST_ADDRESSES = 5 * 2**30  # bytes; with its libraries loaded, a small run has mapped as much
 NO_FILES = {errno.EMFILE, errno.ENFILE}  # too many open ones
 # What the machine refuses wherever a file is written. Any other OSError is a fault of the program.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -108,7 +110,17 @@ def pass_on(error: BaseException) -> None:
 
 def tell_of_imports() -> None:
     """From here on a package that is missing, or that memory does not suffice for, is told in one
-    line with status 2. For commands alone: it sets `sys.excepthook`."""
+    line with status 2. For commands alone: it sets `sys.excepthook`.
+
+    A limit on addresses that is too low is told at once: libraries under PyTorch may wait for ever
+    for a thread that finds no room.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST_ADDRESSES:
+        print(f"error: ulimit -v {limit // 1024}: PyTorch needs {LEAST_ADDRESSES // 1024} and "
+              "more: raise the limit, and bound memory in another way", file=sys.stderr, flush=True)
+        os._exit(2)
+
     def hook(kind, error, trace):
         if isinstance(error, ModuleNotFoundError):
             line = f"no Python package {error.name}: pip install -r requirements.txt"

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers.paths import ROOT
@@ -28,14 +29,24 @@ def ended(arguments, limit=None, path=""):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [
-    (["train.py"], 600), (["train.py"], 3200), (["evaluation.py", "x"], 2400),
-    (["export.py", "x", "y"], 600), (["-m", "scripts.check_data"], 600)])
-def test_too_little_memory_for_the_packages(arguments, limit):
-    """PyTorch alone maps gigabytes."""
+@pytest.mark.parametrize("arguments", [
+    ["train.py"], ["evaluation.py", "x"], ["export.py", "x", "y"], ["search.py", "x"],
+    ["-m", "scripts.check_data"]])
+@pytest.mark.parametrize("limit", [600, 3900])
+def test_too_few_addresses_are_told_at_once(arguments, limit):
+    """PyTorch alone maps gigabytes; with a little less it may wait for ever."""
+    start = time.monotonic()
     status, error = ended(arguments, limit * MIB)
     assert (status, error.count("\n")) == (2, 1), error
-    assert "error: " in error
+    assert f"error: ulimit -v {limit * 1024}: " in error and time.monotonic() - start < 20
+
+
+def test_a_package_that_finds_no_memory_is_told(tmp_path):
+    """As where a limit is set that counts what is used, or the machine has no more."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: failed to map segment')")
+    status, error = ended(["train.py", "--dataset", "shapes"], path=str(tmp_path))
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "out of memory while packages are loaded" in error
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
