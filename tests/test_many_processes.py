@@ -18,6 +18,7 @@ import evaluation
 import train
 from common.errors import InputError
 from common.ranks import rank
+from fne_loss import FNELoss
 
 LOSSES = "losses"
 
@@ -203,6 +204,22 @@ def test_bad_photos_are_counted_over_all(data, tmp_path):
     assert (tmp_path / "err_0").read_text().count("Another takes its place; 1 bad so far") == 1
     assert (tmp_path / "err_1").read_text() == ""
     assert len(checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")["bad_photos"]) == 1
+
+
+def test_a_step_that_is_not_finite_in_one_is_left_out_by_all(data, tmp_path):
+    """The loss of the second one's anchors is NaN: none of them moves, and all count it."""
+    def before(run):
+        own = FNELoss.hinge_of
+        spoilt = rank() == 1 and run.global_step == 8
+        run.criterion.hinge_of = (
+            (lambda *given: own(run.criterion, *given) * torch.nan) if spoilt
+            else own.__get__(run.criterion))
+
+    kept = finish(2, command(data, tmp_path / "run"), tmp_path, before=before)
+    assert_same({name: value for name, value in kept[0].items() if name != LOSSES},
+                {name: value for name, value in kept[1].items() if name != LOSSES})
+    assert kept[0]["state"]["skips"]["count"] == 1 and kept[0]["state"]["skips"]["step"] == 9
+    assert [loss != loss for loss in kept[0][LOSSES]].index(True) == 8
 
 
 def test_an_error_in_one_process_ends_the_run(data, tmp_path):
