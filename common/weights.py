@@ -1,7 +1,10 @@
-"""Weights as files hand them over: whether they are any, and how those of a model are missed."""
+"""Weights as files hand them over: whether they are any, how those of a model are missed, and how
+they are told from others."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from common.errors import InputError
@@ -21,3 +24,10 @@ def fault(source: Path | str, missing: list, left_over: list, mismatched: list) 
     if parts:
         raise InputError(f"{source} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(parts)}")
+
+
+def add_to_digest(digest, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Add names, types, shapes and bits of weights to a hash of `hashlib`."""
+    for name, value in weights:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -4,13 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 
-from common.errors import InputError, one_line
+from common.errors import InputError
+from common.weights import add_to_digest
 from encoders.folder import PATTERNS
-from encoders.hub import asks_hub, hub_fault, quiet_transformers, why_not
+from encoders.hub import asks_hub, from_cache, quiet_transformers, why_not
 from encoders.stored import config_text
 from model import DualEncoder
 
@@ -26,10 +25,10 @@ def model_place(name: Path) -> Path:
     quiet_transformers()
     try:
         return Path(snapshot_download(str(name), allow_patterns=PATTERNS,
-                                      local_files_only=hub_fault() is not None))
+                                      local_files_only=from_cache(str(name))))
     except Exception as error:  # of a dozen kinds
         raise InputError(f"{name} is no file or folder, and none can be had from the Hub by that "
-                         f"name ({one_line(why_not(str(name), error))[:200]})") from error
+                         f"name ({why_not(str(name), error)[:200]})") from error
 
 
 def fingerprint(model: DualEncoder) -> str:
@@ -42,13 +41,5 @@ def fingerprint(model: DualEncoder) -> str:
             model.bf16, config]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for part in model.image_encoder, model.image_projection:
-        for name, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(bytes_of(value))
+        add_to_digest(digest, sorted(part.state_dict().items()))
     return digest.hexdigest()
-
-
-def bytes_of(value: Tensor) -> memoryview:
-    """The bytes of a tensor's numbers, in their order."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())

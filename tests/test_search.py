@@ -21,6 +21,7 @@ import checkpoint
 import evaluation
 import search
 from common import terminal
+from encoders import hub
 from fne_loss import false_negative_posterior
 from metrics.embeddings import gaussians_of
 from searching import encoding, models
@@ -86,7 +87,7 @@ def test_it_finds_what_evaluation_ranks_first(find, kind, finished, exported, da
     """For every caption of the test split, with a checkpoint, a folder and a name of the Hub."""
     model = {"checkpoint": finished / "model_best.pth.tar", "folder": exported,
              "hub": "somebody/model"}[kind]
-    monkeypatch.setattr(models, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_fault", lambda: None)
     monkeypatch.setattr(models, "snapshot_download", lambda name, **settings: str(exported))
     (tmp_path / "test").mkdir()
     for name in embedded["images"]:

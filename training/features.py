@@ -15,6 +15,7 @@ from common import files
 from common.errors import InputError
 from common.options import ModelOptions
 from common.terminal import say, warn
+from common.weights import add_to_digest
 from training import storage
 from training.run import Run
 
@@ -39,9 +40,7 @@ def features_key(run: Run) -> dict:
 def weights_digest(module: nn.Module) -> str:
     """A digest of all weights and buffers, with their names and types."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_to_digest(digest, module.state_dict().items())
     return digest.hexdigest()
 
 

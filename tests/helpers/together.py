@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import sys
 import time
+import traceback
 
 import torch
 
@@ -42,14 +44,12 @@ class Processes:
             for descriptor, name in (1, "out"), (2, "err"):
                 path = self.folder / f"{name}_{variables['RANK']}"
                 os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-            import sys
             sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
             call()
             status = 0
         except SystemExit as stop:
             status = stop.code
         except BaseException:
-            import traceback
             traceback.print_exc()
         finally:
             os._exit(status)

@@ -9,6 +9,7 @@ from helpers.paths import GOLDEN
 
 import export
 from common.errors import InputError
+from encoders import hub
 from searching import models
 from searching.models import fingerprint, model_place
 
@@ -76,7 +77,7 @@ def test_a_name_of_the_hub_is_fetched_without_pickles(exported, monkeypatch):
         return str(exported)
 
     monkeypatch.setattr(models, "snapshot_download", fetched)
-    monkeypatch.setattr(models, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_fault", lambda: None)
     assert model_place(Path("somebody/model")) == exported
     assert asked == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
 
