@@ -30,6 +30,7 @@ import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import check_path, read_json
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
+from common.processes import refuse_others
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
 from encoders.preparation import Preparation
@@ -317,6 +318,7 @@ def export(arguments: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> None:
     arguments = build_export_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
+        refuse_others("export.py")
         for name in "checkpoint", "out":
             check_path(getattr(arguments, name), name)
         tell(export(arguments))

@@ -28,6 +28,7 @@ import checkpoint
 from common.device import place as place_on_device
 from common.files import check_path
 from common.options import RANGES
+from common.processes import refuse_others
 from common.terminal import note, tell
 from export import read_model
 from inputs.records import Columns
@@ -172,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_search(__doc__, argv)
     terminal.quiet = arguments.quiet
     with exit_on_input_error():
+        refuse_others("search.py")
         search(arguments)
 
 

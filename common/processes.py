@@ -76,6 +76,13 @@ def together(device: str) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def refuse_others(command: str) -> None:
+    """Raise InputError where `command`, which takes one process, was started as one of several."""
+    if world() > 1:
+        raise InputError(f"{command} takes one process, and the environment names {world()}: start "
+                         "it without torchrun, or unset WORLD_SIZE")
+
+
 def start(device: str) -> dist.Store:
     """Find the other processes; a store of names and values that all of them see."""
     global on_gpus

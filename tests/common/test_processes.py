@@ -6,9 +6,11 @@ import time
 
 import pytest
 import torch
-from helpers.runs import expect_one_line
+from helpers.runs import expect_exit, expect_one_line
 from helpers.together import Processes, run_together
 
+import export
+import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
 from common.options import check, parse
@@ -119,6 +121,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, count, told):
         check(options)
     options.test = True  # which trains on no batch
     check(options)
+
+
+@pytest.mark.parametrize("main, arguments", [
+    (search.main, ["model", "--photos", ".", "a dog"]), (export.main, ["model.pth.tar", "out"])])
+def test_a_command_of_one_process_refuses_to_be_several(monkeypatch, capsys, main, arguments):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    expect_exit(arguments, 2, capsys, ["takes one process", "names 8", "without torchrun"], main)
 
 
 # ---------------------------------------------------------------------------------- how they end
