@@ -5,7 +5,7 @@ captions, finds the photos, and joins photo-caption pairs to a `Batch`.
 """
 
 import random
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +23,17 @@ from common.processes import gather
 from common.ranks import own_rows, world
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
+from inputs.kept import cache_folder
 from inputs.loader import EpochSampler, make_loader
+from inputs.pairs import pair_arrays
 from inputs.photos import (
     eval_pixels,
     find_photos,
-    load_photo,
+    load_from,
     train_pixels,
 )
 from inputs.records import USUAL, Columns
-from inputs.split_files import split_records
+from inputs.split_files import find_split_file
 
 NO_PHOTO = -1
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
@@ -50,15 +52,15 @@ class Split:
     """
 
     source: Path
-    images: list[str]
-    captions: list[str]
+    images: Sequence[str]
+    captions: Sequence[str]
     image_of_text: np.ndarray
     matches: np.ndarray | None = None
 
 
 def read_split(
     dataset: str, split: str, data_path: Path, json_path: Path | None = None,
-    captions_per_image: int | None = None, columns: Columns = USUAL,
+    captions_per_image: int | None = None, columns: Columns = USUAL, cache: Path | None = None,
 ) -> Split:
     """Read the train, val or test split of a dataset.
 
@@ -66,24 +68,16 @@ def read_split(
         dataset: flickr, mscoco, flickr8k, shapes or custom.
         captions_per_image: keep only the first so many captions of each photo (Fidelity note 9).
         columns: what the user calls photos and captions in a table.
+        cache: folder in which what is read of a large file is kept.
 
     Raises:
         InputError: the file is missing, cannot be read, is empty, or a record lacks something.
     """
-    path, records = split_records(dataset, split, data_path, json_path, columns)
-    number_of, captions, image_of_text, kept, seen = {}, [], [], [], Counter()
-    for record in records:
-        image = number_of.setdefault(record.image, len(number_of))
-        for text in record.captions:
-            seen[image] += 1
-            if captions_per_image is None or seen[image] <= captions_per_image:
-                kept.append(len(captions))
-            captions.append(text)
-            image_of_text.append(image)
-    matches = read_matches(path, len(captions), len(number_of))
-    return Split(path, list(number_of), [captions[index] for index in kept],
-                 np.array(image_of_text, dtype=np.int64)[kept],
-                 None if matches is None else matches[kept])
+    path = find_split_file(dataset, split, data_path, json_path)
+    pairs = pair_arrays(path, dataset, split, captions_per_image, columns, cache)
+    matches = read_matches(path, pairs.in_file, len(pairs.images))
+    return Split(path, pairs.images, pairs.captions, pairs.image_of_text,
+                 None if matches is None else matches[pairs.rows])
 
 
 def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
@@ -142,7 +136,7 @@ class PairDataset(Dataset):
     for a run that has the features of all photos already.
     """
 
-    def __init__(self, split: Split, photos: list[Path] | None, captions: Captions, size: int,
+    def __init__(self, split: Split, photos: Sequence | None, captions: Captions, size: int,
                  augment: bool):
         self.photos, self.captions, self.size = photos, captions, size
         self.image_of_text = split.image_of_text
@@ -175,7 +169,7 @@ class PairDataset(Dataset):
         for attempt in range(STAND_INS + 1):
             image_id = int(self.image_of_text[text_id])
             try:
-                return load_photo(self.photos[image_id]), text_id, bad
+                return load_from(self.photos, image_id), text_id, bad
             except InputError:
                 if attempt == STAND_INS:
                     raise
@@ -202,24 +196,35 @@ class LoadedSplit(NamedTuple):
     """A split whose photos are found and whose captions are tokenised."""
 
     split: Split
-    photos: list[Path]  # (N_i,)
+    photos: Sequence[Path]  # (N_i,)
     captions: Captions  # (N_t,)
 
 
 def load_split(
-    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None
+    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None,
+    every_photo: bool = True,
 ) -> LoadedSplit:
     """Read, check and tokenise the split `name` as the options say.
 
     Raises:
         InputError: of `read_split`, `find_photos` or `Captions`.
     """
+    cache = cache_folder(options.cache)
     split = read_split(options.dataset, name, options.data_path, options.json_path,
-                       captions_per_image, Columns(options.image_column, options.caption_column))
-    photos = find_photos(split.images, split.source, options.data_path, options.follow_links)
+                       captions_per_image, Columns(options.image_column, options.caption_column),
+                       cache)
+    photos = find_photos(split.images, split.source, options.data_path, options.follow_links,
+                         every_photo)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
-                        padded=options.text_pooling == "padded", prefix=options.caption_prefix)
+                        padded=options.text_pooling == "padded", prefix=options.caption_prefix,
+                        cache=cache)
     return LoadedSplit(split, photos, captions)
+
+
+def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+    """`load_split` for training. Of very many photos a sample is checked, where another pair can
+    stand in for one that turns out broken."""
+    return load_split(options, "train", tokenizer, every_photo=sees_photos_once(options))
 
 
 def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
@@ -230,15 +235,29 @@ def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
 
 def check_apart(*parts: LoadedSplit) -> None:
     """Raise InputError where a photo is in two of the splits: a score on it would be too good."""
-    source_of = {}
-    for part in parts:
-        source = part.split.source
-        shared = [path for path in part.photos if source_of.get(path, source) != source]
-        if shared:
-            raise InputError(f"{len(shared):,} photos of {source} are in {source_of[shared[0]]} "
-                             f"too, such as {shared[0]}: split by photo, as python -m "
-                             "scripts.split does")
-        source_of |= dict.fromkeys(part.photos, source)
+    for number, part in enumerate(parts):
+        for other in parts[:number]:
+            shared = photos_of_both(part, other)
+            if shared and part.split.source != other.split.source:
+                raise InputError(f"{len(shared):,} photos of {part.split.source} are in "
+                                 f"{other.split.source} too, such as {shared[0]}: split by photo, "
+                                 "as python -m scripts.split does")
+
+
+def photos_of_both(one: LoadedSplit, other: LoadedSplit) -> list[Path]:
+    """Photos that are in two splits, in the order of the one that has fewer.
+
+    Only of those whose bare name is in the smaller one does it ask where they are.
+    """
+    small, large = sorted((one, other), key=lambda part: len(part.photos))
+    bare = {bare_name(name) for name in small.split.images}
+    perhaps = {large.photos[number] for number, name in enumerate(large.split.images)
+               if bare_name(name) in bare}
+    return [photo for photo in small.photos if photo in perhaps] if perhaps else []
+
+
+def bare_name(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def sees_photos_once(options: TrainOptions) -> bool:

@@ -61,7 +61,7 @@ def nothing() -> None:
 
 @torch.no_grad()
 def encode_photos(
-    model: DualEncoder, photos: list[Path], options: TrainOptions, project: bool = True,
+    model: DualEncoder, photos: Sequence[Path], options: TrainOptions, project: bool = True,
     between: Callable[[], None] = nothing,
 ) -> Tensor:
     """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""

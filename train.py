@@ -12,6 +12,7 @@ auto` to go on where the run stopped.
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
@@ -45,7 +46,7 @@ from data import (
     LoadedSplit,
     check_apart,
     load_eval_set,
-    load_split,
+    load_train_set,
     make_train_loader,
     sees_photos_once,
 )
@@ -248,7 +249,7 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
 
 def build_run(
     options: TrainOptions, tokenizer, steps_per_epoch: int, state: dict | None = None,
-    photos: list[Path] = (), captions: int | None = None, matches: Tensor | None = None,
+    photos: Sequence[Path] = (), captions: int | None = None, matches: Tensor | None = None,
 ) -> Run:
     """A fresh run, or the one in checkpoint `state`.
 
@@ -281,7 +282,7 @@ def build_run(
         options, device, model, summing_gradients(model), build_loss(options).to(device), log_scale,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
         adam(parameters, options.shard, lr=options.learning_rate, fused=True),
-        torch.tensor(statistics, device=device), steps_per_epoch, list(photos),
+        torch.tensor(statistics, device=device), steps_per_epoch, photos,
         Skips(options.batch_size_train).to(device), StepClock(device),
         describe(model, tokenizer, *statistics), captions=captions,
         matches=None if matches is None else matches.to(device))
@@ -302,7 +303,7 @@ def train_and_test(
 ) -> None:
     """A whole run: read everything first, then train, then test the best checkpoint."""
     tokenizer = tokenizer_of(options)
-    train_set = load_split(options, "train", tokenizer)
+    train_set = load_train_set(options, tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
     if options.dataset == "custom":

@@ -99,6 +99,13 @@ def output_place(path: Path, flag: str, is_own: Callable[[Path], bool], inputs: 
     return place
 
 
+def user_cache(name: str) -> Path | None:
+    """The folder `name` of the user's cache, made or not; None where the user has none."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
+    return Path(cache) / name if os.path.isabs(cache) else None
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be encoded: names of files, and texts from files, may hold halves of
     letters."""

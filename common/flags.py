@@ -96,6 +96,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                        help="tokens kept of a caption, special ones included")
     group.add_argument("--all_captions", action=OnOff,
                        help="COCO: score all captions of val and test, not five a photo")
+    group.add_argument("--cache", type=Path, metavar="DIR",
+                       help="where captions and token ids of large splits are kept, to be mapped "
+                            "by the next run (default: fne in the user's cache)")
     group.add_argument("--judgements", type=Path,
                        help="people's answers on photo-caption pairs of the split (of train.py: "
                             "test), to score the model on: json, or Flickr8k's CrowdFlower or "

@@ -57,6 +57,7 @@ class DataOptions(argparse.Namespace):
     caption_prefix: str
     max_tokens: int
     all_captions: bool
+    cache: Path | None
     judgements: Path | None
     batch_size_test: int
 
@@ -163,7 +164,7 @@ FROM_CHECKPOINT = (
      "no_figures"}
     | DataOptions.__annotations__.keys() | ModelOptions.__annotations__.keys()
     | MethodOptions.__annotations__.keys() | TrainingOptions.__annotations__.keys()
-) - {"judgements", "device"}
+) - {"cache", "judgements", "device"}
 
 # ------------------------------------------------------------------------------- parsers and layers
 

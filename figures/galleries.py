@@ -1,5 +1,6 @@
 """Galleries: rows of cells, each a photo with its caption and what is said of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Library(NamedTuple):
     """Where photos and captions are found by number; `photos` is None where there are none."""
 
     split: Split
-    photos: list[Path] | None
+    photos: Sequence[Path] | None
 
     def cell(
         self, heading: str, numbers: str, image: int, text: int, right: bool | None,

@@ -1,15 +1,17 @@
-"""Captions files of every format, each read as a list of records.
+"""Captions files of every format, each read as records, one after another.
 
 `.json` holds triples, Karpathy's splits or COCO's captions, `.jsonl` a record a line. Of the other
 files, those with lines `photo#number`, tab, caption are Flickr's, and the rest are tables.
 """
 
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, one_line
-from common.files import read_bytes, read_json
+from common.files import read_json
 from inputs.records import (
     TRIPLE,
     USUAL,
@@ -21,6 +23,7 @@ from inputs.records import (
     refuse_columns,
 )
 from inputs.tables import table_records
+from inputs.text_files import json_items, numbered_lines, raw_lines
 
 KARPATHY_SPLITS = {"train": {"train", "restval"}, "val": {"val"}, "test": {"test"}}
 TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")
@@ -36,52 +39,31 @@ def read_records(path: Path, split: str | None = None, columns: Columns = USUAL)
         InputError: the file cannot be read, holds no record, or one that is not in order: says
             which row and column.
     """
+    return list(each_record(path, split, columns))
+
+
+def each_record(
+    path: Path, split: str | None = None, columns: Columns = USUAL
+) -> Iterator[Record]:
+    """The same one after another, so that a list of millions is never whole in memory. Only
+    Karpathy's and COCO's files are objects, and read as a whole."""
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return json_records(read_json(path), path, split, columns)
-    text = read_text(path)
-    lines = numbered_lines(text)
-    if not lines:
+        items = json_items(path)
+        yield from json_records(read_json(path) if items is None else items, path, split, columns)
+        return
+    lines = numbered_lines(raw_lines(path))
+    first = next(lines, None)
+    if first is None:
         raise InputError(f"{path} is empty")
     if suffix == ".jsonl":
-        return line_records(lines, path, columns)
-    if TOKEN_LINE.fullmatch(lines[0][1]):
+        yield from line_records(first, lines, path, columns)
+    elif TOKEN_LINE.fullmatch(first[1]):
         refuse_columns(columns, path)
-        return token_records(lines, path)
-    return table_records(text, path, columns)
-
-
-def read_text(path: Path) -> str:
-    """A file's text in UTF-8, with or without a byte-order mark."""
-    try:
-        content = read_bytes(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
-    return text_of(content, str(path))
-
-
-def text_of(content: bytes, told: str) -> str:
-    """The same of bytes; an error begins with `told`."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise InputError(f"{told}: line {line} is not UTF-8 (byte 0x{byte:02x}): save the file as "
-                         "UTF-8") from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{told}: line {line} holds a NUL byte, so it is no text in UTF-8: save "
-                         "the file as UTF-8")
-    return text
-
-
-def numbered_lines(text: str) -> list[tuple[str, str]]:
-    """(number from 1, line) of the lines that are not blank, whatever a line ends with.
-
-    Not by splitlines, which would part it at other letters that a caption may hold.
-    """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(str(number), line) for number, line in enumerate(lines, 1) if line.strip()]
+        yield from token_records(itertools.chain([first], lines), path)
+    else:
+        lines.close()
+        yield from table_records(lambda: raw_lines(path), path, columns)
 
 
 # --------------------------------------------------------------------------------------------- json
@@ -89,22 +71,22 @@ def numbered_lines(text: str) -> list[tuple[str, str]]:
 
 def json_records(
     content: object, path: Path, split: str | None = None, columns: Columns = USUAL
-) -> list[Record]:
-    """Records of a parsed json file: triples, Karpathy's format or COCO's."""
-    records = []
+) -> Iterator[Record]:
+    """Records of a parsed json file: triples, or their iterator; Karpathy's format or COCO's."""
     if isinstance(content, dict):
         refuse_columns(columns, path)
         if is_coco(content):
-            return coco_records(content, path)
+            yield from coco_records(content, path)
+            return
         content = flatten_karpathy(content, split, path)
-    if isinstance(content, list) and content:
-        keys = triple_keys(content[0], columns, path)
-        records = [check_record(record, "record", number, path, keys)
-                   for number, record in enumerate(content)]
-    if not records:
+    items = iter(content if isinstance(content, list | Iterator) else ())
+    first = next(items, None)
+    if first is None:
         raise InputError(f"{path} holds no {f'{split} ' if split else ''}records: expected a list "
                          'of {"image": ..., "caption": ...}')
-    return records
+    keys = triple_keys(first, columns, path)
+    for number, record in enumerate(itertools.chain([first], items)):
+        yield check_record(record, "record", number, path, keys)
 
 
 def triple_keys(first: object, columns: Columns, path: Path) -> tuple[str, str]:
@@ -178,7 +160,9 @@ def coco_records(content: dict, path: Path) -> list[Record]:
 # ------------------------------------------------------------------------------------------- lines
 
 
-def line_records(lines: list[tuple[str, str]], path: Path, columns: Columns) -> list[Record]:
+def line_records(
+    first: tuple[str, str], others: Iterator[tuple[str, str]], path: Path, columns: Columns
+) -> Iterator[Record]:
     """Records of a jsonl file, one an object a line; the first line's keys serve for all."""
     def parsed(where: str, line: str) -> dict:
         try:
@@ -191,18 +175,16 @@ def line_records(lines: list[tuple[str, str]], path: Path, columns: Columns) -> 
                              '"text": "A dog."} is one')
         return record
 
-    keys = find_keys(list(parsed(*lines[0])), columns, path)
-    return check_rows(lines, lambda where, line: check_record(
+    keys = find_keys(list(parsed(*first)), columns, path)
+    return check_rows(itertools.chain([first], others), lambda where, line: check_record(
         parsed(where, line), "line", where, path, keys), "line")
 
 
-def token_records(lines: list[tuple[str, str]], path: Path) -> list[Record]:
+def token_records(lines: Iterator[tuple[str, str]], path: Path) -> Iterator[Record]:
     """Records of Flickr's own captions: `photo#number`, a tab, a caption."""
-    records = []
     for where, line in lines:
         match = TOKEN_LINE.fullmatch(line)
         if not match:
             raise InputError(f"{path}: line {where} is not photo#number, a tab and a caption")
         record = {"image": match[1], "caption": [match[2]]}
-        records.append(check_record(record, "photo", f"of line {where}", path))
-    return records
+        yield check_record(record, "photo", f"of line {where}", path)

@@ -22,6 +22,7 @@ from common.terminal import warn
 
 SHARED = "/dev/shm"  # where workers put a batch for the main process
 TIME_LIMIT = 300  # seconds without a batch, after which the workers are given up
+DRAWN = 2**16  # seeds of an epoch that are drawn together
 AHEAD = 3  # batches of a worker that wait there at a time
 FILES_OF_OURS, FILES_OF_WORKER = 64, 16  # open at a time
 GRACE = 20  # seconds that a worker goes on after SIGTERM
@@ -50,11 +51,21 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.size, generator=generator).tolist()
-        seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
-        pairs = list(zip(order, seeds, strict=True))
-        for batch in range(self.start, len(self)):
-            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size][self.own]
+        order = torch.randperm(self.size, generator=generator)
+        order = order.to(torch.int32) if self.size < 2**31 else order  # what stays while it trains
+        per_draw = max(1, DRAWN // self.batch_size)  # batches whose seeds are drawn together
+        for first in range(0, len(self), per_draw):
+            batches = range(first, min(first + per_draw, len(self)))
+            rows = slice(first * self.batch_size, batches.stop * self.batch_size)
+            # The numbers of one draw of all seeds: each takes the generator's next bits.
+            seeds = torch.randint(2**62, (rows.stop - rows.start,), generator=generator)
+            if batches.stop <= self.start:
+                continue
+            for batch in batches[max(0, self.start - first) :]:
+                place = (batch - first) * self.batch_size
+                own = slice(place, place + self.batch_size)
+                yield list(zip(order[rows][own][self.own].tolist(), seeds[own][self.own].tolist(),
+                               strict=True))
 
 
 class Loader(DataLoader):

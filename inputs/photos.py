@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -24,13 +24,16 @@ from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line, pass_on
 from common.files import leads_out_of_folder
-from common.terminal import progress
+from common.terminal import progress, say
+from inputs.arrays import Lazy
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 128  # of what a warp uncovers
 FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
 LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
+MANY, SAMPLE = 200_000, 20_000  # photos above which a sample is checked, and of how many
+CHECKED = 4096  # photos that are checked together
 
 
 class TooLarge(InputError):
@@ -41,35 +44,89 @@ class TooLarge(InputError):
                          "decoded: make it smaller")
 
 
+class Photos(Lazy):
+    """The files of photos that are named by relative path or by bare name, (N_i,) paths.
+
+    `leads_out` of a path tells whether a link leads out of the folder, where `load_from` has to ask
+    since not all photos were asked before; or it is None.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path):
+        self.names, self.folder = names, folder
+        self.leads_out: Callable[[Path], str | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def item(self, index: int) -> Path:
+        return photo_path(self.names[index], self.folder)
+
+
 def find_photos(
-    images: list[str], source: Path, data_path: Path, follow_links: bool = False
-) -> list[Path]:
+    images: Sequence[str], source: Path, data_path: Path, follow_links: bool = False,
+    every: bool = True,
+) -> Photos:
     """The files of photos that split file `source` names, by relative path or by bare name.
 
     Each is checked without decoding it; a file that does not end as a JPEG or PNG should is
-    decoded, to be sure that it is cut short.
+    decoded, to be sure that it is cut short. Without `every`, of more than `MANY` only `SAMPLE`
+    are, spread evenly, which is said.
 
     Raises:
         InputError: the folder is missing or empty, or a photo is missing, broken, enormous, or,
             without `follow_links`, reached by a link out of the folder (says which).
     """
-    if not data_path.is_dir() or not any(data_path.iterdir()):
+    if not data_path.is_dir() or not has_files(data_path):
         raise InputError(f"--data_path {data_path} is not a folder with photos in it")
     outside = next((name for name in images if leads_out_of_folder(name)), None)
     if outside is not None:
         raise InputError(f"{source}: photo {outside!r} must be a path inside the photo folder")
-    found = [photo_path(name, data_path) for name in images]
+    found = Photos(images, data_path)
     leads_out = (lambda path: None) if follow_links else link_check(data_path)
-    with ThreadPoolExecutor(16) as pool:
-        checks = pool.map(photo_fault, found)
-        bar = progress(checks, f"checking photos of {source.name}", len(found))
-        faults = [(path, fault or leads_out(path)) for path, fault in zip(found, bar, strict=True)]
-    faults = [(path, fault) for path, fault in faults if fault]
+    checked = found
+    if not every and len(found) > MANY:
+        checked, found.leads_out = found[:: -(-len(found) // SAMPLE)], leads_out
+        say(f"{source.name}: {len(checked):,} of {len(found):,} photos are checked before the run; "
+            "others that are broken will be told of, and replaced, as it meets them "
+            "(--max_bad_photos)")
+    faults = list(photo_faults(checked, leads_out, f"checking photos of {source.name}"))
     if faults:
-        raise InputError(f"{len(faults)} of {len(found)} photos of {source} cannot be used "
+        raise InputError(f"{len(faults)} of {len(checked)} photos of {source} cannot be used "
                          f"under --data_path {data_path}; the first, {faults[0][0]}, "
                          f"{faults[0][1]}")
     return found
+
+
+def has_files(folder: Path) -> bool:
+    """Whether anything is in a folder, which may hold millions."""
+    with os.scandir(folder) as entries:
+        return next(entries, None) is not None
+
+
+def photo_faults(
+    photos: Sequence[Path], leads_out: Callable[[Path], str | None], what: str
+) -> Iterator[tuple[Path, str]]:
+    """The photos that cannot be used, and what is wrong with each."""
+    with ThreadPoolExecutor(16) as pool, progress(None, what, len(photos)) as bar:
+        for start in range(0, len(photos), CHECKED):
+            paths = list(photos[start : start + CHECKED])
+            for path, fault in zip(paths, pool.map(photo_fault, paths), strict=True):
+                if fault := fault or leads_out(path):
+                    yield path, fault
+                bar.update()
+
+
+def load_from(photos: Sequence, index: int) -> Image.Image:
+    """`load_photo` of one of many, which is asked now what it was not asked before.
+
+    Raises:
+        InputError: see `load_photo`; or a link leads out of the folder.
+    """
+    photo = photos[index]
+    leads_out = getattr(photos, "leads_out", None)
+    if leads_out is not None and (fault := leads_out(photo)):
+        raise InputError(f"photo {photo} {fault}")
+    return load_photo(photo)
 
 
 def photo_path(name: str, data_path: Path) -> Path:
@@ -259,7 +316,7 @@ def normalize(
 class PhotoDataset(Dataset):
     """Photos as evaluation sees them: item i is uint8 (3, size, size)."""
 
-    def __init__(self, photos: list[Path], size: int):
+    def __init__(self, photos: Sequence, size: int):
         self.photos, self.size = photos, size
 
     def __len__(self) -> int:

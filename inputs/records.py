@@ -1,6 +1,6 @@
 """A record of a captions file, a photo and captions of it, and what can be wrong with one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -74,18 +74,20 @@ def is_blank(value: object) -> bool:
 
 def check_rows(
     rows: Iterable[tuple[str, object]], read: Callable[[str, object], Record], kind: str
-) -> list[Record]:
-    """`read` of each (place, row); the InputError of the first that fails says how many do."""
-    records, faults = [], []
+) -> Iterator[Record]:
+    """`read` of each (place, row); the InputError of the first that fails says how many do, so it
+    comes when all have been looked at."""
+    first, faults = None, 0
     for where, row in rows:
         try:
-            records.append(read(where, row))
+            record = read(where, row)
         except InputError as error:
-            faults.append(error)
-    if faults:
-        more = f" ({len(faults):,} {kind}s are not in order)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{more}") from faults[0]
-    return records
+            first, faults = first or error, faults + 1
+        else:
+            yield record
+    if first:
+        more = f" ({faults:,} {kind}s are not in order)" if faults > 1 else ""
+        raise InputError(f"{first}{more}") from first
 
 
 def find_keys(names: list[str], columns: Columns, path: Path) -> tuple[str, str]:

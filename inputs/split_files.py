@@ -6,18 +6,19 @@ own data, a file for each split.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError
 from common.files import read_json
 from inputs.formats import (
+    each_record,
     flatten_karpathy,
     json_records,
-    numbered_lines,
     read_records,
-    read_text,
 )
 from inputs.records import USUAL, Columns, Record, check_record
+from inputs.text_files import numbered_lines, raw_lines
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 # The captions as their owners publish them, and Flickr8k's own lists of photos.
@@ -41,17 +42,34 @@ def split_records(
         InputError: the file is missing, or of `read_records`.
     """
     path = find_split_file(dataset, split, data_path, json_path)
-    if path.name in OWNERS.get(dataset, ()):
-        return path, owners_records(dataset, split, path.parent)
+    return path, list(split_file_records(path, dataset, split, columns))
+
+
+def split_file_records(
+    path: Path, dataset: str, split: str, columns: Columns = USUAL
+) -> Iterator[Record]:
+    """The records of a split one after another, from the file that `find_split_file` has found."""
     if dataset == "custom" and path.name in METADATA:  # whose names start in its own folder
-        return path, [record._replace(image=f"{path.parent.name}/{record.image}")
-                      for record in read_records(path, split, columns)]
+        return (record._replace(image=f"{path.parent.name}/{record.image}")
+                for record in each_record(path, split, columns))
+    if path.name in OWNERS.get(dataset, ()):
+        return iter(owners_records(dataset, split, path.parent))
     if path.name != karpathy_name(dataset):
-        return path, read_records(path, split, columns)
+        return each_record(path, split, columns)
     content = read_json(path)
     if has_sentences(content) or not owners_files(dataset, path.parent):
-        return path, json_records(content, path, split, columns)
-    return path, owners_records(dataset, split, path.parent)
+        return json_records(content, path, split, columns)
+    return iter(owners_records(dataset, split, path.parent))
+
+
+def files_read(path: Path, dataset: str, split: str) -> list[Path]:
+    """All files that `split_file_records` may read, where they are there: `path`, and of a data set
+    whose owners publish captions alone what else may say what is in the split."""
+    if dataset not in OWNERS:
+        return [path]
+    lists = [place / karpathy_name(dataset) for place in karpathy_places(path.parent)]
+    others = [*owners_files(dataset, path.parent), path.parent / LISTS[split], *lists]
+    return list(dict.fromkeys([path, *(other for other in others if other.is_file())]))
 
 
 def find_split_file(dataset: str, split: str, data_path: Path, json_path: Path | None) -> Path:
@@ -160,11 +178,11 @@ def split_members(
     """
     path = folder / LISTS[split]
     if dataset == "flickr8k" and path.is_file():
-        members = [line.strip() for _, line in numbered_lines(read_text(path))]
+        members = [line.strip() for _, line in numbered_lines(raw_lines(path))]
         if not members:
             raise InputError(f"{path} names no photo")
         return path, members
-    for place in folder, folder.parent, Path("json"):
+    for place in karpathy_places(folder):
         path = place / karpathy_name(dataset)
         if path.is_file():
             content = read_json(path)
@@ -177,6 +195,11 @@ def split_members(
             return path, members
     raise InputError(f"{captions} says nothing of splits: put {karpathy_name(dataset)}"
                      f"{f' or {LISTS[split]}' if dataset == 'flickr8k' else ''} beside it")
+
+
+def karpathy_places(folder: Path) -> list[Path]:
+    """Where Karpathy's file is looked for that says what of `folder` is in a split."""
+    return [folder, folder.parent, Path("json")]
 
 
 def has_sentences(content: object) -> bool:

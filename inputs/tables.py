@@ -4,10 +4,10 @@ Rows are counted as a spreadsheet counts them, the header being row 1.
 """
 
 import csv
-import io
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import InputError, one_line
@@ -17,13 +17,18 @@ USUAL_DELIMITER = {".csv": ",", ".tsv": "\t"}
 DELIMITERS = ",\t;|"  # open_clip's own .csv has tabs, and spreadsheets write semicolons
 
 
-def table_records(text: str, path: Path, columns: Columns) -> list[Record]:
+def table_records(
+    lines: Callable[[], Iterator[str]], path: Path, columns: Columns
+) -> Iterator[Record]:
     """Records of a table, one a row.
+
+    Args:
+        lines: gives its lines, with their ends, anew whenever it is called.
 
     Raises:
         InputError: a row is not in order, or the header names no photos or captions.
     """
-    delimiter, header, keys = read_header(text, path, columns)
+    delimiter, header, keys = read_header(lines, path, columns)
 
     def read(where: str, cells: list[str]) -> Record:
         if len(cells) != len(header):
@@ -34,15 +39,17 @@ def table_records(text: str, path: Path, columns: Columns) -> list[Record]:
         record[keys[1]] = cell_captions(record[keys[1]], f"{path}: row {where}: {keys[1]!r}")
         return check_record(record, "row", where, path, keys)
 
-    rows = table_rows(text, delimiter, path)
+    rows = table_rows(lines(), delimiter, path)
     next(rows)  # the header
-    records = check_rows(rows, read, "row")
-    if not records:
+    first = next(rows, None)
+    if first is None:
         raise InputError(f"{path} has a header and no row under it")
-    return records
+    yield from check_rows(itertools.chain([first], rows), read, "row")
 
 
-def read_header(text: str, path: Path, columns: Columns) -> tuple[str, list[str], tuple[str, str]]:
+def read_header(
+    lines: Callable[[], Iterator[str]], path: Path, columns: Columns
+) -> tuple[str, list[str], tuple[str, str]]:
     """A table's delimiter, the names of its columns, and those of photo and caption.
 
     The delimiter is the suffix's, or another one where only that shows the two columns.
@@ -52,7 +59,7 @@ def read_header(text: str, path: Path, columns: Columns) -> tuple[str, list[str]
     for delimiter in usual, *DELIMITERS.replace(usual, ""):
         header = []
         try:
-            _, cells = next(table_rows(text, delimiter, path), ("", []))
+            _, cells = next(table_rows(lines(), delimiter, path), ("", []))
             header = [name.strip() for name in cells]
             keys = find_keys(header, columns, path)
         except InputError as error:
@@ -62,12 +69,14 @@ def read_header(text: str, path: Path, columns: Columns) -> tuple[str, list[str]
     raise max(faults, key=lambda fault: fault[0])[1]  # that of the delimiter that parts the most
 
 
-def table_rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+def table_rows(
+    lines: Iterator[str], delimiter: str, path: Path
+) -> Iterator[tuple[str, list[str]]]:
     """(place, cells) of the rows of a table that are not empty.
 
     A place is a row's number, and the line that it starts in where that is another number.
     """
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
+    rows = csv.reader(lines, delimiter=delimiter, strict=True,
                       skipinitialspace=True)
     number = 0
     while True:

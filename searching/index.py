@@ -79,14 +79,12 @@ def index_place(asked: Path | None, marks: Marks, inputs: list[Path]) -> Path:
     """
     if asked is not None:
         return files.output_place(asked, "--index", is_index, inputs)
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
-    folder = os.path.realpath(marks.folder)
-    if not os.path.isabs(cache) or Path(os.path.realpath(cache)).is_relative_to(folder):
-        raise InputError(f"the index would lie in {cache}, inside --photos or nowhere: say where "
-                         "with --index")
+    cache, folder = files.user_cache("fne-search"), os.path.realpath(marks.folder)
+    if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
+        raise InputError(f"the index would lie in {cache and cache.parent}, inside --photos or "
+                         "nowhere: say where with --index")
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()
-    place = Path(cache) / "fne-search" / f"{name[:16]}-{marks.model[:16]}.safetensors"
+    place = cache / f"{name[:16]}-{marks.model[:16]}.safetensors"
     with contextlib.suppress(OSError):  # told in a moment
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # names are private
     return files.output_place(place, "--index", is_index, inputs)

@@ -14,8 +14,9 @@ from common.files import check_path, is_unicode
 from common.terminal import warn
 from evaluation import encode_captions
 from inputs.captions import clean_caption
-from inputs.formats import numbered_lines, read_records, read_text, text_of
+from inputs.formats import read_records
 from inputs.records import Columns
+from inputs.text_files import lines_of, numbered_lines, read_text, text_of
 from model import DualEncoder
 
 STDIN = "-"
@@ -96,7 +97,7 @@ def standard_input() -> list[str]:
 
 def lines(text: str) -> list[str]:
     """The lines of a text that are not blank."""
-    return [line for _, line in numbered_lines(text)]
+    return [line for _, line in numbered_lines(lines_of(text))]
 
 
 def read_captions(path: Path, columns: Columns) -> list[str]:

@@ -3,7 +3,7 @@
 from common.errors import InputError
 from common.terminal import warn
 from data import NO_PHOTO, Batch
-from inputs.photos import load_photo
+from inputs.photos import load_from
 from training.run import Run
 
 
@@ -16,7 +16,7 @@ def count_bad_photos(run: Run, batch: Batch) -> None:
     for image in sorted(set(batch.bad_photos.tolist()) - {NO_PHOTO} - set(run.bad_photos)):
         run.bad_photos.append(image)
         try:
-            load_photo(run.photos[image])
+            load_from(run.photos, image)
             reason = f"photo {run.photos[image]} could not be read, but now it can"
         except InputError as error:
             reason = str(error)

@@ -5,6 +5,7 @@ photos are read, and the photos' names, sizes and times. Else they are made anew
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def photos_digest(photos: list[Path], root: Path) -> str:
+def photos_digest(photos: Sequence[Path], root: Path) -> str:
     """A digest of the photos' names under `root`, their sizes and the times of their last change.
 
     None is read, for that is most of what the features cost.

@@ -1,5 +1,6 @@
 """A run: all that changes while it trains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`
     steps_per_epoch: int
-    photos: list[Path]  # (N_i,) files of the training split
+    photos: Sequence[Path]  # (N_i,) files of the training split
     skips: Skips
     clock: StepClock
     encoders: dict  # what `encoders.stored` has a checkpoint hold of them

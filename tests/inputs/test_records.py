@@ -79,7 +79,7 @@ def test_the_first_fault_says_how_many_there_are():
 
     rows = [(str(number), name) for number, name in enumerate(["a", "", "b", "", ""], 2)]
     with pytest.raises(InputError, match=r"row 3 has .* \(3 rows are not in order\)$"):
-        check_rows(rows, read, "row")
+        list(check_rows(rows, read, "row"))
     with pytest.raises(InputError, match="take the row out$"):
-        check_rows(rows[:3], read, "row")
+        list(check_rows(rows[:3], read, "row"))
     assert [record.image for record in check_rows(rows[::2][:2], read, "row")] == ["a", "b"]

@@ -9,13 +9,14 @@ import pytest
 from common.errors import InputError
 from inputs.records import USUAL, Columns
 from inputs.tables import table_records
+from inputs.text_files import lines_of
 
 HEADER = "file_name,text\n"
 
 
 def read(text, name="x.csv", columns=USUAL):
     return [(record.image, record.captions)
-            for record in table_records(text, Path(name), columns)]
+            for record in table_records(lambda: lines_of(text), Path(name), columns)]
 
 
 def test_a_row_for_each_caption():
@@ -60,7 +61,8 @@ def test_a_json_list_in_a_cell_is_that_many_captions():
 
 
 def test_a_column_says_the_split():
-    [record] = table_records("image,Split,caption\na.jpg,Test,x\n", Path("x.csv"), USUAL)
+    text = "image,Split,caption\na.jpg,Test,x\n"
+    [record] = table_records(lambda: lines_of(text), Path("x.csv"), USUAL)
     assert (record.split, record.place) == ("Test", "row 2")
 
 
