@@ -1,7 +1,8 @@
-"""How time and memory grow with the memory bank and with the test set.
+"""How time and memory grow with the memory bank, the test set and the pairs of the training split.
 
     python benchmarks/growth.py --save
     python benchmarks/growth.py --photos 1000 10000 100000 --banks
+    python benchmarks/growth.py --pairs 3000000 --banks --photos
 
 "extra memory" is the highest resident memory during the work, less that before it: what the work
 takes beside the bank or the embeddings themselves. Read from Linux's /proc.
@@ -18,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from large_data import pair_rows
 from speed import filled_bank, fitted_loss, keep, machine, unit_rows
+from timing import resident
 
 from metrics.retrieval import retrieval_metrics
 
@@ -30,12 +33,6 @@ def measured(work) -> tuple[float, float]:
     before, began = resident("VmRSS"), time.perf_counter()
     work()
     return time.perf_counter() - began, resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """A field of the process's memory in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def bank_rows(sizes: list[int], batch: int, dim: int, repeats: int) -> list[str]:
@@ -88,6 +85,8 @@ def main(argv: list[str] | None = None) -> str:
                         help="sizes of the memory bank")
     parser.add_argument("--photos", type=int, nargs="*", default=[1000, 5000, 20_000],
                         help="sizes of the test set; 100,000 takes a quarter of an hour")
+    parser.add_argument("--pairs", type=int, help="simulated pairs of a training split, for what "
+                        "benchmarks/large_data.py measures")
     parser.add_argument("--batch", type=int, default=32, help="B, pairs in a step")
     parser.add_argument("--dim", type=int, default=768, help="D of the embeddings")
     parser.add_argument("--repeats", type=int, default=3, help="steps measured, the best counts")
@@ -98,6 +97,8 @@ def main(argv: list[str] | None = None) -> str:
         tables.append(bank_rows(options.banks, options.batch, options.dim, options.repeats))
     if options.photos:
         tables.append(test_set_rows(options.photos, options.dim))
+    if options.pairs:
+        tables.append(pair_rows(options.pairs))
     text = "\n\n".join([f"{datetime.date.today()}, {machine('cpu')}, D {options.dim}",
                         *("\n".join(lines) for lines in tables)])
     print(text)

@@ -1,8 +1,9 @@
-"""Timing two pieces of work in turns."""
+"""Timing two pieces of work in turns; and the memory of this process."""
 
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -42,3 +43,9 @@ def row(section, what, beside, times, inverse=False) -> Row:
     """Ours over the other, or with `inverse` the other over ours."""
     ratios = [b / a if inverse else a / b for a, b in zip(*times)]
     return Row(section, what, beside, ratios, statistics.median(times[0]))
+
+
+def resident(field: str) -> float:
+    """A field of the process's memory in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))

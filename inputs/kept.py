@@ -7,6 +7,7 @@ files that are read, every option that enters, and the reading code itself. An e
 not agree is made anew. A folder that cannot be written costs time, never the run.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -76,7 +77,7 @@ def entry(
     Raises:
         OSError: the folder cannot be written.
     """
-    wanted = {**key(), "program": program()}
+    wanted = key() | {"program": program()}
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     place = folder / f"{kind.replace(' ', '-')}-{digest[:32]}"
     found, _ = read(place, wanted)
@@ -109,7 +110,7 @@ def make(
     try:
         fill(parts)
         parts.finish()
-        if {**key(), "program": program()} != wanted:
+        if key() | {"program": program()} != wanted:
             raise InputError(f"what {place.name} is made of has changed while it was read: start "
                              "again when nobody writes to it any more")
         for name in parts.told:
@@ -178,6 +179,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
 def program() -> list[str]:
     """What reads and cleans: the code of this folder, and what it rests on."""
     digest = hashlib.sha256()
