@@ -5,10 +5,12 @@ at them, since looking at an object writes to it. An array takes its content alo
 that are forked, or that map the same file, share it.
 """
 
+import contextlib
 import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 from zlib import crc32
 
 import numpy as np
@@ -173,14 +175,19 @@ class Parts:
         self.lengths = {}
         if self.folder is None:
             return {name: np.concatenate(parts) for name, parts in self.parts.items()}
-        self.close()
+        for file in self.files():
+            file.close()
         return {name: mapped(self.folder / name, kind, length)
                 for name, (kind, length, _) in self.told.items()}
 
-    def close(self) -> None:
-        """Close the files."""
-        for parts in self.parts.values() if self.folder is not None else ():
-            parts[0].close()
+    def files(self) -> list[IO[bytes]]:
+        return [] if self.folder is None else [file for file, in self.parts.values()]
+
+    def abandon(self) -> None:
+        """Close the files, also where the disk is full."""
+        for file in self.files():
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def mapped(path: Path, kind: str, length: int) -> np.ndarray:

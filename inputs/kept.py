@@ -130,7 +130,7 @@ def make(
             raise OSError(f"{place} cannot be read back: {fault}")
         return found
     finally:
-        parts.close()
+        parts.abandon()
         shutil.rmtree(work, ignore_errors=True)
 
 

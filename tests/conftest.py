@@ -40,6 +40,14 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What commands keep in the user's cache, also those in processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def small_shapes():
     """Wherever a command makes the embedded dataset or looks for it, it has a size for tests."""
     with pytest.MonkeyPatch.context() as patch:
