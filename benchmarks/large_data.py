@@ -92,7 +92,7 @@ def loaded(folder: Path, workers: int) -> dict[str, float]:
     """MiB while `workers` load: of this process and of all workers, and before anything was read.
     What processes share counts in each of them by its part (the kernel's Pss), so that the sum is
     what the machine gives."""
-    bare = memory_of(os.getpid())
+    bare, bare_mapped = (memory_of(os.getpid(), kind) for kind in ("Pss:", "Pss_File:"))
     options, train_set = start(folder)
     options.workers = workers
     inputs.loader.usable_cores = lambda: max(1, workers)  # as many also where there are fewer
@@ -102,7 +102,9 @@ def loaded(folder: Path, workers: int) -> dict[str, float]:
     processes = [] if loader._iterator is None else [
         worker.pid for worker in loader._iterator._workers]
     result = {"own": memory_of(os.getpid()), "workers": sum(map(memory_of, processes)),
-              "count": len(processes), "bare": bare}
+              "count": len(processes), "bare": bare,
+              "mapped": sum(memory_of(process, "Pss_File:")
+                            for process in [os.getpid(), *processes]) - bare_mapped}
     close_workers(loader)
     return result
 
@@ -137,9 +139,9 @@ def highest() -> float:
     return resident("VmHWM")
 
 
-def memory_of(process: int) -> float:
+def memory_of(process: int, kind: str = "Pss:") -> float:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 WORK = {"started": lambda folder, _: started(folder),
@@ -178,9 +180,9 @@ def pair_rows(pairs: int) -> list[str]:
               f"{took['cpu']:.1f} s, {took['peak']:,.0f} MiB |"
               for name, took in (("first", first), ("second", second))]
     lines.append(f"| memory of the process before it reads anything | {none['bare']:,.0f} MiB |")
-    lines += [f"| memory while {took['count']} workers load: the process, its workers, together "
-              f"| {took['own']:,.0f}, {took['workers']:,.0f}, "
-              f"{took['own'] + took['workers']:,.0f} MiB |" for took in (none, some)]
+    lines += [f"| memory while {took['count']} workers load: the process, its workers, together; of it "
+              f"mapped files | {took['own']:,.0f}, {took['workers']:,.0f}, "
+              f"{took['own'] + took['workers']:,.0f} MiB; {took['mapped']:,.0f} MiB |" for took in (none, some)]
     lines += [f"| order of an epoch of {ORDER:,} pairs{name}: seconds, CPU seconds, memory on top "
               f"| {took['seconds']:.2f} s, {took['cpu']:.2f} s, {took['peak']:,.0f} MiB |"
               for name, took in (("", short), (", from lists", plain))]

@@ -12,6 +12,7 @@ from common.files import read_bytes, read_json
 
 BLOCK = 2**22  # letters of a json file that are read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
+DELIMITERS = {*" \t\n\r,]"}  # what may follow an item of a json list
 
 
 def read_text(path: Path) -> str:
@@ -119,7 +120,7 @@ def parsed_items(file: TextIO) -> Iterator[object]:
     while after != "]":
         try:
             item, end = decode(text, place)
-            whole = end < len(text)  # of a number, more digits may follow
+            whole = text[end : end + 1] in DELIMITERS  # of a number, more may follow
         except json.JSONDecodeError:
             if ended:
                 raise

@@ -41,6 +41,31 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(start):
     assert batches(epoch=2, start=start) == batches(epoch=2)[start:]
 
 
+def plain_batches(size, batch_size, seed, epoch, start, own):
+    """From lists of the whole epoch."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order = torch.randperm(size, generator=generator).tolist()
+    seeds = torch.randint(2**62, (size,), generator=generator).tolist()
+    pairs = list(zip(order, seeds))
+    return [pairs[number * batch_size : (number + 1) * batch_size][own]
+            for number in range(start, size // batch_size)]
+
+
+@pytest.mark.parametrize("drawn", [1, 7, 64, 2**16])
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (23, 4), (24, 4), (1000, 7), (1003, 100)])
+def test_seeds_that_are_drawn_in_parts_are_those_of_one_draw(monkeypatch, drawn, size, batch_size):
+    """To the bit, from any batch on and in any process of several."""
+    monkeypatch.setattr(inputs.loader, "DRAWN", drawn)
+    for seed, epoch in (1, 0), (3407, 24), (2**63 - 1, 5):
+        for start in {0, 1, 2, size // batch_size // 2, size // batch_size}:
+            for own in slice(None), slice(0, batch_size // 2), slice(batch_size // 2, batch_size):
+                sampler = EpochSampler(size, batch_size, seed, own)
+                sampler.epoch, sampler.start = epoch, start
+                found = list(sampler)
+                assert found == plain_batches(size, batch_size, seed, epoch, start, own)
+                assert all(type(number) is int for number in sum(sum(found, []), ()))
+
+
 def test_a_batch_larger_than_the_split_is_refused():
     assert len(batches(size=4)) == 1
     with pytest.raises(InputError, match="--batch_size_train 4 .* 3 pairs"):
