@@ -180,9 +180,10 @@ def pair_rows(pairs: int) -> list[str]:
               f"{took['cpu']:.1f} s, {took['peak']:,.0f} MiB |"
               for name, took in (("first", first), ("second", second))]
     lines.append(f"| memory of the process before it reads anything | {none['bare']:,.0f} MiB |")
-    lines += [f"| memory while {took['count']} workers load: the process, its workers, together; of it "
-              f"mapped files | {took['own']:,.0f}, {took['workers']:,.0f}, "
-              f"{took['own'] + took['workers']:,.0f} MiB; {took['mapped']:,.0f} MiB |" for took in (none, some)]
+    lines += [f"| memory while {took['count']} workers load: the process, its workers, together; "
+              f"of it mapped files | {took['own']:,.0f}, {took['workers']:,.0f}, "
+              f"{took['own'] + took['workers']:,.0f} MiB; {took['mapped']:,.0f} MiB |"
+              for took in (none, some)]
     lines += [f"| order of an epoch of {ORDER:,} pairs{name}: seconds, CPU seconds, memory on top "
               f"| {took['seconds']:.2f} s, {took['cpu']:.2f} s, {took['peak']:,.0f} MiB |"
               for name, took in (("", short), (", from lists", plain))]

@@ -1,6 +1,7 @@
 """The tables of growth: a row for each size; nothing here asserts a time."""
 
 import growth
+import large_data
 
 
 def test_growth_gives_a_row_for_each_size(capsys):
@@ -8,3 +9,21 @@ def test_growth_gives_a_row_for_each_size(capsys):
                  "--repeats", "1"])
     printed = capsys.readouterr().out
     assert "| 32 |" in printed and "| 64 |" in printed and "| 20 x 100 |" in printed
+
+
+def test_pairs_are_simulated_read_and_loaded(monkeypatch, capsys):
+    """Enough to be kept would be 100,000; here it is seen that every line is there."""
+    monkeypatch.setattr(large_data, "BATCHES", 2)
+    growth.main(["--banks", "--photos", "--pairs", "300"])
+    printed = capsys.readouterr().out
+    for line in ("| pairs, one a photo; the split file | 300; ", "| first start", "| second start",
+                 "| memory while 0 workers load", "| memory while 4 workers load",
+                 "12,000,000 pairs: ", "12,000,000 pairs, from lists: "):
+        assert line in printed
+
+
+def test_simulated_photos_are_found_by_their_bare_names(tmp_path):
+    large_data.write_data(tmp_path, 250)
+    _, train_set = large_data.start(tmp_path)
+    assert len(set(train_set.split.images)) == len(train_set.captions) == 250
+    assert all(photo.is_file() for photo in train_set.photos) and len(set(train_set.photos)) == 100
