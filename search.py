@@ -10,7 +10,7 @@ is new or has changed.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ from searching.update import up_to_date
 class Searched(NamedTuple):
     """What a query is compared with."""
 
-    names: list[str]  # (N,) paths in `folder`, or captions
+    names: Sequence[str]  # (N,) paths in `folder`, or captions
     embeds: Tensor  # (N, D)
     folder: Path | None
     facts: dict[str, str]  # of it, for programs

@@ -9,10 +9,11 @@ names are all that is in it: nothing can be run, and no path in it is ever opene
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -25,6 +26,7 @@ from torch import Tensor
 from common import files
 from common.errors import InputError, one_line
 from common.terminal import warn
+from inputs.arrays import Texts
 from inputs.photos import leads_out_of_folder
 from searching.scan import Stat
 
@@ -40,7 +42,7 @@ AGAIN = "delete it, or name another with --index"
 class Table(NamedTuple):
     """Photos as they were when they were read."""
 
-    names: list[str]  # (N,) paths in the folder, in order
+    names: Sequence[str]  # (N,) paths in the folder, in order
     stats: np.ndarray  # (N, 2) int64
 
     def rows(self) -> Iterator[tuple[str, Stat]]:
@@ -230,10 +232,11 @@ def index_of(tensors: dict[str, Tensor], dim: int) -> Index:
 
 
 def read_table(names: Tensor, stats: Tensor) -> Table:
-    names = [os.fsdecode(name) for name in names.numpy().tobytes().split(b"\0")]
-    if names == [""]:
-        names = []
-    if stats.shape != (len(names), 2) or any(
-            left >= right for left, right in zip(names, names[1:])):
+    """The table of names, which stay mapped, with a zero byte between two."""
+    letters = names.numpy()
+    ends = np.append(np.flatnonzero(letters == 0), len(letters)) if len(letters) else np.empty(0)
+    texts = Texts(letters, ends, gap=1, errors="surrogateescape")  # as `os.fsdecode`
+    if stats.shape != (len(texts), 2) or any(
+            left >= right for left, right in itertools.pairwise(texts)):
         raise ValueError("names out of order")
-    return Table(names, stats.numpy())
+    return Table(texts, stats.numpy())

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def fitted_posterior(
 
 def answers(
     queries: list[Query], found: list[Best], posterior: Posterior | None,
-    names: list[str], folder: Path | None,
+    names: Sequence[str], folder: Path | None,
 ) -> list[Answer]:
     """Queries with their results.
 
