@@ -1,4 +1,4 @@
-"""What becomes a batch: captions files, photos, the loader, the embedded `shapes` dataset.
+"""What becomes a batch: captions files, photos, arrays of all pairs, the loader, `shapes`.
 
 May import `common`. Knows no model or loss. Must never import `data`, which builds on it.
 """

@@ -111,8 +111,9 @@ def make(
         fill(parts)
         parts.finish()
         if key() | {"program": program()} != wanted:
-            raise InputError(f"what {place.name} is made of has changed while it was read: start "
-                             "again when nobody writes to it any more")
+            files = ", ".join(name for name, _ in wanted.get("files", ())) or place.name
+            raise InputError(f"{files} has changed while it was read: start again when nobody "
+                             "writes to it any more")
         for name in parts.told:
             flush(work / name)
         (work / META).write_text(json.dumps({"key": wanted, "arrays": parts.told}))

@@ -263,7 +263,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkey
         own_split(folder, TABLE + "9.jpg,a cat,x\n")
 
     monkeypatch.setattr(inputs.pairs, "add_pairs", changes)
-    with pytest.raises(InputError, match="has changed while it was read: start again"):
+    with pytest.raises(InputError, match="x/train.csv has changed while it was read: start again"):
         read_split("custom", "train", folder, folder, None, COLUMNS, cache)
     assert entries(cache) == []
 
