@@ -2,10 +2,14 @@
 
 import pickle
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import ROOT
 
 from inputs import arrays
 from inputs.arrays import Parts, Texts, mapped, rows_of
@@ -102,3 +106,36 @@ def test_photos_are_paths(tmp_path):
         tmp_path / name.split("/")[1] for name in names[3:]]  # by bare name
     assert photos == wanted and photos[-1] == wanted[-1] and photos[2:5] == wanted[2:5]
     assert photos[5].name == "5.jpg"
+
+
+LOOKS = """
+import os, sys
+from inputs.arrays import Texts
+
+held = [f"A photo of {number} dogs and a cat ." for number in range(200_000)]
+if sys.argv[1] == "arrays":
+    held = Texts.of(held)
+
+def own():
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+ends = os.pipe()
+if not os.fork():
+    before = own()
+    letters = sum(map(len, held))
+    os.write(ends[1], f"{letters} {own() - before}".encode())
+    os._exit(0)
+print(os.read(ends[0], 100).decode())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+def test_a_worker_that_looks_at_texts_copies_none():
+    """A forked process that looks at each caption of a list copies them all, since it counts its
+    look in each; of arrays it has next to nothing of its own."""
+    told = [subprocess.run([sys.executable, "-c", LOOKS, kind], cwd=ROOT, capture_output=True,
+                           text=True, check=True).stdout.split() for kind in ("arrays", "list")]
+    (letters, own), (the_same, copied) = ([int(number) for number in line] for line in told)
+    assert letters == the_same > 6_000_000
+    assert own < copied / 4 and copied > 10_000  # KiB
