@@ -18,22 +18,33 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.files import read_json
-from common.options import TrainOptions
+from common.options import SourceOptions, TrainOptions
 from common.processes import gather
 from common.ranks import own_rows, world
+from inputs.arrays import Texts
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
 from inputs.kept import cache_folder
 from inputs.loader import EpochSampler, make_loader
 from inputs.pairs import pair_arrays
 from inputs.photos import (
+    Photo,
     eval_pixels,
     find_photos,
     load_from,
     train_pixels,
 )
 from inputs.records import USUAL, Columns
-from inputs.split_files import find_split_file
+from inputs.shard_index import (
+    ShardPhotos,
+    bare_name,
+    check_left_out,
+    find_in_shards,
+    shard_index,
+    shared_photos,
+)
+from inputs.shards import find_shards, is_shards
+from inputs.split_files import captions_in_shards, find_split_file
 
 NO_PHOTO = -1
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
@@ -73,11 +84,35 @@ def read_split(
     Raises:
         InputError: the file is missing, cannot be read, is empty, or a record lacks something.
     """
+    if captions_in_shards(dataset, split, data_path, json_path):
+        return split_of_shards(split, data_path, captions_per_image, columns, cache)
     path = find_split_file(dataset, split, data_path, json_path)
     pairs = pair_arrays(path, dataset, split, captions_per_image, columns, cache)
     matches = read_matches(path, pairs.in_file, len(pairs.images))
     return Split(path, pairs.images, pairs.captions, pairs.image_of_text,
                  None if matches is None else matches[pairs.rows])
+
+
+def split_of_shards(
+    split: str, data_path: Path, captions_per_image: int | None, columns: Columns,
+    cache: Path | None,
+) -> Split:
+    """A split that is all pairs in its tar shards, in the shards' order.
+
+    Raises:
+        InputError: of `shard_index`; there is no pair; or in val and test one cannot be used.
+    """
+    if columns.image is not None:
+        raise InputError(f"--image_column: {data_path} has no column of photos; leave it out")
+    index = shard_index(find_shards(data_path), columns.caption, cache)
+    check_left_out(index, data_path, every=split != "train")
+    images = ShardPhotos(index, index.pairs, names=True)
+    captions, owners = index.captions, index.image_of_text
+    if captions_per_image is not None:  # those of a photo follow each other
+        kept = np.flatnonzero(np.arange(len(owners)) - np.searchsorted(owners, owners)
+                              < captions_per_image)
+        captions, owners = Texts.of(captions[row] for row in kept.tolist()), owners[kept]
+    return Split(data_path, images, captions, owners)
 
 
 def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
@@ -196,8 +231,54 @@ class LoadedSplit(NamedTuple):
     """A split whose photos are found and whose captions are tokenised."""
 
     split: Split
-    photos: Sequence[Path]  # (N_i,)
+    photos: Sequence[Photo]  # (N_i,)
     captions: Captions  # (N_t,)
+
+
+def photos_place(options: SourceOptions, split: str) -> Path:
+    """The folder or shards of a split's photos.
+
+    Raises:
+        InputError: the path is neither.
+    """
+    own = {"val": options.val_path, "test": options.test_path}.get(split)
+    place = options.data_path if own is None else own
+    if not is_shards(place) and not place.is_dir():
+        flag = "data_path" if own is None else f"{split}_path"
+        raise InputError(f"--{flag} {place} is neither a folder of photos nor tar shards")
+    return place
+
+
+def check_places(options: SourceOptions) -> None:
+    """Raise InputError where val or test would be the shards that are trained on, or each other."""
+    parts = {}
+    for split in "train", "val", "test":
+        place = photos_place(options, split)
+        if captions_in_shards(options.dataset, split, place, options.json_path):
+            if place in parts:
+                raise InputError(f"{split} would be {place}, as {parts[place]} is: name other "
+                                 f"shards, or a folder, with --{split}_path; or a folder that has "
+                                 f"a {split}.json with --json_path")
+            parts[place] = split
+
+
+def photos_of(
+    images: Sequence[str], source: Path, place: Path, options: SourceOptions, every: bool = True
+) -> Sequence[Photo]:
+    """The photos that a split, or a file of embeddings, names: in a folder, or in tar shards.
+
+    Args:
+        place: of `photos_place`; every: see `find_photos`. An index of shards knows of all photos.
+
+    Raises:
+        InputError: of `find_photos`, `find_in_shards` or `shard_index`.
+    """
+    if isinstance(images, ShardPhotos):
+        return ShardPhotos(images.index, images.rows)
+    if not is_shards(place):
+        return find_photos(images, source, place, options.follow_links, every)
+    index = shard_index(find_shards(place), options.caption_column, cache_folder(options.cache))
+    return find_in_shards(images, source, index)
 
 
 def load_split(
@@ -207,14 +288,12 @@ def load_split(
     """Read, check and tokenise the split `name` as the options say.
 
     Raises:
-        InputError: of `read_split`, `find_photos` or `Captions`.
+        InputError: of `photos_place`, `read_split`, `photos_of` or `Captions`.
     """
-    cache = cache_folder(options.cache)
-    split = read_split(options.dataset, name, options.data_path, options.json_path,
-                       captions_per_image, Columns(options.image_column, options.caption_column),
-                       cache)
-    photos = find_photos(split.images, split.source, options.data_path, options.follow_links,
-                         every_photo)
+    place, cache = photos_place(options, name), cache_folder(options.cache)
+    split = read_split(options.dataset, name, place, options.json_path, captions_per_image,
+                       Columns(options.image_column, options.caption_column), cache)
+    photos = photos_of(split.images, split.source, place, options, every_photo)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
                         padded=options.text_pooling == "padded", prefix=options.caption_prefix,
                         cache=cache)
@@ -223,7 +302,12 @@ def load_split(
 
 def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
     """`load_split` for training. Of very many photos a sample is checked, where another pair can
-    stand in for one that turns out broken."""
+    stand in for one that turns out broken.
+
+    Raises:
+        InputError: of `check_places` or `load_split`.
+    """
+    check_places(options)
     return load_split(options, "train", tokenizer, every_photo=sees_photos_once(options))
 
 
@@ -244,20 +328,19 @@ def check_apart(*parts: LoadedSplit) -> None:
                                  "as python -m scripts.split does")
 
 
-def photos_of_both(one: LoadedSplit, other: LoadedSplit) -> list[Path]:
+def photos_of_both(one: LoadedSplit, other: LoadedSplit) -> list[Photo]:
     """Photos that are in two splits, in the order of the one that has fewer.
 
     Only of those whose bare name is in the smaller one does it ask where they are.
     """
+    in_shards = [isinstance(part.photos, ShardPhotos) for part in (one, other)]
+    if any(in_shards):
+        return shared_photos(one.photos, other.photos) if all(in_shards) else []
     small, large = sorted((one, other), key=lambda part: len(part.photos))
     bare = {bare_name(name) for name in small.split.images}
     perhaps = {large.photos[number] for number, name in enumerate(large.split.images)
                if bare_name(name) in bare}
     return [photo for photo in small.photos if photo in perhaps] if perhaps else []
-
-
-def bare_name(name: str) -> str:
-    return name.rpartition("/")[2]
 
 
 def sees_photos_once(options: TrainOptions) -> bool:

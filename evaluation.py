@@ -33,11 +33,11 @@ from common.processes import from_main, gather_strided, together
 from common.ranks import is_main, rank, world
 from common.terminal import progress, tell
 from common.version import commit
-from data import LoadedSplit, load_eval_set
+from data import LoadedSplit, load_eval_set, photos_of, photos_place
 from encoders.processors import image_statistics, tokenizer_of
 from inputs.captions import Captions
 from inputs.loader import make_loader
-from inputs.photos import PhotoDataset, find_photos, normalize
+from inputs.photos import PhotoDataset, normalize
 from metrics.embeddings import (
     Embeddings,
     is_embeddings_file,
@@ -293,8 +293,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.embeddings:
             embeddings = read_embeddings(options.embeddings)
             if options.report and options.data_path:
-                photos = find_photos(embeddings.split.images, options.embeddings, options.data_path,
-                                     options.follow_links)
+                photos = photos_of(embeddings.split.images, options.embeddings,
+                                   photos_place(options, options.split), options)
         else:
             state = checkpoint.read(options.checkpoint, way_out="name one of train.py's, or a "
                                     "released one")

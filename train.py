@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
-from common.options import TrainOptions, check, check_paths, parse
+from common.options import SOURCES, TrainOptions, check, check_paths, parse
 
 if __name__ == "__main__":
     tell_of_imports()
@@ -238,8 +238,7 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
     else:
         storage.save(folder / storage.NEWEST, state)
     reading = "".join(f" --{name} {shlex.quote(str(getattr(run.options, name)))}"
-                      for name in ("data_path", "json_path", "image_column", "caption_column")
-                      if getattr(run.options, name) is not None)
+                      for name in SOURCES if getattr(run.options, name) is not None)
     return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
             f"auto, or with: python train.py --resume {folder / storage.NEWEST}{reading}")
 

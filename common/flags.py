@@ -64,12 +64,20 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
                             "from; custom: your own, in the published setting")
     group.add_argument("--data_path", "--image_root", type=Path,
                        help="folder of the photos (shapes: train.py makes them there; default: "
-                            "data/shapes)")
+                            "data/shapes), or tar shards, in quotes: 'shards/{00000..00331}.tar'")
+    group.add_argument("--val_path", type=Path,
+                       help="folder or shards of val's photos, where not under --data_path")
+    group.add_argument("--test_path", type=Path,
+                       help="folder or shards of test's photos, likewise")
     group.add_argument("--json_path", type=Path,
                        help="folder of the split files (default: json/, or beside the photos)")
     add_column_flags(group)
     group.add_argument("--follow_links", action="store_true",
                        help="allow photos that links inside --data_path fetch from elsewhere")
+    group.add_argument("--cache", type=Path, metavar="DIR",
+                       help="where captions and token ids of large splits are kept, to be mapped "
+                            "by the next run, and the index of shards that cannot be written "
+                            "beside them (default: fne in the user's cache)")
     group.add_argument("--max_words", type=int, default=30, help="words kept of a caption")
     group.add_argument("--workers", type=int, default=4,
                        help="processes that load photos, for each process that trains")
@@ -96,9 +104,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
                        help="tokens kept of a caption, special ones included")
     group.add_argument("--all_captions", action=OnOff,
                        help="COCO: score all captions of val and test, not five a photo")
-    group.add_argument("--cache", type=Path, metavar="DIR",
-                       help="where captions and token ids of large splits are kept, to be mapped "
-                            "by the next run (default: fne in the user's cache)")
     group.add_argument("--judgements", type=Path,
                        help="people's answers on photo-caption pairs of the split (of train.py: "
                             "test), to score the model on: json, or Flickr8k's CrowdFlower or "

@@ -41,10 +41,13 @@ class SourceOptions(argparse.Namespace):
 
     dataset: str
     data_path: Path  # None on the command line alone: `check` refuses that
+    val_path: Path | None
+    test_path: Path | None
     json_path: Path | None
     image_column: str | None
     caption_column: str | None
     follow_links: bool
+    cache: Path | None
     max_words: int
     workers: int
 
@@ -57,7 +60,6 @@ class DataOptions(argparse.Namespace):
     caption_prefix: str
     max_tokens: int
     all_captions: bool
-    cache: Path | None
     judgements: Path | None
     batch_size_test: int
 
@@ -164,7 +166,10 @@ FROM_CHECKPOINT = (
      "no_figures"}
     | DataOptions.__annotations__.keys() | ModelOptions.__annotations__.keys()
     | MethodOptions.__annotations__.keys() | TrainingOptions.__annotations__.keys()
-) - {"cache", "judgements", "device"}
+) - {"judgements", "device"}
+
+# What a command that goes on must be told again, where it was given.
+SOURCES = "data_path", "val_path", "test_path", "json_path", "image_column", "caption_column"
 
 # ------------------------------------------------------------------------------- parsers and layers
 

@@ -26,6 +26,7 @@ from common.errors import InputError, one_line, pass_on
 from common.files import leads_out_of_folder
 from common.terminal import progress, say
 from inputs.arrays import Lazy
+from inputs.shards import TarPhoto, read_at
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 128  # of what a warp uncovers
@@ -35,11 +36,13 @@ LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before t
 MANY, SAMPLE = 200_000, 20_000  # photos above which a sample is checked, and of how many
 CHECKED = 4096  # photos that are checked together
 
+Photo = Path | TarPhoto  # where a photo is: in a folder, or inside a tar
+
 
 class TooLarge(InputError):
     """A photo whose pixels would fill the memory."""
 
-    def __init__(self, path: Path, pixels: str):
+    def __init__(self, path: Photo, pixels: str):
         super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
                          "decoded: make it smaller")
 
@@ -77,7 +80,7 @@ def find_photos(
             without `follow_links`, reached by a link out of the folder (says which).
     """
     if not data_path.is_dir() or not has_files(data_path):
-        raise InputError(f"--data_path {data_path} is not a folder with photos in it")
+        raise InputError(f"{data_path} is not a folder with photos in it")
     outside = next((name for name in images if leads_out_of_folder(name)), None)
     if outside is not None:
         raise InputError(f"{source}: photo {outside!r} must be a path inside the photo folder")
@@ -92,8 +95,7 @@ def find_photos(
     faults = list(photo_faults(checked, leads_out, f"checking photos of {source.name}"))
     if faults:
         raise InputError(f"{len(faults)} of {len(checked)} photos of {source} cannot be used "
-                         f"under --data_path {data_path}; the first, {faults[0][0]}, "
-                         f"{faults[0][1]}")
+                         f"under {data_path}; the first, {faults[0][0]}, {faults[0][1]}")
     return found
 
 
@@ -152,18 +154,15 @@ def link_check(data_path: Path) -> Callable[[Path], str | None]:
     return leads_out
 
 
-def photo_fault(path: Path) -> str | None:
+def photo_fault(path: Photo) -> str | None:
     """What is wrong with a photo, or None."""
     try:
-        if not os.path.isfile(path):  # not a pipe or device either, which might never end
-            return "is missing"
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 64))
-            end = file.read()
+        size, start, end = size_and_ends(path)
+    except InputError:  # of a shard
+        raise
     except (OSError, ValueError):  # a name that no file can have is a ValueError
         return "is missing"
-    whole = b"\xff\xd9" in end or b"IEND" in end
+    whole = b"\xff\xd9" in end or b"IEND" in end or is_whole_webp(size, start)
     if whole and size < LARGE_FILE:
         return None
     try:
@@ -175,7 +174,33 @@ def photo_fault(path: Path) -> str | None:
     return None
 
 
-def open_photo(path: Path) -> Image.Image:
+def size_and_ends(path: Photo, length: int = 64) -> tuple[int, bytes, bytes]:
+    """How many bytes a photo has, and the first and last of them.
+
+    Raises:
+        OSError, ValueError: there is no such file.
+        InputError: its shard has changed.
+    """
+    if isinstance(path, TarPhoto):
+        length = min(length, path.size)
+        return path.size, *(read_at(path.shard, path.offset + start, length)
+                            for start in (0, path.size - length))
+    if not os.path.isfile(path):  # not a pipe or device either, which might never end
+        raise FileNotFoundError("there is no such file")
+    with open(path, "rb") as file:
+        start, size = file.read(length), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length))
+        return size, start, file.read()
+
+
+def is_whole_webp(size: int, start: bytes) -> bool:
+    """Whether a file that starts so is a WebP with as many bytes as it says: this alone tells it
+    from one that is cut short without decoding it."""
+    return (start[:4], start[8:12]) == (b"RIFF", b"WEBP") and (
+        8 + int.from_bytes(start[4:8], "little") <= size)
+
+
+def open_photo(path: Photo) -> Image.Image:
     """A photo whose header is read, but no pixel yet.
 
     Only `FORMATS` are tried: Pillow would have another program, Ghostscript, run what an EPS file
@@ -185,11 +210,15 @@ def open_photo(path: Path) -> Image.Image:
         InputError: it is none of `FORMATS`, or has more than `MAX_PIXELS`.
     """
     try:
-        if not os.path.isfile(path):
+        if isinstance(path, TarPhoto):
+            file = path.open()
+        elif os.path.isfile(path):
+            file = path
+        else:
             raise FileNotFoundError("there is no such file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
@@ -201,7 +230,7 @@ def open_photo(path: Path) -> Image.Image:
     return image
 
 
-def load_photo(path: Path) -> Image.Image:
+def load_photo(path: Photo) -> Image.Image:
     """A decoded RGB photo, the first of an animation, as the published pipeline sees it.
 
     Except that of 16 bits of grey the upper eight are taken: Pillow alone makes nearly all white.
@@ -219,7 +248,7 @@ def load_photo(path: Path) -> Image.Image:
             raise undecodable(path, error) from error
 
 
-def undecodable(path: Path, error: Exception) -> InputError:
+def undecodable(path: Photo, error: Exception) -> InputError:
     return InputError(f"photo {path} cannot be decoded ({one_line(error)}): fetch it again")
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from common.errors import InputError
 from common.terminal import progress
+from inputs.shards import is_shards
 
 VERSION = 1  # goes up whenever the same seed makes other files
 DEFAULT_SIZES = {"train": 2000, "val": 250, "test": 500}  # photos
@@ -227,6 +228,9 @@ def make_shapes(root, seed=0, sizes=None, image_size=64):
     sizes = {split: sizes[split] for split in DEFAULT_SIZES}
     info = json.dumps(
         {"version": VERSION, "seed": seed, "sizes": sizes, "image_size": image_size})
+    if is_shards(root):
+        raise InputError(f"{root}: the shapes dataset is made in a folder; shards are read with "
+                         "--dataset custom")
     if _is_made(root, info):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)

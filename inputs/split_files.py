@@ -18,6 +18,7 @@ from inputs.formats import (
     read_records,
 )
 from inputs.records import USUAL, Columns, Record, check_record
+from inputs.shards import is_shards
 from inputs.text_files import numbered_lines, raw_lines
 
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
@@ -81,12 +82,9 @@ def find_split_file(dataset: str, split: str, data_path: Path, json_path: Path |
     Raises:
         InputError: it is in none of these places.
     """
-    folders = [json_path] if json_path else [Path("json"), data_path, data_path.parent]
+    folders = split_folders(data_path, json_path)
     if dataset == "custom":
-        if json_path and json_path.is_file():
-            raise InputError(f"--json_path {json_path} is a file: split it with python -m "
-                             f"scripts.split {json_path} --out FOLDER, and name that folder")
-        return find_own_file(split, folders, data_path)
+        return find_own_file(split, folders, data_path, json_path)
     names = f"{FILE_PREFIX[dataset]}_{split}.json", karpathy_name(dataset)
     for folder in folders:
         for name in names:
@@ -102,8 +100,14 @@ def find_split_file(dataset: str, split: str, data_path: Path, json_path: Path |
                      f"{', or read your own data with --dataset custom' if own else ''}")
 
 
+def split_folders(data_path: Path, json_path: Path | None) -> list[Path]:
+    """Where split files are looked for."""
+    beside = data_path.parent if is_shards(data_path) else data_path
+    return [json_path] if json_path else [Path("json"), beside, beside.parent]
+
+
 def check_is_folder(data_path: Path) -> None:
-    if not data_path.is_dir():
+    if not is_shards(data_path) and not data_path.is_dir():
         raise InputError(f"--data_path {data_path} is not a folder")
 
 
@@ -119,12 +123,32 @@ def own_files(split: str, folder: Path) -> list[Path]:
     return [folder / f"{name}{suffix}" for name in OWN_NAMES[split] for suffix in OWN_SUFFIXES]
 
 
-def find_own_file(split: str, folders: list[Path], data_path: Path) -> Path:
+def find_own_file(
+    split: str, folders: list[Path], data_path: Path, json_path: Path | None
+) -> Path:
     """A split of own data: `train.csv`, or `train/metadata.csv`, or another of their kind.
 
     Raises:
         InputError: there is none, or more than one in the same folder.
     """
+    if json_path and json_path.is_file():
+        raise InputError(f"--json_path {json_path} is a file: split it with python -m "
+                         f"scripts.split {json_path} --out FOLDER, and name that folder")
+    path = own_file(split, folders)
+    if path is not None:
+        return path
+    check_is_folder(data_path)
+    raise InputError(f"{no_own_file(split, folders)}: name their folder with --json_path, or make "
+                     "them of one file with python -m scripts.split")
+
+
+def no_own_file(split: str, folders: list[Path]) -> str:
+    return (f"no {split}.json, {split}.jsonl, {split}.csv or {split}.tsv is in "
+            f"{', '.join(map(str, folders))}")
+
+
+def own_file(split: str, folders: list[Path]) -> Path | None:
+    """A split of own data, or None; InputError where a folder has more than one."""
     for folder in folders:
         imagefolder = [folder / name / file for name in OWN_NAMES[split] for file in METADATA]
         for paths in own_files(split, folder), imagefolder:
@@ -134,10 +158,22 @@ def find_own_file(split: str, folders: list[Path], data_path: Path) -> Path:
                                  "split: take one away")
             if found:
                 return found[0]
-    check_is_folder(data_path)
-    raise InputError(f"no {split}.json, {split}.jsonl, {split}.csv or {split}.tsv is in "
-                     f"{', '.join(map(str, folders))}: name their folder with --json_path, or make "
-                     "them of one file with python -m scripts.split")
+    return None
+
+
+def captions_in_shards(
+    dataset: str, split: str, data_path: Path, json_path: Path | None
+) -> bool:
+    """Whether a split is all that is in its tar shards: of own data, where no file says otherwise.
+
+    Raises:
+        InputError: `json_path` is no folder.
+    """
+    if dataset != "custom" or not is_shards(data_path):
+        return False
+    if json_path and not json_path.is_dir():
+        raise InputError(f"--json_path {json_path} is not a folder of split files")
+    return own_file(split, split_folders(data_path, json_path)) is None
 
 
 # ---------------------------------------------------------------------- captions from their owners

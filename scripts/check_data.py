@@ -27,10 +27,13 @@ from PIL import Image
 
 from common.errors import InputError, exit_on_input_error
 from common.terminal import progress, tell
-from data import Split, read_split
+from data import Split, check_places, photos_of, photos_place, read_split
 from inputs.captions import clean_caption
+from inputs.kept import cache_folder
 from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
 from inputs.records import Columns
+from inputs.shard_index import ShardPhotos, look_up, shard_index
+from inputs.shards import TarPhoto, find_shards, is_shards
 
 SPLITS = "train", "val", "test"
 ORIENTATION = 0x0112  # the EXIF tag
@@ -38,7 +41,8 @@ SMALL, LONG = 32, 10_000  # pixels of a side
 
 # What is said of a finding; the first ones make a folder unusable.
 FATAL = {
-    "missing": "not in the folder",
+    "missing": "not in the folder, or the shards",
+    "ambiguous": "several photos of the shards have this name: put the shard's before it",
     "unreadable": "cut short, or no photo",
     "too large": "more pixels than are decoded",
     "linked": "a link leads out of the folder: allow it with --follow_links",
@@ -71,15 +75,19 @@ class Photo(NamedTuple):
     digest: str = ""
 
 
-def examine(path: Path) -> Photo:
-    """Decode a photo and say what is unusual about it."""
-    if not os.path.isfile(path):
+def examine(path: Path | TarPhoto | str) -> Photo:
+    """Decode a photo and say what is unusual about it; in place of one that could not be found its
+    kind of `FATAL` is given."""
+    if isinstance(path, str):
+        return Photo([path])
+    if isinstance(path, Path) and not os.path.isfile(path):
         return Photo(["missing"])
     try:
         with open_photo(path) as image:
             kinds = odd_kinds(image)
         load_photo(path)
-        return Photo(kinds, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
+        with path.open() if isinstance(path, TarPhoto) else open(path, "rb") as file:
+            return Photo(kinds, hashlib.blake2b(file.read(), digest_size=16).hexdigest())
     except TooLarge:
         return Photo(["too large"])
     except (InputError, OSError):
@@ -105,7 +113,7 @@ def odd_kinds(image: Image.Image) -> list[str]:
     return [kind for kind, is_so in found.items() if is_so]
 
 
-def examine_all(paths: list[Path], workers: int) -> list[Photo]:
+def examine_all(paths: list[Path | TarPhoto | str], workers: int) -> list[Photo]:
     """`examine` each, in as many processes, behind a bar."""
     def bar(found):
         return list(progress(found, "examining photos", len(paths)))
@@ -119,17 +127,17 @@ def examine_all(paths: list[Path], workers: int) -> list[Photo]:
 def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str, list[str]]:
     """Kind of `FATAL`, `ODD` and `BETWEEN` to the photos it was found in, as "split: name"."""
     names = [(part, name) for part, split in splits.items() for name in split.images]
-    paths = [photo_path(name, options.data_path) for _, name in names]
+    paths = [path for part, split in splits.items() for path in split_paths(split, part, options)]
     photos = examine_all(paths, options.workers)
-    leads_out = link_check(options.data_path)
+    leads_out = {part: link_check(photos_place(options, part)) for part in splits}
     found, same_file, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
     for (part, name), path, photo in zip(names, paths, photos, strict=True):
         label = f"{part}: {name}"
         for kind in photo.kinds:
             found[kind].append(label)
-        if photo.kinds[:1] == ["missing"]:
+        if photo.kinds[:1] in (["missing"], ["ambiguous"]):
             continue
-        if not options.follow_links and leads_out(path):
+        if not options.follow_links and isinstance(path, Path) and leads_out[part](path):
             found["linked"].append(label)
         same_file[path].append((part, label))
         if photo.digest:
@@ -143,6 +151,21 @@ def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str
         if len(set(files)) > 1:
             found["same bytes" if len(set(parts)) > 1 else "twice"].append(" = ".join(labels))
     return found
+
+
+def split_paths(
+    split: Split, part: str, options: CheckingOptions
+) -> list[Path | TarPhoto | str]:
+    """Where a split's photos are, or should be; a kind of `FATAL` of one that shards lack."""
+    place = photos_place(options, part)
+    if isinstance(split.images, ShardPhotos):
+        return list(photos_of(split.images, split.source, place, options))
+    if not is_shards(place):
+        return [photo_path(name, place) for name in split.images]
+    index = shard_index(find_shards(place), options.caption_column, cache_folder(options.cache))
+    kinds = {0: "missing", 1: None}
+    return [kinds.get(times, "ambiguous") or index.photo(row)
+            for row, times in zip(*(array.tolist() for array in look_up(split.images, index)))]
 
 
 def check_captions(splits: dict[str, Split], max_words: int) -> dict[str, list[str]]:
@@ -175,11 +198,13 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_checking(__doc__, argv)
     with exit_on_input_error():
         check_paths(options)
-        if options.data_path is None or not options.data_path.is_dir():
-            raise InputError(f"--data_path {options.data_path} is not a folder with photos in it")
+        if options.data_path is None:
+            raise InputError("--data_path: name the folder of the photos, or their shards")
+        check_places(options)
         columns = Columns(options.image_column, options.caption_column)
-        splits = {part: read_split(options.dataset, part, options.data_path, options.json_path,
-                                   columns=columns) for part in SPLITS}
+        splits = {part: read_split(options.dataset, part, photos_place(options, part),
+                                   options.json_path, columns=columns,
+                                   cache=cache_folder(options.cache)) for part in SPLITS}
         for part, split in splits.items():
             tell(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
                  f"{split.source}")

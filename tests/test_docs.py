@@ -247,7 +247,7 @@ def names_of_tests():
 
 @pytest.mark.parametrize("page", LINKED)
 def test_every_test_that_a_page_names_exists(page):
-    named = set(re.findall(r"(?<!\w)test_\w+\b(?!\.json|\.py)", LINKED[page]))
+    named = set(re.findall(r"(?<![\w-])test_\w+\b(?!\.json|\.py)", LINKED[page]))
     tests = names_of_tests()
     begun = {name for name in named if name.endswith("_")}  # test_fidelity_note_1_...
     assert not {name for name in begun if not any(test.startswith(name) for test in tests)}

@@ -17,6 +17,8 @@ from common.errors import InputError
 from common.options import ModelOptions
 from common.terminal import say, warn
 from common.weights import add_to_digest
+from inputs.photos import Photo
+from inputs.shards import TarPhoto
 from training import storage
 from training.run import Run
 
@@ -45,15 +47,19 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def photos_digest(photos: Sequence[Path], root: Path) -> str:
-    """A digest of the photos' names under `root`, their sizes and the times of their last change.
+def photos_digest(photos: Sequence[Photo], root: Path) -> str:
+    """A digest of the photos' names under `root`, their sizes and the times of their last change;
+    of those in shards, of their places and their shards' sizes and times.
 
     None is read, for that is most of what the features cost.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path in photos:
-        state = path.stat()
-        name = path.relative_to(root).as_posix()
+    for photo in photos:
+        if isinstance(photo, TarPhoto):
+            digest.update(f"{photo.name!r} {photo.offset} {photo.size} {photo.shard.size} "
+                          f"{photo.shard.changed}\n".encode())
+            continue
+        state, name = photo.stat(), photo.relative_to(root).as_posix()
         digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

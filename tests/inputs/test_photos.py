@@ -55,7 +55,7 @@ def test_photos_are_found_by_relative_path_or_bare_name(tmp_path):
 
 
 @pytest.mark.parametrize(("case", "message"), [
-    ("folder", "--data_path .*nothing is not a folder"), ("empty", "not a folder with photos"),
+    ("folder", "nothing is not a folder"), ("empty", "not a folder with photos"),
     ("missing", "1 of 2 photos of x.json .*gone.jpg, is missing"),
     ("broken", "2 of 2 photos of x.json .*here.jpg, is cut short")])
 def test_photos_that_cannot_be_used(tmp_path, case, message):

@@ -1,0 +1,178 @@
+"""Tar shards in the WebDataset layout: which ones a pattern names, and bytes of a photo inside one.
+
+`shards/{00000..00331}.tar` names 332 files. A photo in one of them is a `TarPhoto`: its bytes are
+read at their place, so photos are found at random as in a folder, in any order, by any process.
+"""
+
+import functools
+import io
+import itertools
+import os
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import InputError
+
+SUFFIX = ".tar"
+COMPRESSED = ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"
+MOST_SHARDS = 10**6
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})")
+# Files that a process keeps open: a share of what it may open, and no more than serve.
+MOST_OPEN = max(8, min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+
+class Shard(NamedTuple):
+    """A tar file as it was when it was looked at."""
+
+    path: str
+    size: int  # bytes
+    changed: int  # time of the last change, in nanoseconds
+
+
+class TarPhoto(NamedTuple):
+    """A photo inside a shard. Stands wherever the `Path` of a photo in a folder does."""
+
+    shard: Shard
+    member: str
+    offset: int  # of its first byte in the shard
+    size: int  # bytes
+
+    def __str__(self) -> str:
+        return f"{self.shard.path}: {self.member}"
+
+    @property
+    def name(self) -> str:
+        return f"{os.path.basename(self.shard.path)}/{self.member}"
+
+    def open(self) -> io.BytesIO:
+        """Its bytes, as a file."""
+        return io.BytesIO(read_at(self.shard, self.offset, self.size))
+
+
+# ----------------------------------------------------------------------------------------- patterns
+
+
+def is_shards(path: Path | None) -> bool:
+    """Whether a path, maybe with braces, names tar files and not a folder."""
+    if path is None or path.is_dir():
+        return False
+    # What braces hold does not matter here, but for a suffix.
+    ends = BRACES.sub(lambda found: found[1], str(path)).lower()
+    return ends.endswith((SUFFIX, *COMPRESSED))
+
+
+def find_shards(pattern: Path) -> tuple[Shard, ...]:
+    """The shards that a pattern names, in its order.
+
+    Raises:
+        InputError: the braces cannot be read, or a shard is missing, compressed or named twice.
+    """
+    paths = [str(pattern)] if pattern.is_file() else list(expanded(str(pattern)))
+    other = next((path for path in paths if not path.lower().endswith(SUFFIX)), None)
+    if other is not None:
+        raise InputError(f"shards {pattern}: {other} is no .tar; a compressed one must be unpacked "
+                         "first, since only a plain tar can be read at any place")
+    shards, missing = [], []
+    for path in paths:
+        try:
+            if not os.path.isfile(path):  # a pipe might never end
+                raise FileNotFoundError
+            state = os.stat(path)
+            shards.append(Shard(path, state.st_size, state.st_mtime_ns))
+        except (OSError, ValueError):
+            missing.append(path)
+    if missing:
+        raise InputError(f"{len(missing):,} of {len(paths):,} shards {pattern} are missing, such "
+                         f"as {missing[0]}: name those that are there, as "
+                         "'shards/{00000..00331}.tar'")
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise InputError(f"shards {pattern}: one is named twice")
+    return tuple(shards)
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """What a pattern with `{00000..00331}` and `{a,b}` stands for, the last braces moving first."""
+    texts = BRACES.split(pattern)  # text, inside of braces, text, ...
+    if any(set(text) & set("{}") for text in texts[::2]):
+        raise InputError(f"shards {pattern}: braces must be closed, and none may be inside others")
+    choices = [brace_choices(inside, pattern) for inside in texts[1::2]]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MOST_SHARDS:
+        raise InputError(f"shards {pattern}: these are {count:,}, more than {MOST_SHARDS:,}: make "
+                         "them larger")
+    for chosen in itertools.product(*choices):
+        yield "".join(itertools.chain(*zip(texts[::2], chosen), texts[-1:]))
+
+
+def brace_choices(inside: str, pattern: str) -> "list[str] | Numbers":
+    """What stands for one pair of braces."""
+    if found := RANGE.fullmatch(inside):
+        return Numbers(*found.groups())
+    if "," in inside:
+        return inside.split(",")
+    raise InputError(f"shards {pattern}: {{{inside}}} is neither a range such as {{00000..00331}} "
+                     "nor a choice such as {a,b}")
+
+
+class Numbers:
+    """`first..last` with the zeros in front that either has, as shells count."""
+
+    def __init__(self, first: str, last: str):
+        step = 1 if int(last) >= int(first) else -1
+        self.numbers = range(int(first), int(last) + step, step)
+        padded = [text for text in (first, last) if text != "0" and text.startswith("0")]
+        self.width = max(map(len, (first, last))) if padded else 0
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{number:0{self.width}}" for number in self.numbers)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+class Descriptor:
+    """An open file, closed with the last use of it."""
+
+    def __init__(self, shard: Shard):
+        self.number = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+        state = os.fstat(self.number)
+        self.is_same = (state.st_size, state.st_mtime_ns) == (shard.size, shard.changed)
+
+    def __del__(self, close=os.close):  # `os` may be gone when Python ends
+        if hasattr(self, "number"):
+            close(self.number)
+
+
+# A process that is forked has these too: reading at a place moves nothing that they share.
+open_shard = functools.lru_cache(maxsize=MOST_OPEN)(Descriptor)
+
+
+def read_at(shard: Shard, offset: int, size: int) -> bytes:
+    """`size` bytes of a shard.
+
+    Raises:
+        InputError: it cannot be read, or is no longer the file that it was.
+    """
+    try:
+        descriptor = open_shard(shard)
+        content = os.pread(descriptor.number, size, offset) if descriptor.is_same else b""
+        while 0 < len(content) < size:  # a read gives 2 GiB at most
+            more = os.pread(descriptor.number, size - len(content), offset + len(content))
+            if not more:
+                break
+            content += more
+    except FileNotFoundError as error:
+        raise InputError(f"shard {shard.path} is missing") from error
+    if len(content) < size or not descriptor.is_same:
+        open_shard.cache_clear()
+        raise InputError(f"shard {shard.path} has changed since it was looked at: start again")
+    return content
