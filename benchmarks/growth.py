@@ -1,8 +1,10 @@
-"""How time and memory grow with the memory bank, the test set and the pairs of the training split.
+"""How time and memory grow with the memory bank, the test set, the pairs of the training split,
+and the samples in tar shards.
 
     python benchmarks/growth.py --save
     python benchmarks/growth.py --photos 1000 10000 100000 --banks
     python benchmarks/growth.py --pairs 3000000 --banks --photos
+    python benchmarks/growth.py --shards 1000000 --banks --photos
 
 "extra memory" is the highest resident memory during the work, less that before it: what the work
 takes beside the bank or the embeddings themselves. Read from Linux's /proc.
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 from large_data import pair_rows
+from shard_rows import shard_rows
 from speed import filled_bank, fitted_loss, keep, machine, unit_rows
 from timing import resident
 
@@ -87,6 +90,8 @@ def main(argv: list[str] | None = None) -> str:
                         help="sizes of the test set; 100,000 takes a quarter of an hour")
     parser.add_argument("--pairs", type=int, help="simulated pairs of a training split, for what "
                         "benchmarks/large_data.py measures")
+    parser.add_argument("--shards", type=int, metavar="SAMPLES", help="samples in tar shards, for "
+                        "what benchmarks/shard_rows.py measures")
     parser.add_argument("--batch", type=int, default=32, help="B, pairs in a step")
     parser.add_argument("--dim", type=int, default=768, help="D of the embeddings")
     parser.add_argument("--repeats", type=int, default=3, help="steps measured, the best counts")
@@ -99,6 +104,8 @@ def main(argv: list[str] | None = None) -> str:
         tables.append(test_set_rows(options.photos, options.dim))
     if options.pairs:
         tables.append(pair_rows(options.pairs))
+    if options.shards:
+        tables.append(shard_rows(options.shards))
     text = "\n\n".join([f"{datetime.date.today()}, {machine('cpu')}, D {options.dim}",
                         *("\n".join(lines) for lines in tables)])
     print(text)

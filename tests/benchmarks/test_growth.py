@@ -27,3 +27,10 @@ def test_simulated_photos_are_found_by_their_bare_names(tmp_path):
     _, train_set = large_data.start(tmp_path)
     assert len(set(train_set.split.images)) == len(train_set.captions) == 250
     assert all(photo.is_file() for photo in train_set.photos) and len(set(train_set.photos)) == 100
+
+
+def test_shards_are_written_indexed_and_read(capsys):
+    growth.main(["--banks", "--photos", "--shards", "30"])
+    printed = capsys.readouterr().out
+    assert "| samples, shards; processes that index | 30, 1; " in printed
+    assert printed.count("| a photo at random from ") == 4
