@@ -285,6 +285,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=formatter_class, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and ".tar" in message:
+            message = "put the pattern of shards into quotes: 'shards/{00000..00331}.tar'"
         self.exit(2, f"error: {one_line(message)}; see --help\n")
 
     def _print_message(self, message: str, file=None) -> None:

@@ -166,7 +166,7 @@ def shard_index(
         blocks = scan_all(shards, caption_column)
         add_blocks(progress(blocks, "indexing shards", len(shards), unit="shard"), parts)
 
-    return ShardIndex(shards, kept(index_folder(shards, cache), "shards", key, fill))
+    return ShardIndex(shards, kept(index_folder(shards, cache), "shard indexes", key, fill))
 
 
 def index_folder(shards: Sequence[Shard], cache: Path | None) -> Path | None:

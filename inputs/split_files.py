@@ -138,13 +138,11 @@ def find_own_file(
     if path is not None:
         return path
     check_is_folder(data_path)
-    raise InputError(f"{no_own_file(split, folders)}: name their folder with --json_path, or make "
-                     "them of one file with python -m scripts.split")
-
-
-def no_own_file(split: str, folders: list[Path]) -> str:
-    return (f"no {split}.json, {split}.jsonl, {split}.csv or {split}.tsv is in "
-            f"{', '.join(map(str, folders))}")
+    tars = ("; tar shards are named themselves, as 'shards/{00000..00331}.tar'"
+            if any(data_path.glob("*.tar")) else "")
+    raise InputError(f"no {split}.json, {split}.jsonl, {split}.csv or {split}.tsv is in "
+                     f"{', '.join(map(str, folders))}: name their folder with --json_path, or make "
+                     f"them of one file with python -m scripts.split{tars}")
 
 
 def own_file(split: str, folders: list[Path]) -> Path | None:

@@ -1,6 +1,6 @@
 """Malformed input of every kind, through the real commands: one line, status 2, no file harmed.
 
-The table is in `helpers/faults_of_data.py` and `helpers/faults_of_files.py`, and for reading in
+The table is in `helpers/faults_of_data.py` and its like of files and shards, and for reading in
 `FAULTS.md`; below hypothesis looks for more.
 """
 
@@ -13,6 +13,7 @@ import torch
 from helpers import (
     faults_of_data,  # noqa: F401  (it fills the table)
     faults_of_files,  # noqa: F401  (likewise)
+    faults_of_shards,  # noqa: F401  (likewise)
 )
 from helpers.faults import FAULTS, Place
 from helpers.paths import ROOT
@@ -47,7 +48,7 @@ def test_fault(data, finished, tmp_path, capsys, name):
 
 
 def test_the_table_of_faults_is_that_of_the_tests():
-    assert len(FAULTS) >= 104
+    assert len(FAULTS) >= 122
     table = (ROOT / "tests" / "FAULTS.md").read_text()
     rows = re.findall(r"^\| (.*?) \| .* \| `test_fault\[(.*?)\]` \|$", table, re.MULTILINE)
     assert rows == [(described, name) for name, (described, _, _) in FAULTS.items()]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from helpers.paths import ROOT
+from helpers.shards import pairs, write_shard
 
 from encoders.processors import SPECIAL_TOKENS
 from inputs.shapes import DEFAULT_SIZES, make_shapes
@@ -84,3 +85,13 @@ def test_only_a_vocabulary_is_overwritten(build, tmp_path, kept):
     (tmp_path / "words.txt").unlink()
     for _ in range(2):
         assert build("train.csv", "image,text\na.jpg,red\n")[0] == 0
+
+
+def test_captions_in_shards_make_the_same_vocabulary(tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(
+        [{"image": f"{number}.jpg", "caption": f"photo {number}"} for number in range(20)]))
+    for number in 0, 1:
+        write_shard(tmp_path / f"{number}.tar", pairs(10 * number, 10 * number + 10))
+    for source in "train.json", "{0..1}.tar":
+        build_vocab.main([str(tmp_path / source), str(tmp_path / f"{source}.txt")])
+    assert (tmp_path / "train.json.txt").read_text() == (tmp_path / "{0..1}.tar.txt").read_text()

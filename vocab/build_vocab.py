@@ -5,11 +5,13 @@ a line:
         --size 8000
 
 The text is cleaned as in training first. The same captions give the same file.
-Of Karpathy's file, which holds all splits, the training split is read.
+Of Karpathy's file, which holds all splits, the training split is read; of tar
+shards, 'shards/{00000..00331}.tar', the captions inside.
 """
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
@@ -25,7 +27,7 @@ LARGEST = 10**7  # tokens
 def build_vocab_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("split", type=Path,
-                        help="a training split: json, or any file of captions")
+                        help="a training split: json, any file of captions, or tar shards")
     parser.add_argument("output", type=Path, help="vocabulary file to write")
     parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
     add_column_flags(parser)
@@ -38,13 +40,15 @@ if __name__ == "__main__":
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
+from data import split_of_shards  # noqa: E402
 from encoders.processors import SPECIAL_TOKENS  # noqa: E402
 from inputs.captions import clean_caption  # noqa: E402
 from inputs.formats import read_records  # noqa: E402
 from inputs.records import Columns  # noqa: E402
+from inputs.shards import is_shards  # noqa: E402
 
 
-def build_vocabulary(captions: list[str], size: int) -> list[str]:
+def build_vocabulary(captions: Sequence[str], size: int) -> list[str]:
     """At most `size` WordPiece tokens: special ones, letters, then pieces by frequency."""
     counts = Counter(word for text in captions for word in clean_caption(text).split())
     words = sorted(counts, key=lambda word: (-counts[word], word))
@@ -76,8 +80,11 @@ def main(argv: list[str] | None = None) -> None:
         files.check_path(options.split, "split")
         files.check_path(options.output, "output")
         columns = Columns(options.image_column, options.caption_column)
-        captions = [text for record in read_records(options.split, "train", columns)
-                    for text in record.captions]
+        if is_shards(options.split):
+            captions = split_of_shards("train", options.split, None, columns, None).captions
+        else:
+            captions = [text for record in read_records(options.split, "train", columns)
+                        for text in record.captions]
         place = files.output_place(options.output, "output", is_vocabulary, [options.split])
         tokens = build_vocabulary(captions, options.size)
         files.write(place, "".join(f"{token}\n" for token in tokens).encode(), "the vocabulary")
