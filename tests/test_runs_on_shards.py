@@ -8,6 +8,7 @@ import pytest
 from helpers.runs import CPU, assert_same, command, events, expect_exit, final_state
 from helpers.shards import PHOTO, jpeg, pack, write_shard
 from helpers.stopping import signal_after
+from helpers.together import Processes
 
 import checkpoint
 import evaluation
@@ -82,6 +83,22 @@ def test_a_run_on_shards_that_was_stopped_goes_on_to_the_bit(shards, on_files, t
     train.main(arguments)
     assert_same(trained(tmp_path), trained(on_files))
     assert events(tmp_path).keys() == events(on_files).keys()
+
+
+def test_two_processes_on_shards_are_two_on_a_folder(data, shards, tmp_path):
+    """One of them indexes, the other one waits."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (shards / "tars").glob("*.tar"):
+        shutil.copy(path, copy)
+    for name, arguments in ("shards", on_shards(shards, tmp_path / "shards_run")), (
+            "folder", on_folder(data, shards, tmp_path / "folder_run")):
+        arguments = [word.replace(str(shards / "tars"), str(copy)) for word in arguments]
+        group = Processes(2, lambda arguments=arguments: train.main(
+            [*arguments, "--num_epochs", "2"]), tmp_path / name)
+        assert group.statuses() == [0, 0], group.printed()
+    assert_same(trained(tmp_path / "shards_run"), trained(tmp_path / "folder_run"))
+    assert len([path for path in (copy / FOLDER).iterdir() if path.is_dir()]) == 3
 
 
 def test_split_files_name_photos_inside_shards(data, shards, on_files, tmp_path):
