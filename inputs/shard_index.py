@@ -5,16 +5,15 @@ where they cannot be written to (`inputs/kept.py`). Where a shard has another si
 it is made anew.
 """
 
+import functools
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
+from common.pools import in_processes
 from common.terminal import progress, warn
 from inputs.arrays import Lazy, Parts, Texts, rows_of
 from inputs.kept import Arrays, kept
@@ -163,7 +162,8 @@ def shard_index(
                 "places": labels_of(shards), "caption_column": caption_column}
 
     def fill(parts: Parts) -> None:
-        blocks = scan_all(shards, caption_column)
+        blocks = in_processes(functools.partial(scan_shard, caption_column=caption_column), shards,
+                              min(len(shards), usable_cores()), "indexing shards")
         add_blocks(progress(blocks, "indexing shards", len(shards), unit="shard"), parts)
 
     return ShardIndex(shards, kept(index_folder(shards, cache), "shard indexes", key, fill))
@@ -175,30 +175,6 @@ def index_folder(shards: Sequence[Shard], cache: Path | None) -> Path | None:
     folder = Path(shards[0].path).parent
     beside = folder / FOLDER
     return beside if os.access(beside if beside.is_dir() else folder, os.W_OK) else cache
-
-
-def scan_all(shards: Sequence[Shard], caption_column: str | None) -> Iterator[Block]:
-    """What is in each shard, in their order, from as many processes as there are cores."""
-    columns = [caption_column] * len(shards)
-    processes = min(len(shards), usable_cores())
-    if processes == 1:
-        yield from map(scan_shard, shards, columns)
-        return
-    try:
-        with ProcessPoolExecutor(processes, initializer=leave_signals) as pool:
-            try:
-                yield from pool.map(scan_shard, shards, columns)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool as error:
-        raise InputError("a process that indexes shards was killed: give the machine more memory"
-                         ) from error
-
-
-def leave_signals() -> None:
-    """Ctrl-C comes to all processes: the main one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def add_blocks(blocks: Iterator[Block], parts: Parts) -> None:

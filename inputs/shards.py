@@ -77,7 +77,7 @@ def find_shards(pattern: Path) -> tuple[Shard, ...]:
         raise InputError(f"shards {pattern}: {other} is no .tar; a compressed one must be unpacked "
                          "first, since only a plain tar can be read at any place")
     shards, missing = [], []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):  # which no shell does in quotes
         try:
             if not os.path.isfile(path):  # a pipe might never end
                 raise FileNotFoundError

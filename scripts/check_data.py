@@ -12,7 +12,6 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +25,12 @@ if __name__ == "__main__":
 from PIL import Image
 
 from common.errors import InputError, exit_on_input_error
+from common.pools import in_processes
 from common.terminal import progress, tell
 from data import Split, check_places, photos_of, photos_place, read_split
 from inputs.captions import clean_caption
 from inputs.kept import cache_folder
+from inputs.loader import usable_cores
 from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
 from inputs.records import Columns
 from inputs.shard_index import ShardPhotos, look_up, shard_index
@@ -115,13 +116,8 @@ def odd_kinds(image: Image.Image) -> list[str]:
 
 def examine_all(paths: list[Path | TarPhoto | str], workers: int) -> list[Photo]:
     """`examine` each, in as many processes, behind a bar."""
-    def bar(found):
-        return list(progress(found, "examining photos", len(paths)))
-
-    if workers == 0:
-        return bar(map(examine, paths))
-    with ProcessPoolExecutor(min(workers, os.cpu_count())) as pool:
-        return bar(pool.map(examine, paths, chunksize=16))
+    found = in_processes(examine, paths, min(workers, usable_cores()), "examining photos", 16)
+    return list(progress(found, "examining photos", len(paths)))
 
 
 def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str, list[str]]:

@@ -37,9 +37,9 @@ def arrays_of(index):
 def count_scans(monkeypatch):
     scanned = []
 
-    def scan(shard, column):
+    def scan(shard, caption_column):
         scanned.append(Path(shard.path).name)
-        return module_scan(shard, column)
+        return module_scan(shard, caption_column)
 
     module_scan = module.scan_shard
     monkeypatch.setattr(module, "scan_shard", scan)
@@ -149,7 +149,7 @@ def test_a_process_that_is_killed_is_told(three, monkeypatch):
         shard_index(find_shards(three))
 
 
-def killed(shard, column):
+def killed(shard, caption_column):
     os.kill(os.getpid(), 9)
 
 
