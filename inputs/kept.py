@@ -3,8 +3,9 @@
 An entry is a folder: a file for each array, and `meta.json` with the whole key, and each array's
 type, length and checksum. It is written under another name and renamed when it is whole. A wrong
 hit would train on other data without a word, so a key holds contents and no times: digests of the
-files that are read, every option that enters, and the reading code itself. An entry whose sums do
-not agree is made anew. A folder that cannot be written costs time, never the run.
+files that are read (of tar shards, sizes and times), every option that enters, and the reading code
+itself. An entry whose sums do not agree is made anew. A folder that cannot be written costs time,
+never the run.
 """
 
 import functools
