@@ -102,8 +102,6 @@ def split_of_shards(
     Raises:
         InputError: of `shard_index`; there is no pair; or in val and test one cannot be used.
     """
-    if columns.image is not None:
-        raise InputError(f"--image_column: {data_path} has no column of photos; leave it out")
     index = shard_index(find_shards(data_path), columns.caption, cache)
     check_left_out(index, data_path, every=split != "train")
     images = ShardPhotos(index, index.pairs, names=True)
@@ -250,8 +248,9 @@ def photos_place(options: SourceOptions, split: str) -> Path:
 
 
 def check_places(options: SourceOptions) -> None:
-    """Raise InputError where val or test would be the shards that are trained on, or each other."""
-    parts = {}
+    """Raise InputError where val or test would be the shards that are trained on, or each other, or
+    where a column of photos is named and no split has one."""
+    parts: dict[Path, str] = {}
     for split in "train", "val", "test":
         place = photos_place(options, split)
         if captions_in_shards(options.dataset, split, place, options.json_path):
@@ -260,6 +259,9 @@ def check_places(options: SourceOptions) -> None:
                                  f"shards, or a folder, with --{split}_path; or a folder that has "
                                  f"a {split}.json with --json_path")
             parts[place] = split
+    if len(parts) == 3 and options.image_column is not None:
+        raise InputError(f"--image_column {options.image_column}: all splits are in shards, which "
+                         "have no column of photos; leave it out")
 
 
 def photos_of(

@@ -232,8 +232,8 @@ def sample_captions(
     `.txt` goes before `.json`, which then only says more of the photo, unless the user has named a
     key of that.
     """
-    suffix = next((suffix for suffix in ((JSON,) if caption_column else (TEXT, JSON))
-                   if suffix in sample.texts), None)
+    order = (JSON, TEXT) if caption_column else (TEXT, JSON)
+    suffix = next((suffix for suffix in order if suffix in sample.texts), None)
     if suffix is None:
         return NO_CAPTION
     members = sample.texts[suffix]

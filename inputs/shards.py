@@ -76,8 +76,9 @@ def find_shards(pattern: Path) -> tuple[Shard, ...]:
     if other is not None:
         raise InputError(f"shards {pattern}: {other} is no .tar; a compressed one must be unpacked "
                          "first, since only a plain tar can be read at any place")
+    paths = list(map(os.path.expanduser, paths))  # which no shell does in quotes
     shards, missing = [], []
-    for path in map(os.path.expanduser, paths):  # which no shell does in quotes
+    for path in paths:
         try:
             if not os.path.isfile(path):  # a pipe might never end
                 raise FileNotFoundError

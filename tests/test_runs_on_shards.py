@@ -203,11 +203,13 @@ def test_val_and_test_need_shards_of_their_own(shards, tmp_path, capsys):
 
 
 def test_val_in_a_folder_goes_with_training_on_shards(data, shards):
+    """The columns of its split file are not asked of the shards."""
     options, _ = parse("", ["--dataset", "custom", "--data_path",
                             str(shards / "tars" / "train-{0..2}.tar"), "--json_path",
                             str(shards / "splits"), "--val_path", str(data), "--test_path",
-                            str(data)])
+                            str(data), "--image_column", "image"])
     check_places(options)
+    assert len(read_split("custom", "train", options.data_path, columns=Columns("image")).images)
     split = read_split("custom", "val", data, shards / "splits")
     assert photos_of(split.images, split.source, data, options)[0].is_file()
 

@@ -103,7 +103,7 @@ def shard_of_two_keys(place):
     shard_of(place, [("a.jpg", PHOTO), ("a.json", '{"caption": "x", "text": "y"}')])
 
 
-@fault("a column of photos named for shards", "--image_column", "leave it out")
+@fault("a column of photos named for shards", "--image_column file", "leave it out")
 def shard_image_column(place):
     shard_of(place, [], "--image_column", "file")
 

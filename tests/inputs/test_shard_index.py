@@ -93,7 +93,8 @@ def test_an_index_is_kept_and_a_changed_shard_makes_it_anew(three, monkeypatch):
     (three.parent / "1.tar").write_bytes(content)
     assert arrays_of(shard_index(find_shards(three)))["captions"] == first["captions"]
     assert len(scanned) == 12
-    assert shard_index(find_shards(three), "caption").captions[0] == "one"  # the user's own key
+    assert shard_index(find_shards(three), "alt").captions[0] == "photo 0"
+    assert len(scanned) == 16  # a key of one's own is another index
 
 
 def test_a_moved_folder_takes_its_index_along(three, tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ def test_text_goes_before_json_unless_a_key_is_named(tmp_path):
     assert scanned(tmp_path, files).texts == ["text"]
     assert scanned(tmp_path, files, "alt").texts == ["alt"]
     assert scanned(tmp_path, files, "other").states.tolist() == [NO_CAPTION]
+    assert scanned(tmp_path, files[:2], "alt").texts == ["text"]  # it may be that of val's table
 
 
 def test_two_keys_that_may_be_the_captions_are_refused(tmp_path):
