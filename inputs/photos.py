@@ -31,6 +31,8 @@ from inputs.shards import TarPhoto, read_at
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 128  # of what a warp uncovers
 FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+            ".ppm", ".pgm", ".pbm", ".pnm"}
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
 LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
 MANY, SAMPLE = 200_000, 20_000  # photos above which a sample is checked, and of how many

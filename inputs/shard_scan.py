@@ -16,12 +16,11 @@ import numpy as np
 
 from common.errors import InputError, one_line, pass_on
 from common.files import is_unicode
-from inputs.photos import TooLarge, open_photo, photo_fault
+from inputs.photos import SUFFIXES, TooLarge, open_photo, photo_fault
 from inputs.records import is_blank, listed
 from inputs.shards import Shard, TarPhoto
 
-PHOTOS = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm",
-          "pbm", "pnm"}
+PHOTOS = {suffix.removeprefix(".") for suffix in SUFFIXES}
 TEXT, JSON = "txt", "json"
 CAPTION_KEYS = "caption", "captions", "text", "sentences"
 LONGEST_CAPTION = 2**20  # bytes of a file of captions
@@ -108,9 +107,9 @@ def files_of(shard: Shard, file: IO[bytes]) -> Iterator[Member]:
         InputError: it is compressed, no tar file, cut short or broken; a photo or caption in it is
             a link or has holes. It says behind which file.
     """
-    start = file.read(6)
+    start = file.read(BLOCK)
     packed = next((kind for mark, kind in COMPRESSED.items() if start.startswith(mark)), None)
-    if packed is not None:
+    if packed is not None and start[257:262] != b"ustar":  # a tar begins with a name: BZhu.jpg
         raise InputError(f"shard {shard.path} is compressed ({packed}): unpack it first, since "
                          "only a plain tar can be read at any place")
     if not start:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from common.errors import InputError, one_line
 from common.terminal import warn
+from inputs.photos import SUFFIXES
 
-# Of the formats that `inputs.photos` decodes.
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-            ".ppm", ".pgm", ".pbm", ".pnm"}
 Stat = tuple[int, int]  # bytes, and nanoseconds of the last change
 
 

@@ -187,6 +187,10 @@ def test_a_compressed_tar_is_refused(tmp_path, pack, told):
     assert f"compressed ({told}): unpack it first" in told_of(path)
 
 
+def test_a_tar_whose_first_name_looks_like_a_mark_is_none_the_less_one(tmp_path):
+    assert scanned(tmp_path, [("BZh.jpg", PHOTO), ("BZh.txt", "x")]).texts == ["x"]
+
+
 @pytest.mark.parametrize("content, told", [(b"", "is empty"), (b"x" * 5000, "is no tar file"),
                                            (b"<html>", "is no tar file"), (PHOTO, "is no tar")])
 def test_what_is_no_tar_is_refused(tmp_path, content, told):
