@@ -247,11 +247,13 @@ def photos_place(options: SourceOptions, split: str) -> Path:
     return place
 
 
-def check_places(options: SourceOptions) -> None:
+def check_places(
+    options: SourceOptions, splits: tuple[str, ...] = ("train", "val", "test")
+) -> None:
     """Raise InputError where val or test would be the shards that are trained on, or each other, or
     where a column of photos is named and no split has one."""
     parts: dict[Path, str] = {}
-    for split in "train", "val", "test":
+    for split in splits:
         place = photos_place(options, split)
         if captions_in_shards(options.dataset, split, place, options.json_path):
             if place in parts:
@@ -259,7 +261,7 @@ def check_places(options: SourceOptions) -> None:
                                  f"shards, or a folder, with --{split}_path; or a folder that has "
                                  f"a {split}.json with --json_path")
             parts[place] = split
-    if len(parts) == 3 and options.image_column is not None:
+    if len(parts) == len(splits) and options.image_column is not None:
         raise InputError(f"--image_column {options.image_column}: all splits are in shards, which "
                          "have no column of photos; leave it out")
 
@@ -317,6 +319,12 @@ def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
     """`load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     return load_split(options, name, tokenizer, limit)
+
+
+def load_test_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+    """`load_eval_set` of the test split, beside a training split that --data_path names."""
+    check_places(options, ("train", "test"))
+    return load_eval_set(options, "test", tokenizer)
 
 
 def check_apart(*parts: LoadedSplit) -> None:

@@ -46,6 +46,7 @@ from data import (
     LoadedSplit,
     check_apart,
     load_eval_set,
+    load_test_set,
     load_train_set,
     make_train_loader,
     sees_photos_once,
@@ -304,7 +305,7 @@ def train_and_test(
     tokenizer = tokenizer_of(options)
     train_set = load_train_set(options, tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
-    test_set = load_eval_set(options, "test", tokenizer)  # what is wrong with it shows now
+    test_set = load_test_set(options, tokenizer)  # what is wrong with it shows now
     if options.dataset == "custom":
         check_apart(train_set, val_set, test_set)
     if options.judgements:
@@ -410,7 +411,7 @@ def main(argv: list[str] | None = None) -> None:
             once_per_machine(lambda: make_shapes(options.data_path))
         if options.test:
             tokenizer = tokenizer_of(options)
-            test(options, state, path, load_eval_set(options, "test", tokenizer), tokenizer)
+            test(options, state, path, load_test_set(options, tokenizer), tokenizer)
         else:
             train_and_test(options, given, state, lock)
 

@@ -202,6 +202,11 @@ def test_val_and_test_need_shards_of_their_own(shards, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_shards_that_are_trained_on_are_not_tested_for_want_of_a_flag(shards, on_files, capsys):
+    arguments = command(shards / "tars" / "train-{0..2}.tar", on_files, *SMALL, "--test")
+    expect_exit(arguments, 2, capsys, ["test would be", "as train is", "--test_path"])
+
+
 def test_val_in_a_folder_goes_with_training_on_shards(data, shards):
     """The columns of its split file are not asked of the shards."""
     options, _ = parse("", ["--dataset", "custom", "--data_path",
