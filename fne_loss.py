@@ -25,10 +25,8 @@ NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate 
 
 
 class RunningGaussian(nn.Module):
-    """Mean and variance of a stream of similarities (paper, section 3.2).
-
-    Buffers: `count` () int64, `mean` () and `m2` () float64, the sum of squared deviations.
-    """
+    """Mean and variance of a stream of similarities (paper, section 3.2), as buffers: `count` ()
+    int64, `mean` () and `m2` () float64, the sum of squared deviations."""
 
     def __init__(self):
         super().__init__()
@@ -79,13 +77,15 @@ def cosine(embeds: Tensor, others: Tensor) -> Tensor:
 
 def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
     """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
-    embeds, others = at_least_float32(embeds, others)
-    return (embeds * others).sum(dim=1)
+    return torch.mul(*at_least_float32(embeds, others)).sum(dim=1)
 
 
-def same_image(ids: Tensor, other_ids: Tensor) -> Tensor:
-    """(A, C) bool, true where ids (A,) and other_ids (C,) name the same photo."""
-    return ids[:, None] == other_ids[None, :]
+def excluded_candidates(
+    image_ids: Tensor, candidate_ids: Tensor, further: Tensor | None = None
+) -> Tensor:
+    """(A, C) bool from ids (A,) and (C,): the anchor's own image, `EMPTY` = -100, or `further`."""
+    barred = (image_ids[:, None] == candidate_ids) | (candidate_ids == EMPTY)
+    return barred if further is None else barred | further
 
 
 class InBatch(NamedTuple):
@@ -98,14 +98,16 @@ class InBatch(NamedTuple):
 
 
 @torch.no_grad()
-def rank_in_batch(similarity: Tensor, image_ids: Tensor) -> InBatch:
+def rank_in_batch(similarity: Tensor, image_ids: Tensor, excluded: Tensor | None = None) -> InBatch:
     """Pairs, their hardest negatives, and which are confident (paper, section 3.2), from (B, B)
     similarities, images in rows and texts in columns, and (B,) ids of the photos.
 
-    Other captions of a pair's own photo do not compete (Fidelity note 4). A tie is not a best.
+    Other captions of a pair's own photo do not compete (Fidelity note 4), nor what (B, B)
+    `excluded` bars further. A tie is not a best.
     """
     positive = similarity.detach().diagonal()  # (B,)
-    allowed = similarity.masked_fill(same_image(image_ids, image_ids), -torch.inf)  # (B, B)
+    barred = excluded_candidates(image_ids, image_ids, excluded)
+    allowed = similarity.masked_fill(barred, -torch.inf)  # (B, B)
     hardest, hardest_at = torch.stack([allowed, allowed.T]).max(dim=2)  # (2, B), (2, B)
     return InBatch(positive, hardest, hardest_at, (positive > hardest).all(dim=0))
 
@@ -134,11 +136,6 @@ def false_negative_posterior(
     """
     odds = log_density(similarity, positive) - log_density(similarity, negative)
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
-
-
-def excluded_candidates(image_ids: Tensor, candidate_ids: Tensor) -> Tensor:
-    """(B, C) bool from ids (B,) and (C,): the anchor's own image, or `EMPTY` = -100."""
-    return same_image(image_ids, candidate_ids) | (candidate_ids == EMPTY)
 
 
 def cut_down_bound(positive: RunningGaussian, margin: float) -> Tensor:
@@ -179,7 +176,6 @@ def uniform(rows: Tensor, batch: int, first: int = 0) -> Tensor:
     return torch.rand(batch, dtype=torch.float64, device=rows.device)[first : first + len(rows)]
 
 
-
 def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = None) -> Tensor:
     """(B,) int64: one candidate per row, drawn with probability proportional to its weight.
 
@@ -200,8 +196,8 @@ def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = N
 
 
 def running_sums(values: Tensor) -> Tensor:
-    """(B, C) float64 sums of each row up to each column; by doubling where PyTorch is set to be
-    deterministic, since a GPU's `cumsum` is not, or only with memory that grows with C squared."""
+    """(B, C) float64 sums of each row up to each column; by doubling where PyTorch must be
+    deterministic: a GPU's `cumsum` is not, or with memory that grows with C squared."""
     if not torch.are_deterministic_algorithms_enabled():
         return values.cumsum(dim=1, dtype=torch.float64)
     sums, width = values.double(), 1
@@ -234,42 +230,43 @@ def triplet_loss(
 
 
 def triplet_from_similarity(
-    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool
+    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up.
 
     From (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another
-    caption of the anchor's photo is no negative (Fidelity note 4). With `max_violation` only the
-    hardest negative counts, else all of them.
+    caption of the anchor's photo is no negative (Fidelity note 4), nor what (B, B) `excluded` bars
+    further. With `max_violation` only the hardest negative counts, else all of them.
     """
     positive = similarity.diagonal()[:, None]  # (B, 1)
-    own = same_image(image_ids, image_ids)
-    cost_i2t = F.relu(margin + similarity - positive).masked_fill(own, 0.0)
-    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(own, 0.0)
+    barred = excluded_candidates(image_ids, image_ids, excluded)
+    cost_i2t = F.relu(margin + similarity - positive).masked_fill(barred, 0.0)
+    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(barred.T, 0.0)
     if max_violation:
         cost_i2t, cost_t2i = cost_i2t.amax(dim=1), cost_t2i.amax(dim=1)
     return (cost_i2t.sum() + cost_t2i.sum()) / len(image_ids)
 
 
-def infonce_loss(similarity: Tensor, image_ids: Tensor, log_scale: Tensor) -> Tensor:
+def infonce_loss(
+    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, excluded: Tensor | None = None
+) -> Tensor:
     """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
 
     Args:
-        similarity, image_ids: (B, B), (B,) as above; other captions of the own photo are left out.
+        similarity, image_ids, excluded: as above; other captions of the own photo are left out.
         log_scale: () log of the inverse temperature, learned. Clamp it to log 100 after each
             optimizer step, as CLIP does: a clamp in here would end its gradient.
     """
-    others = same_image(image_ids, image_ids).fill_diagonal_(False)
-    logits = (log_scale.exp() * similarity).masked_fill(others, -torch.inf)  # (B, B)
+    barred = excluded_candidates(image_ids, image_ids, excluded).fill_diagonal_(False)
+    logits = (log_scale.exp() * similarity).masked_fill(barred, -torch.inf)  # (B, B)
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
 
 
 def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor, first: int = 0):
     """The anchors' own keys, those from `first` on of the batch's (B, D), followed by the A drawn
-    ones: (2A, D). And where each row's drawn one is there: (A,).
-
-    It spares `hinge` the joined candidates (C, D), which would copy the whole bank.
-    """
+    ones: (2A, D). And where each row's drawn one is there: (A,). It spares `hinge` the joined
+    candidates (C, D), which would copy the whole bank."""
     batch, anchors = len(keys), len(negatives)
     from_batch = keys[negatives.clamp(0, batch - 1)]  # (A, D)
     from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (A, D)
@@ -346,7 +343,7 @@ class FNELoss(nn.Module):
     @torch.no_grad()
     def draw(
         self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
-        first: int = 0,
+        first: int = 0, excluded: Tensor | None = None,
     ) -> Draw:
         """Draw one negative for each anchor.
 
@@ -355,6 +352,7 @@ class FNELoss(nn.Module):
             keys: (B, D) this batch's momentum keys of the other side, keys[i] the match of pair i.
             bank_keys: (M, D) stored keys of the other side.
             image_ids, bank_ids: (B,), (M,) photo ids.
+            excluded: (A, C) bool, candidates that are barred beside those of the own image.
         """
         batch, size, mine = len(keys), len(bank_keys), slice(first, first + len(anchors))
         own = cosine_of_pairs(anchors, keys[mine])  # (A,) s+
@@ -368,12 +366,13 @@ class FNELoss(nn.Module):
                 similarity = torch.cat([cosine(anchors, keys), similarity], dim=1)
                 ids = torch.cat([image_ids, ids])
             before = start + batch if start else 0  # index of this part's first candidate
-            excluded = excluded_candidates(image_ids[mine], ids)  # (A, c)
+            further = None if excluded is None else excluded[:, before : before + len(ids)]
+            barred = excluded_candidates(image_ids[mine], ids, further)  # (A, c)
             weights = sampling_weights(
-                similarity, own, excluded, self.positive, self.negative, margin=self.margin,
+                similarity, own, barred, self.positive, self.negative, margin=self.margin,
                 tau=self.tau, prior=self.prior, posterior_floor=self.posterior_floor,
                 min_count=self.min_count)  # (A, c)
-            highest, at = similarity.masked_fill(excluded, -torch.inf).max(dim=1)  # (A,), (A,)
+            highest, at = similarity.masked_fill(barred, -torch.inf).max(dim=1)  # (A,), (A,)
             hardest_at = torch.where(highest > hardest, before + at, hardest_at)
             hardest = hardest.maximum(highest)
             # A part's draw replaces the earlier one with the part's share of the weight so far:
@@ -384,7 +383,7 @@ class FNELoss(nn.Module):
             share = {} if len(anchors) == batch else {"share": uniform(anchors, batch, first)}
             here = sample_negatives(weights, at.where(highest.isfinite(), NO_NEGATIVE), **share)
             drawn = torch.where(replace, before + here, drawn)
-            kept, allowed = kept + weights.count_nonzero(), allowed + (~excluded).count_nonzero()
+            kept, allowed = kept + weights.count_nonzero(), allowed + (~barred).count_nonzero()
         negatives = torch.where(total > 0, drawn, hardest_at)
         keys, rows = gather_drawn(keys, bank_keys, negatives, first)
         posterior = false_negative_posterior(
@@ -395,12 +394,12 @@ class FNELoss(nn.Module):
 
     def draw_both(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank, first: int = 0,
+        image_ids: Tensor, bank: MemoryBank, first: int = 0, excluded=(None, None),
     ) -> tuple[Draw, Draw]:
         """Draw for i2t, then for t2i; as `forward`, or with the (A, D) of pairs from `first` on."""
-        ids = image_ids, bank.image_ids
-        return (self.draw(image_embeds, text_keys, bank.text_keys, *ids, first),
-                self.draw(text_embeds, image_keys, bank.image_keys, *ids, first))
+        ids = image_ids, bank.image_ids, first
+        return (self.draw(image_embeds, text_keys, bank.text_keys, *ids, excluded[0]),
+                self.draw(text_embeds, image_keys, bank.image_keys, *ids, excluded[1]))
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
         """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""
@@ -409,12 +408,13 @@ class FNELoss(nn.Module):
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank,
+        image_ids: Tensor, bank: MemoryBank, excluded=(None, None),
     ) -> Tensor:
         """The hinge on one drawn negative per anchor, summed over both directions, over B.
 
         Of online embeddings (B, D), which get the gradient, momentum keys (B, D) of the same pairs,
-        their photo ids (B,), and the bank, which is read and not written.
+        their photo ids (B,), the bank, which is only read, and `excluded` as of `draw`, of both.
         """
-        draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
+        draws = self.draw_both(
+            image_embeds, text_embeds, image_keys, text_keys, image_ids, bank, 0, excluded)
         return self.hinge_of(image_embeds, text_embeds, *draws)

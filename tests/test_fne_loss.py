@@ -9,6 +9,7 @@ from helpers.cases import (
     CASES,
     DTYPES,
     SETTINGS,
+    barred_in_batch,
     directions,
     embeddings,
     make_case,
@@ -240,6 +241,21 @@ def test_infonce_is_the_oracles(name, log_scale, dtype, tolerance):
     scale = math.exp(log_scale)
     wanted = oracle.infonce(*oracle.lists(images, texts), case.ids, scale)
     assert got.item() == pytest.approx(wanted, rel=tolerance, abs=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_excluded_further_is_no_negative_of_the_in_batch_losses(name):
+    case = make_case(name)
+    images, texts, _, _, ids = case.inputs
+    similarity, barred = fne_loss.cosine(images, texts), barred_in_batch(case)
+    embeds = oracle.lists(images, texts)
+    for hardest in True, False:
+        got = fne_loss.triplet_from_similarity(similarity, ids, 0.4, hardest, barred)
+        assert got.item() == pytest.approx(
+            oracle.triplet(*embeds, case.ids, 0.4, hardest, barred.tolist()), abs=1e-10)
+    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(2.5), barred)
+    assert got.item() == pytest.approx(
+        oracle.infonce(*embeds, case.ids, math.exp(2.5), barred.tolist()), rel=1e-6)
 
 
 @pytest.mark.parametrize("use", ["triplet_hardest", "triplet_all", "infonce"])

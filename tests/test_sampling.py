@@ -8,6 +8,7 @@ from helpers import oracle
 from helpers.cases import (
     CASES,
     DTYPES,
+    SETTINGS,
     directions,
     embeddings,
     gaussian,
@@ -72,6 +73,27 @@ def test_excluded_are_the_own_photo_and_empty_slots(name):
     got = fne_loss.excluded_candidates(case.inputs[-1], torch.tensor(case.candidate_ids))
     assert got.tolist() == [[oracle.is_excluded(own, other) for other in case.candidate_ids]
                             for own in case.ids]
+
+
+@pytest.mark.parametrize("part", [3, 2**18])  # a few slots at a time, or all together
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, monkeypatch):
+    """Neither among the batch nor in the bank, nor as the hardest where no candidate has weight."""
+    case = make_case(name)
+    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part * len(case.ids))
+    barred = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.6
+    own = [[oracle.is_excluded(ids, other) for other in case.candidate_ids] for ids in case.ids]
+    allowed = ~(barred | torch.tensor(own))
+    for margin in SETTINGS["margin"], -2.0:  # which cuts all
+        case.criterion.margin = margin
+        for _ in range(50):
+            draws = case.criterion.draw_both(*case.inputs, case.bank, excluded=barred)
+            for draw, mine, (anchors, keys) in zip(draws, allowed, directions(case)):
+                weights = torch.tensor(oracle_weights(case, anchors, keys, margin=margin)) * mine
+                assert draw.counts.tolist() == [weights.count_nonzero(), mine.sum()]
+                for anchor, drawn in enumerate(draw.negatives.tolist()):
+                    assert mine[anchor, drawn] if mine[anchor].any() else drawn == NO_NEGATIVE
+                    assert weights[anchor, drawn] > 0 or not weights[anchor].any()
 
 
 def test_the_bound_of_the_cut_down_is_mean_minus_margin():

@@ -153,6 +153,20 @@ def test_rank_in_batch_is_the_oracles(ids):
 
 
 @BATCHES
+def test_what_is_excluded_further_is_not_ranked(ids):
+    torch.manual_seed(4)
+    similarity = torch.rand(len(ids), len(ids))
+    barred = torch.rand(len(ids), len(ids)) < 0.5
+    got = rank_in_batch(similarity, torch.tensor(ids), barred)
+    ways = zip(oracle.both_ways(similarity.tolist()), oracle.both_ways(barred.tolist()))
+    for direction, (matrix, out) in enumerate(ways):
+        for pair in range(len(ids)):
+            rivals = oracle.negatives(matrix, pair, ids, out)
+            assert got.hardest[direction, pair] == max(rivals, default=-torch.inf)
+            assert not got.confident[pair] or matrix[pair][pair] > max(rivals, default=-torch.inf)
+
+
+@BATCHES
 def test_a_batch_adds_to_the_statistics_by_its_ranks(ids):
     """`update_statistics` of embeddings is `add_to_statistics` of their ranks."""
     torch.manual_seed(3)

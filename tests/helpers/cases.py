@@ -51,6 +51,11 @@ def make_case(name, dtype=torch.float64):
     )
 
 
+def barred_in_batch(case):
+    """(B, B) bool that bars a third of a batch's pairs, the matching ones among them."""
+    return torch.rand(len(case.ids), len(case.ids)) < 1 / 3
+
+
 def directions(case):
     """Anchors (B) and candidates (C) of i2t, then of t2i, as lists."""
     images, texts, image_keys, text_keys, _ = oracle.lists(*case.inputs)

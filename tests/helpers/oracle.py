@@ -47,9 +47,11 @@ class Statistics:
         return self.m2 / (self.count - 1) if self.count > 1 else 0.0
 
 
-def negatives(matrix, row, ids):
-    """In row `row` of an in-batch matrix, the similarities to other photos."""
-    return [matrix[row][other] for other in range(len(ids)) if ids[other] != ids[row]]
+def negatives(matrix, row, ids, barred=None):
+    """In row `row` of an in-batch matrix, the similarities to other photos that are not `barred`,
+    a matrix as well."""
+    return [matrix[row][other] for other in range(len(ids))
+            if ids[other] != ids[row] and not (barred and barred[row][other])]
 
 
 def is_confident(similarity, row, ids):
@@ -134,27 +136,32 @@ def hinge(anchors, keys, drawn, margin):
     return total / len(anchors)
 
 
-def triplet(images, texts, ids, margin, hardest):
+def both_ways(matrix):
+    """An in-batch matrix with images in rows, and with texts in rows; or None, twice."""
+    return (matrix, transposed(matrix)) if matrix else (None, None)
+
+
+def triplet(images, texts, ids, margin, hardest, barred=None):
     similarity = similarities(images, texts)
     total = 0.0
     for row in range(len(ids)):
-        for matrix in (similarity, transposed(similarity)):
+        for matrix, out in zip(both_ways(similarity), both_ways(barred)):
             costs = [
                 max(0.0, margin + value - similarity[row][row])
-                for value in negatives(matrix, row, ids)
+                for value in negatives(matrix, row, ids, out)
             ]
             total += max(costs, default=0.0) if hardest else sum(costs)
     return total / len(ids)
 
 
-def infonce(images, texts, ids, scale):
+def infonce(images, texts, ids, scale, barred=None):
     """Mean over anchors and directions of -log softmax(scale s), the match against other photos."""
     similarity = similarities(images, texts)
     total = 0.0
     for row in range(len(ids)):
         own = scale * similarity[row][row]
-        for matrix in (similarity, transposed(similarity)):
-            logits = [own] + [scale * value for value in negatives(matrix, row, ids)]
+        for matrix, out in zip(both_ways(similarity), both_ways(barred)):
+            logits = [own] + [scale * value for value in negatives(matrix, row, ids, out)]
             top = max(logits)
             total += top + math.log(sum(math.exp(value - top) for value in logits)) - own
     return total / (2 * len(ids))
