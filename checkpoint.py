@@ -15,7 +15,8 @@ import torch
 from common.errors import InputError, one_line, pass_on
 from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
 from common.options import FROM_CHECKPOINT, Brought, ScoringOptions, TrainOptions
-from common.ranks import world
+from common.processes import from_main
+from common.ranks import is_main, world
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
@@ -64,6 +65,13 @@ def read(path: Path, **way_out: str) -> dict:
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
+    """`find_here` by the first process; the others follow it."""
+    path, state = find_here(options) if is_main() else (None, None)
+    path = from_main(path)
+    return path, read(path) if path is not None and state is None else state
+
+
+def find_here(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
     """The checkpoint that a command starts from, and its content: None, None for a fresh run.
 
     Raises:
@@ -124,9 +132,10 @@ def stored_options(state: dict) -> dict:
     """The options that a run takes from its checkpoint, where the command line does not say."""
     if is_released(state):
         # Not those of a preset.
-        return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER
+        return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off"
                 } | released_options(state)
-    return {name: value for name, value in state["options"].items() if name in FROM_CHECKPOINT}
+    return {"oracle": "off"} | {name: value for name, value in state["options"].items()
+                                if name in FROM_CHECKPOINT}
 
 
 def merge_options(
@@ -150,7 +159,7 @@ def merge_options(
         if name not in given:
             setattr(options, name, value)
         elif getattr(options, name) != value and (
-                name == "embed_size" or name in fixed and not options.test):
+                name == "embed_size" or name in (("oracle",) if options.test else fixed)):
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
                              + ("" if options.test else ", or start a new run"))

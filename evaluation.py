@@ -230,10 +230,12 @@ def title_of(embeddings: Embeddings, path: Path) -> str:
 
 
 def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> dict:
-    """Print `all_metrics`, and return them."""
+    """Print `all_metrics`, and return them; with a word of the oracle, where one helped."""
     metrics, text = all_metrics(embeddings, options)
     run = run_text(embeddings.facts)
     tell("\n".join([title, *([f"  {run}"] if run else []), text]))
+    if "oracle" in embeddings.facts:
+        metrics["oracle"] = embeddings.facts["oracle"]
     return metrics
 
 

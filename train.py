@@ -76,7 +76,7 @@ from model import (
     momentum_copy,
     try_gradients,
 )
-from training import features, guard, monitor, outline, storage
+from training import features, guard, monitor, oracle, outline, storage
 from training.bad_photos import count_bad_photos
 from training.clock import StepClock
 from training.run import Run, Skips, build_loss
@@ -102,6 +102,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     similarity = cosine(images, texts)  # (B, B), the only one
     # The softmax of InfoNCE takes all negatives as they are.
     in_batch = rank_in_batch(similarity, batch.image_ids) if run.phase != INFONCE else None
+    barred = oracle.in_batch(run, batch)
     if run.momentum_model is not None:
         criterion.add_to_statistics(in_batch)
         run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
@@ -111,12 +112,12 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         lap("encoders")
         keys = [gather(side) for side in keys]  # (B, D), (B, D)
         run.seed("draws")
-        draws = criterion.draw_both(
-            image_embeds, text_embeds, *keys, batch.image_ids, run.bank, own.start)
+        draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank,
+                                    own.start, oracle.among_candidates(run, batch, own))
         loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world()
         draws, whole = monitor.of_all_anchors(draws, loss)
     else:
-        loss = in_batch_loss(run, similarity, batch.image_ids)
+        loss = in_batch_loss(run, similarity, batch.image_ids, barred)
         whole = loss.detach()
     lap("loss")
     run.set_learning_rate()
@@ -125,7 +126,8 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
     run.log_scale.data.clamp_(max=math.log(100.0))
     lap("backward")
-    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, whole, norm, good))
+    monitor.watch(run, monitor.Step(
+        batch, similarity, in_batch, draws, whole, norm, good, barred))
     if draws is not None:
         run.bank.enqueue(*keys, batch.image_ids, batch.text_ids)
     lap("loss")
@@ -155,12 +157,17 @@ def encode_keys(
     return momentum.project_image(image_features), momentum.project_text(text_features)
 
 
-def in_batch_loss(run: Run, similarity: Tensor, image_ids: Tensor) -> Tensor:
-    """() loss of the warm-up and of both controls, from similarities (B, B) and ids (B,)."""
+def in_batch_loss(
+    run: Run, similarity: Tensor, image_ids: Tensor, matches: Tensor | None = None
+) -> Tensor:
+    """() loss of the warm-up and of both controls, from similarities (B, B) and ids (B,), and what
+    `oracle.in_batch` gives."""
+    if run.options.oracle == oracle.POSITIVES:
+        return oracle.infonce_of_matches(similarity, matches, run.log_scale)
     if run.phase == INFONCE:
-        return infonce_loss(similarity, image_ids, run.log_scale)
+        return infonce_loss(similarity, image_ids, run.log_scale, matches)
     hardest = run.phase == HARDEST_NEGATIVE
-    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest)
+    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest, matches)
 
 
 # ------------------------------------------------------------------------------------------ a run
@@ -308,6 +315,7 @@ def train_and_test(
     test_set = load_test_set(options, tokenizer)  # what is wrong with it shows now
     if options.dataset == "custom":
         check_apart(train_set, val_set, test_set)
+    oracle.check_known(options.oracle, train_set)
     if options.judgements:
         read_judgements(options.judgements, test_set.split)
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
@@ -381,20 +389,13 @@ def test(
         write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
 
 
-def find_checkpoint(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
-    """`checkpoint.find` by the first process; the others follow it."""
-    path, state = checkpoint.find(options) if is_main() else (None, None)
-    path = from_main(path)
-    return path, checkpoint.read(path) if path is not None and state is None else state
-
-
 def main(argv: list[str] | None = None) -> None:
     options, given = parse(__doc__, argv)
     with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
         check_paths(options)
         if options.resume == Path("auto") and not options.test:
             lock.take(options.logger_name)
-        path, state = find_checkpoint(options)
+        path, state = checkpoint.find(options)
         options.resume = path
         checkpoint.choose_folder(options, given, state, path)
         if state is not None:

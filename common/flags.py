@@ -151,6 +151,11 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--loss", choices=["fne", "triplet", "infonce"], default="fne",
                        help="the method, or a control that uses the batch alone throughout")
+    group.add_argument("--oracle", nargs="?", choices=["off", "exclude", "positives"],
+                       const="exclude", default="off",
+                       help="exclude all true matches from the candidates of the loss, where they "
+                            "are known (shapes, or train's _matches.json); positives: InfoNCE "
+                            "takes those of the batch as further positives; a bound, no method")
     group.add_argument("--margin", type=float, default=0.2, help="margin of the hinge")
     group.add_argument("--max_violation", action=OnOff,
                        help="in-batch triplet loss on the hardest negative, not the sum over all")

@@ -81,6 +81,7 @@ class MethodOptions(argparse.Namespace):
     """The loss: `add_method_flags`."""
 
     loss: str
+    oracle: str
     margin: float
     max_violation: bool
     easy_epochs: int
@@ -268,6 +269,9 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
     if not 0 <= options.momentum < 1:
         raise InputError(f"--momentum {options.momentum}: must be at least 0 and below 1")
+    if options.oracle == "positives" and options.loss != "infonce":
+        raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an anchor; "
+                         "give --loss infonce, or --oracle alone, which excludes the others")
     if options.loss == "fne" and options.queue_size < options.batch_size_train:
         raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                          f"{options.batch_size_train} (--batch_size_train)")

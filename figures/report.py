@@ -84,7 +84,7 @@ def facts_of(embeddings: Embeddings) -> dict[str, str]:
     rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
     if text := run_text(facts):
         rows["checkpoint"] = text + (f", step {facts['step']:,}" if "step" in facts else "")
-    told = {"dataset", "split", "date", "commit", "checkpoint", "phase", "epoch", "step"}
+    told = {"dataset", "split", "date", "commit", "checkpoint", "phase", "oracle", "epoch", "step"}
     known = [f"{name} {facts[name]}" for name in KINDS if name in facts and name not in told]
     if embeddings.prior is not None:
         known.append(f"prior {embeddings.prior:g}")

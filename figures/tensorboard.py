@@ -23,6 +23,7 @@ from data import Batch, LoadedSplit
 from figures import galleries, pages
 from figures.picks import fixed_choice
 from inputs.photos import eval_pixels, load_photo, normalize
+from training import oracle
 from training.run import Run
 
 EXAMPLES = 4  # rows of a gallery
@@ -160,6 +161,8 @@ def describe(run: Run) -> dict[str, str]:
                 "commit": commit()}
     command = printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     return {"command": f"    {command}",
+            **({} if run.options.oracle == oracle.OFF else
+               {"oracle": oracle.text(run.options.oracle)}),
             "options": f"| option | value |\n|---|---|\n{rows}",
             "versions": "| package | version |\n|---|---|\n" + "\n".join(
                 f"| {name} | {value} |" for name, value in versions.items())}

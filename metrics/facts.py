@@ -15,7 +15,8 @@ MOST, LONGEST = 100_000, 500  # characters of a file's facts, and of one that is
 KINDS = {
     "dataset": str, "split": str, "date": str, "commit": str,  # of the embedding
     "checkpoint": str, "phase": str, "epoch": int, "num_epochs": int, "step": int,
-    "loss": str, "margin": float, "tau": float, "posterior_floor": float, "nums_right_sims": int,
+    "loss": str, "oracle": str, "margin": float, "tau": float, "posterior_floor": float,
+    "nums_right_sims": int,
     "batch_size_train": int, "queue_size": int, "warmup_epochs": int, "seed": int,
     "image_encoder": str, "text_encoder": str, "embed_size": int, "image_res": int,
 }
@@ -64,9 +65,10 @@ def is_kind(value: object, kind: type) -> bool:
 
 
 def run_text(facts: dict[str, object]) -> str:
-    """Where a checkpoint stands in its run: "epoch 9/10, FNE", or what is known of that."""
+    """Where a checkpoint stands in its run: "epoch 9/10, FNE", or what is known of that, and
+    whether an oracle helped."""
     parts = [facts["checkpoint"]] if "checkpoint" in facts else []
     if "epoch" in facts:
         of = f"/{facts['num_epochs']}" if "num_epochs" in facts else ""
         parts.append(f"epoch {facts['epoch']}{of}")
-    return ", ".join([*parts, *([facts["phase"]] if "phase" in facts else [])])
+    return ", ".join([*parts, *(facts[name] for name in ("phase", "oracle") if name in facts)])

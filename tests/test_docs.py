@@ -372,7 +372,8 @@ def test_every_logged_metric_is_told(data, tmp_path, monkeypatch):
     told = {tag for row in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
             for part in re.findall(r"`([^`]+)`", row) for tag in unfolded(part)}
     monkeypatch.setattr(terminal, "quiet", False)  # --quiet sets it; as before at the end
-    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--nums_right_sims", "1", "--quiet"))
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--nums_right_sims", "1", "--oracle",
+                       "--quiet"))
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
     texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
     assert {*tags["scalars"], *tags["images"], *texts} == told - {"train/temperature"}

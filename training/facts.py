@@ -1,6 +1,7 @@
 """What a report may say of a checkpoint and the run it is from, by the names of `metrics.facts`."""
 
 from common.options import TrainOptions
+from training import oracle
 from training.schedule import phase, position
 
 OF_A_MODEL = "image_encoder", "text_encoder", "embed_size", "image_res"
@@ -19,6 +20,8 @@ def run_facts(options: TrainOptions, state: dict | None) -> dict[str, object]:
     if state is None:
         return {name: getattr(options, name) for name in OF_A_MODEL}
     facts = {name: getattr(options, name) for name in OF_A_RUN + OF_A_MODEL}
+    if options.oracle != oracle.OFF:
+        facts["oracle"] = oracle.text(options.oracle)
     progress = [state.get(name) for name in ("epoch", "step", "steps_per_epoch", "global_step")]
     if not all(type(number) is int and number >= 0 for number in progress):
         return facts  # a file that was not made by `checkpoint.pack`

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.processes import gather, total
 from common.ranks import world
 from data import Batch
-from fne_loss import NO_NEGATIVE, Draw, InBatch
+from fne_loss import NO_NEGATIVE, Draw, InBatch, excluded_candidates, rank_in_batch
 from training.run import Run
 from training.schedule import INFONCE
 
@@ -29,6 +29,7 @@ class Step(NamedTuple):
     loss: Tensor  # ()
     norm: Tensor  # () of the gradient, before clipping
     good: Tensor  # () bool, whether the step was taken
+    barred: Tensor | None = None  # (B, B) true matches, where the oracle kept them from the loss
 
 
 @torch.no_grad()
@@ -43,8 +44,9 @@ def watch(run: Run, step: Step) -> None:
         i2t, t2i = step.draws
         logs["posterior_of_drawn"] = torch.cat([i2t.posterior, t2i.posterior]).mean()
         logs["cut_share"] = (i2t.cut + t2i.cut) / 2
-    if run.matches is not None and run.phase != INFONCE:  # which has no single negative
-        logs["false_negative_share"] = false_negative_share(run, step)
+    if run.matches is not None:
+        share = softmax_share if run.phase == INFONCE else false_negative_share
+        logs["false_negative_share"] = share(run, step)
     run.logs.append({name: value.detach().float().where(step.good, torch.nan)
                      for name, value in logs.items()})
     if run.counts is not None:
@@ -69,9 +71,11 @@ def false_negative_share(run: Run, step: Step) -> Tensor:
     in-batch triplet loss the hardest. NaN where it used none that is known."""
     batch = step.batch
     if step.draws is None:
-        texts, images = (batch.text_ids[step.in_batch.hardest_at[0]],
-                         batch.image_ids[step.in_batch.hardest_at[1]])  # (B,), (B,)
-        used = step.in_batch.hardest.isfinite()  # (2, B)
+        in_batch = (step.in_batch if step.barred is None else
+                    rank_in_batch(step.similarity, batch.image_ids, step.barred))
+        texts, images = (batch.text_ids[in_batch.hardest_at[0]],
+                         batch.image_ids[in_batch.hardest_at[1]])  # (B,), (B,)
+        used = in_batch.hardest.isfinite()  # (2, B)
     else:
         drawn = torch.stack([draw.negatives for draw in step.draws])  # (2, B)
         used = drawn != NO_NEGATIVE
@@ -82,6 +86,18 @@ def false_negative_share(run: Run, step: Step) -> Tensor:
     false = torch.stack([run.matches[texts.clamp(min=0), batch.image_ids],
                          run.matches[batch.text_ids, images.clamp(min=0)]])  # (2, B)
     return (false & used).sum() / used.sum()
+
+
+def softmax_share(run: Run, step: Step) -> Tensor:
+    """() share of true matches in what InfoNCE repels: of the softmax's weight on negatives, summed
+    over the anchors of both directions. NaN where there is no negative."""
+    batch = step.batch
+    negatives = ~excluded_candidates(batch.image_ids, batch.image_ids, step.barred)  # (B, B)
+    logits = (run.log_scale.exp() * step.similarity).masked_fill(
+        (~negatives).fill_diagonal_(False), -torch.inf)  # (B, B) of what the softmax is over
+    weights = (logits.softmax(dim=0) + logits.softmax(dim=1)) * negatives  # (B, B)
+    false = run.matches[batch.text_ids[None, :], batch.image_ids[:, None]]  # (B, B)
+    return (weights * false).sum() / weights.sum()
 
 
 def count_similarities(counts: Tensor, in_batch: InBatch) -> None:

@@ -11,6 +11,7 @@ from common.flags import PRESETS, preset_lines
 from common.options import TrainOptions, default_folder
 from common.ranks import world
 from common.terminal import say, warn
+from training import oracle
 from training.run import Run
 from training.schedule import FNE, phase, phases
 
@@ -39,6 +40,7 @@ def outline(run: Run, pairs: int, given: set[str], resume: Path | None) -> list[
         f"steps: {steps:,} of {options.batch_size_train} pairs an epoch, {epochs}, "
         f"{steps * options.num_epochs:,} in all",
         f"loss: {phases_text(options)}",
+        *([oracle.text(options.oracle)] if options.oracle != oracle.OFF else []),
     ]
     preset = {name: value for name, value in PRESETS[options.dataset].items()
               if name not in given and getattr(options, name) == value}

@@ -151,6 +151,24 @@ def flag_folder_under_a_file(place):
     place.arguments += ["--logger_name", place.file("file", "x") + "/run"]
 
 
+@fault("--oracle where not all matches are known", "shapes_train.json are not known",
+       "shapes_train_matches.json", "--dataset shapes")
+def flag_oracle_unknown(place):
+    (place.data / "shapes_train_matches.json").unlink()
+    place.arguments += ["--oracle"]
+
+
+@fault("--oracle positives for a loss that takes one match", "--loss triplet", "--loss infonce")
+def flag_oracle_positives(place):
+    place.arguments += ["--oracle", "positives", "--loss", "triplet"]
+
+
+@fault("--test of a run without the oracle, with it", "--oracle exclude does not fit", "leave")
+def flag_oracle_in_a_test(place):
+    place.arguments = ["--test", "--resume", str(place.finished / "model_best.pth.tar"),
+                       "--data_path", str(place.data), *CPU, "--oracle"]
+
+
 @fault("--output that is a folder", "cannot be written")
 def flag_output_a_folder(place):
     place.embeddings()
