@@ -13,8 +13,14 @@ import numpy as np
 import torch
 
 from common.errors import InputError, one_line, pass_on
-from common.flags import IMAGE_ENCODER, PRESETS, TEXT_ENCODER
-from common.options import FROM_CHECKPOINT, Brought, ScoringOptions, TrainOptions
+from common.flags import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
+from common.options import (
+    FROM_CHECKPOINT,
+    Brought,
+    ScoringOptions,
+    TrainOptions,
+    settle_data_path,
+)
 from common.processes import from_main
 from common.ranks import is_main, world
 from common.terminal import say, warn
@@ -36,7 +42,7 @@ WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_p
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "image_pooling", "text_pooling", "caption_prefix", "queue_size", "bank_dtype",
-         "loss", "dataset", "batch_size_train", "seed")
+         "loss", "dataset", "ambiguity", "batch_size_train", "seed")
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -134,8 +140,9 @@ def stored_options(state: dict) -> dict:
         # Not those of a preset.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off"
                 } | released_options(state)
-    return {"oracle": "off"} | {name: value for name, value in state["options"].items()
-                                if name in FROM_CHECKPOINT}
+    earlier = {"oracle": "off", "ambiguity": USUAL_AMBIGUITY}  # which had no such options
+    return earlier | {name: value for name, value in state["options"].items()
+                      if name in FROM_CHECKPOINT}
 
 
 def merge_options(
@@ -150,9 +157,6 @@ def merge_options(
     """
     stored = stored_options(state)
     fixed = set(FIXED) - set(FREE_IN_RELEASED if is_released(state) else ())
-    if options.data_path is None and isinstance(stored.get("dataset"), str):
-        preset = PRESETS.get(stored["dataset"], {})
-        options.data_path = preset.get("data_path")
     for name, value in stored.items():
         if name not in options:
             continue  # of a later or an earlier version
@@ -163,6 +167,7 @@ def merge_options(
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
                              + ("" if options.test else ", or start a new run"))
+    settle_data_path(options, given)
     if not is_released(state):
         options.stored = stored_encoders.read_stored(state, state["model"], str(path), given)
 

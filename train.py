@@ -157,17 +157,15 @@ def encode_keys(
     return momentum.project_image(image_features), momentum.project_text(text_features)
 
 
-def in_batch_loss(
-    run: Run, similarity: Tensor, image_ids: Tensor, matches: Tensor | None = None
-) -> Tensor:
+def in_batch_loss(run: Run, similarity: Tensor, image_ids: Tensor, barred: Tensor | None) -> Tensor:
     """() loss of the warm-up and of both controls, from similarities (B, B) and ids (B,), and what
     `oracle.in_batch` gives."""
     if run.options.oracle == oracle.POSITIVES:
-        return oracle.infonce_of_matches(similarity, matches, run.log_scale)
+        return oracle.infonce_of_matches(similarity, barred, run.log_scale)
     if run.phase == INFONCE:
-        return infonce_loss(similarity, image_ids, run.log_scale, matches)
+        return infonce_loss(similarity, image_ids, run.log_scale, barred)
     hardest = run.phase == HARDEST_NEGATIVE
-    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest, matches)
+    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest, barred)
 
 
 # ------------------------------------------------------------------------------------------ a run
@@ -409,7 +407,8 @@ def main(argv: list[str] | None = None) -> None:
             lock.take(options.logger_name)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
-            once_per_machine(lambda: make_shapes(options.data_path))
+            once_per_machine(lambda: make_shapes(options.data_path,
+                                                 ambiguity=float(options.ambiguity)))
         if options.test:
             tokenizer = tokenizer_of(options)
             test(options, state, path, load_test_set(options, tokenizer), tokenizer)

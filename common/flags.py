@@ -12,6 +12,9 @@ from common.ranks import is_main
 
 IMAGE_ENCODER, TEXT_ENCODER = "google/vit-base-patch16-384", "bert-base-uncased"  # published
 
+# Of the captions of `shapes`: shares of other photos that they are true of, in percent.
+AMBIGUITIES, USUAL_AMBIGUITY = ("0.5", "3", "10", "25"), "3"
+
 # What a dataset changes in the published setting. Flickr30K and COCO change nothing.
 PRESETS = {
     "flickr": {},
@@ -34,6 +37,13 @@ PRESETS = {
     # Anybody's own photos, in the published setting too: no other is known to suit them.
     "custom": {},
 }
+
+
+def default_data_path(dataset: str, ambiguity: str) -> Path | None:
+    """Where the photos of a dataset are that nobody has named a folder for, or None."""
+    path = PRESETS[dataset].get("data_path")
+    other = dataset == "shapes" and ambiguity != USUAL_AMBIGUITY
+    return path.with_name(f"{path.name}_{ambiguity}") if other else path
 
 
 def preset_lines(values: dict[str, object], start: str, indent: int) -> str:
@@ -69,6 +79,9 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
                        help="folder or shards of val's photos, where not under --data_path")
     group.add_argument("--test_path", type=Path,
                        help="folder or shards of test's photos, likewise")
+    group.add_argument("--ambiguity", choices=AMBIGUITIES, default=USUAL_AMBIGUITY,
+                       help="of shapes: share, in percent and about, of the other photos that a "
+                            "caption is true of; each has its own folder, data/shapes_10, say")
     group.add_argument("--json_path", type=Path,
                        help="folder of the split files (default: json/, or beside the photos)")
     add_column_flags(group)

@@ -15,7 +15,16 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import check_path, is_unicode
-from common.flags import CHECKING, PRESETS, SCORING, TRAINING, build_parser
+from common.flags import (
+    AMBIGUITIES,
+    CHECKING,
+    PRESETS,
+    SCORING,
+    TRAINING,
+    USUAL_AMBIGUITY,
+    build_parser,
+    default_data_path,
+)
 from common.ranks import world
 
 # What a number may be, both ends included. The upper ends are far above all that makes sense: they
@@ -40,6 +49,7 @@ class SourceOptions(argparse.Namespace):
     """Where photos and captions are: `add_source_flags`."""
 
     dataset: str
+    ambiguity: str
     data_path: Path  # None on the command line alone: `check` refuses that
     val_path: Path | None
     test_path: Path | None
@@ -163,8 +173,8 @@ class CheckingOptions(SourceOptions):
 # training. No path to write, no path to read and no permission is among them: those come from the
 # command line alone.
 FROM_CHECKPOINT = (
-    {"dataset", "max_words", "val_times", "val_step", "save_step", "max_bad_photos", "log_step",
-     "no_figures"}
+    {"dataset", "ambiguity", "max_words", "val_times", "val_step", "save_step", "max_bad_photos",
+     "log_step", "no_figures"}
     | DataOptions.__annotations__.keys() | ModelOptions.__annotations__.keys()
     | MethodOptions.__annotations__.keys() | TrainingOptions.__annotations__.keys()
 ) - {"judgements", "device"}
@@ -190,9 +200,18 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[TrainOptions
     options = parser.parse_args(argv, TrainOptions())
     if options.logger_name is None:
         options.logger_name = default_folder(options)
+    given = given_flags(parser, argv)
+    settle_data_path(options, given)
     # An automatic resume stays in the folder in which it looks, wherever that was moved to.
     found_there = {"logger_name"} if options.resume == Path("auto") else set()
-    return options, given_flags(parser, argv) | found_there
+    return options, given | found_there
+
+
+def settle_data_path(options: SourceOptions, given: set[str]) -> None:
+    """Where nobody has `given` --data_path, set it to the folder that the dataset has by itself."""
+    known = options.dataset in list(PRESETS) and options.ambiguity in AMBIGUITIES
+    if known and "data_path" not in given:  # a checkpoint may say anything
+        options.data_path = default_data_path(options.dataset, options.ambiguity)
 
 
 def default_folder(options: TrainOptions) -> Path:
@@ -217,7 +236,10 @@ def parse_checking(description: str, argv: list[str] | None = None) -> CheckingO
     """The options of scripts/check_data.py; those of the dataset's preset that it has."""
     options = build_parser(description, CHECKING, {}).parse_args(argv)
     own = {name: value for name, value in PRESETS[options.dataset].items() if name in options}
-    return build_parser(description, CHECKING, own).parse_args(argv, CheckingOptions())
+    parser = build_parser(description, CHECKING, own)
+    options = parser.parse_args(argv, CheckingOptions())
+    settle_data_path(options, given_flags(parser, argv))
+    return options
 
 
 def check_paths(options: argparse.Namespace) -> None:
@@ -269,6 +291,9 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
     if not 0 <= options.momentum < 1:
         raise InputError(f"--momentum {options.momentum}: must be at least 0 and below 1")
+    if options.ambiguity != USUAL_AMBIGUITY and options.dataset != "shapes" and not options.test:
+        raise InputError(f"--ambiguity {options.ambiguity}: --dataset {options.dataset} has the "
+                         "captions that it has; leave the flag out, or give --dataset shapes")
     if options.oracle == "positives" and options.loss != "infonce":
         raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an anchor; "
                          "give --loss infonce, or --oracle alone, which excludes the others")

@@ -5,6 +5,9 @@ of that, so it is true of other photos too, as captions of Flickr30K are; only h
 guess which. A caption is a `Meaning` put in words, and a meaning can be evaluated on every scene:
 `shapes_<split>_matches.json` lists all the photos that a caption is true of, the false negatives
 among them. The images and the json splits are laid out as those of Flickr30K.
+
+How many photos a caption is true of is a dial, `ambiguity`: the same photos, words and number of
+captions, and captions as long on average, that tell more of their photo or less.
 """
 
 import json
@@ -63,6 +66,60 @@ KINDS = (
     (((COLOUR, SHAPE), (COLOUR, SHAPE)), None),
     (((COLOUR, SHAPE), (COLOUR, SHAPE)), "relation"),
 )
+
+
+class Dose(NamedTuple):
+    """The captions of an `ambiguity`: their kinds, and the frames that they stand in."""
+    kinds: tuple = KINDS
+    frames: str = FRAMES
+
+
+# By the share, in percent, of the other photos that a caption is true of, on average and about. The
+# kinds of a dose were chosen so that captions are as long as those of dose 3. What is true of next
+# to no other photo takes many words: dose 0.5 saves them on frames, and has no short captions.
+DOSES = {
+    0.5: Dose((
+        (((SIZE, SHAPE, COLOUR, COLUMN),), None),
+        (((SIZE, SHAPE, COLOUR, ROW),), None),
+        (((SIZE, SHAPE, COLOUR),), "count"),
+        (((SHAPE, COLOUR, ROW, COLUMN),), None),
+        (((COLOUR, SHAPE), (SHAPE,)), "relation"),
+        (((COLOUR, SHAPE), (COLOUR,)), "relation"),
+        (((SIZE, SHAPE, COLOUR, ROW, COLUMN),), None),
+        (((COLOUR, SHAPE), (COLOUR, SHAPE)), None),
+        (((SHAPE, COLOUR, ROW, COLUMN),), "count"),
+        (((COLOUR, SHAPE), (COLOUR, SHAPE)), "relation"),
+        (((SIZE, COLOUR), (COLOUR, SHAPE)), "relation"),
+    ), 16 * "{}|" + FRAMES),
+    3: Dose(),
+    10: Dose((
+        (((COLOUR,),), None),
+        (((ROW, COLUMN),), None),
+        (((SIZE, ROW, COLUMN),), None),
+        (((COLOUR, COLUMN),), None),
+        (((SIZE, ROW), (SIZE,)), "count"),
+        (((SIZE,), (COLOUR,)), "relation"),
+        (((SHAPE,), (SHAPE,)), "relation"),
+        (((SIZE, COLOUR, COLUMN),), None),
+        (((COLOUR,), (COLOUR,)), "relation"),
+        (((COLOUR, SHAPE),), "count"),
+        (((COLOUR, SHAPE), (COLOUR, SHAPE)), None),
+    )),
+    25: Dose((
+        (((COLUMN,),), None),
+        (((SIZE,), (SIZE,)), None),
+        (((SIZE,), (COLUMN,)), None),
+        (((SIZE, ROW),), None),
+        (((COLOUR,),), None),
+        (((SIZE,),), "count"),
+        (((ROW, COLUMN),), None),
+        (((SIZE,), (SHAPE,)), None),
+        (((SIZE,), (ROW,)), "relation"),
+        (((COLOUR, COLUMN),), "count"),
+        (((SIZE, COLOUR), (COLOUR, SHAPE)), "relation"),
+    )),
+}
+USUAL = 3  # its captions are those that there were before the dial
 
 
 class Meaning(NamedTuple):
@@ -124,7 +181,7 @@ def sample_meaning(kind, scene, rng):
     return Meaning(tuple(sorted(objects)), count=len(present) if claim == "count" else None)
 
 
-def put_in_words(meaning, rng):
+def put_in_words(meaning, rng, frames=FRAMES):
     """Draws one of the many ways to say a meaning: lower-case English, no full stop."""
     turned = int(rng.integers(2))
     phrases = [_noun_phrase(told, rng) for told in meaning.objects]
@@ -133,7 +190,7 @@ def put_in_words(meaning, rng):
     if meaning.count is not None:
         text = _pick(COUNTS[meaning.count - 1], rng).format(_pick(NOUNS, rng)) + text
     be = "is" if meaning.count in (None, 1) else "are"
-    return _pick(FRAMES, rng).format(text, be=be)
+    return _pick(frames, rng).format(text, be=be)
 
 
 def _noun_phrase(told, rng):
@@ -160,20 +217,22 @@ def _pick(options, rng):
     return options[rng.integers(len(options))]
 
 
-def sample_split(split, size, seed):
+def sample_split(split, size, seed, ambiguity=USUAL):
     """Draws a split: its scenes (size, MAX_OBJECTS, 5) and, per scene, its captions.
 
-    The captions of a scene are CAPTIONS_PER_PHOTO pairs (text, Meaning) of different kinds.
+    The captions of a scene are CAPTIONS_PER_PHOTO pairs (text, Meaning) of different kinds. The
+    scenes are the same at each ambiguity.
     """
-    rng = _generator(split, seed, 0)
+    dose, rng = DOSES[ambiguity], _generator(split, seed, 0)
     scenes = sample_scenes(size, rng)
     captions = []
     for scene in scenes:
         count = (scene[:, SHAPE] != NOTHING).sum()
-        kinds = [kind for kind in KINDS if len(kind[0]) <= count]
+        kinds = [kind for kind in dose.kinds if len(kind[0]) <= count]
         order = rng.permutation(len(kinds))[:CAPTIONS_PER_PHOTO]
         meanings = [sample_meaning(kinds[index], scene, rng) for index in order]
-        captions.append([(put_in_words(meaning, rng), meaning) for meaning in meanings])
+        captions.append([(put_in_words(meaning, rng, dose.frames), meaning)
+                         for meaning in meanings])
     return scenes, captions
 
 
@@ -209,14 +268,17 @@ def _outline(shape):
             np.concatenate([arm * 1j ** turn for turn in range(4)]))[shape]  # cross
 
 
-def make_shapes(root, seed=0, sizes=None, image_size=64):
+def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
     """Makes the dataset in the folder `root`, or finds it there, and returns that path.
 
     Writes `images/<split>_<number>.png`, `shapes_<split>.json` (train: a record per caption; val
     and test: a record per photo) and `shapes_<split>_matches.json`: {"matches": per caption, in
-    the order of the split, the positions in the split of the photos that it is true of}.
+    the order of the split, the positions in the split of the photos that it is true of}; with an
+    ambiguity other than the usual one also "share": of the other photos, those that a caption is
+    true of, from 0 to 1, on average.
 
-    sizes: photos per split, DEFAULT_SIZES if None; image_size: width and height in pixels.
+    sizes: photos per split, DEFAULT_SIZES if None; image_size: width and height in pixels;
+    ambiguity: one of DOSES.
     Raises InputError for a setting that cannot be, and for a root that holds anything else.
     """
     root = Path(root).expanduser().resolve()
@@ -225,9 +287,12 @@ def make_shapes(root, seed=0, sizes=None, image_size=64):
         raise InputError(f"sizes is {sizes}: give each of {', '.join(DEFAULT_SIZES)} 1 or more")
     if seed < 0 or image_size < 16:
         raise InputError(f"seed {seed}, image_size {image_size}: give at least 0 and 16 pixels")
+    if ambiguity not in DOSES:
+        raise InputError(f"ambiguity is {ambiguity}: give one of {', '.join(map(str, DOSES))}")
     sizes = {split: sizes[split] for split in DEFAULT_SIZES}
-    info = json.dumps(
-        {"version": VERSION, "seed": seed, "sizes": sizes, "image_size": image_size})
+    info = {"version": VERSION, "seed": seed, "sizes": sizes, "image_size": image_size}
+    # The usual one is not named, as before there were others: such a folder is still the same.
+    info = json.dumps(info if ambiguity == USUAL else info | {"ambiguity": float(ambiguity)})
     if is_shards(root):
         raise InputError(f"{root}: the shapes dataset is made in a folder; shards are read with "
                          "--dataset custom")
@@ -239,7 +304,7 @@ def make_shapes(root, seed=0, sizes=None, image_size=64):
         (folder / "images").mkdir(parents=True)
         with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
             for split, size in sizes.items():
-                _write_split(folder, split, size, seed, image_size, bar)
+                _write_split(folder, split, size, seed, image_size, ambiguity, bar)
         (folder / "shapes_info.json").write_text(info)
         try:
             folder.rename(root)
@@ -261,8 +326,8 @@ def _is_made(root, info):
     return False
 
 
-def _write_split(folder, split, size, seed, image_size, bar):
-    scenes, captions = sample_split(split, size, seed)
+def _write_split(folder, split, size, seed, image_size, ambiguity, bar):
+    scenes, captions = sample_split(split, size, seed, ambiguity)
     rng = _generator(split, seed, 1)
     records = []
     for index, (scene, pairs) in enumerate(zip(scenes, captions)):
@@ -277,5 +342,8 @@ def _write_split(folder, split, size, seed, image_size, bar):
     meanings = [meaning for pairs in captions for _, meaning in pairs]
     true = {meaning: np.flatnonzero(true_of(meaning, scenes)).tolist() for meaning in set(meanings)}
     matches = {"matches": [true[meaning] for meaning in meanings]}
+    if ambiguity != USUAL:
+        others = sum(map(len, matches["matches"])) - len(meanings)
+        matches = {"share": others / len(meanings) / max(1, size - 1)} | matches
     (folder / f"shapes_{split}.json").write_text(json.dumps(records))
     (folder / f"shapes_{split}_matches.json").write_text(json.dumps(matches, separators=(",", ":")))

@@ -1,13 +1,14 @@
 """Make the `shapes` dataset: images, captions and every true match.
 
     python -m scripts.make_shapes data/shapes
+    python -m scripts.make_shapes data/shapes_10 --ambiguity 10
 """
 
 from pathlib import Path
 
 from common.errors import exit_on_input_error
 from common.files import check_path
-from common.flags import Parser
+from common.flags import AMBIGUITIES, USUAL_AMBIGUITY, Parser
 from common.terminal import tell
 from inputs.shapes import make_shapes
 
@@ -18,10 +19,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all that varies (%(default)s)")
     parser.add_argument("--image_size", type=int, default=64,
                         help="width and height of a photo in pixels (%(default)s)")
+    parser.add_argument("--ambiguity", choices=AMBIGUITIES, default=USUAL_AMBIGUITY,
+                        help="share, in percent and about, of the other photos that a caption is "
+                             "true of (%(default)s)")
     options = parser.parse_args(argv)
     with exit_on_input_error():
         check_path(Path(options.root), "ROOT")
-        tell(str(make_shapes(options.root, options.seed, image_size=options.image_size)))
+        tell(str(make_shapes(options.root, options.seed, image_size=options.image_size,
+                             ambiguity=float(options.ambiguity))))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError
-from common.flags import PRESETS, preset_lines
+from common.flags import PRESETS, default_data_path, preset_lines
 from common.options import TrainOptions, default_folder
 from common.ranks import world
 from common.terminal import say, warn
@@ -100,7 +100,7 @@ def tell_phase(run: Run) -> None:
 def check_default_places(options: TrainOptions) -> None:
     """Raise InputError where a folder that nobody named would be made in the root of the file
     system, or where nothing can be written."""
-    defaults = {"data_path": PRESETS[options.dataset].get("data_path"),
+    defaults = {"data_path": default_data_path(options.dataset, options.ambiguity),
                 "logger_name": default_folder(options)}
     here = Path.cwd()
     stray = [name for name, default in defaults.items()

@@ -106,6 +106,21 @@ def test_the_folder_of_a_run(argv, folder):
     assert options(*argv).logger_name == Path(folder)
 
 
+@pytest.mark.parametrize(("argv", "folder"), [
+    ([], "data/shapes"), (["--ambiguity", "3"], "data/shapes"),
+    (["--ambiguity", "10"], "data/shapes_10"), (["--ambiguity", "0.5"], "data/shapes_0.5"),
+    (["--ambiguity", "10", "--data_path", "x"], "x")])
+def test_each_ambiguity_has_its_folder(argv, folder):
+    assert parse("", ["--dataset", "shapes", *argv])[0].data_path == Path(folder)
+    assert parse_checking("", ["--dataset", "shapes", *argv]).data_path == Path(folder)
+
+
+def test_only_shapes_has_a_dial():
+    with pytest.raises(InputError, match="--ambiguity 10: --dataset flickr has the captions"):
+        check(options("--ambiguity", "10"))
+    check(options("--ambiguity", "10", "--dataset", "shapes"))
+
+
 def test_scoring_takes_a_checkpoint_and_knows_every_option():
     got, given = parse_scoring("", ["x.tar", "--image_root", "photos", "--split", "val"])
     assert given == {"checkpoint", "data_path", "split"}

@@ -169,6 +169,18 @@ def flag_oracle_in_a_test(place):
                        "--data_path", str(place.data), *CPU, "--oracle"]
 
 
+@fault("--ambiguity of a data set that has no dial", "--dataset flickr has the captions",
+       "--dataset shapes")
+def flag_ambiguity_of_flickr(place):
+    place.arguments += ["--dataset", "flickr", "--ambiguity", "10"]
+
+
+@fault("a folder that has captions of another --ambiguity", "made with", "not", '"ambiguity": 10',
+       "name another folder")
+def flag_ambiguity_of_a_folder(place):
+    place.arguments += ["--ambiguity", "10"]
+
+
 @fault("--output that is a folder", "cannot be written")
 def flag_output_a_folder(place):
     place.embeddings()

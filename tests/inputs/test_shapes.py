@@ -3,6 +3,7 @@
 The truth of a caption is decided here from its text alone: a small parser reads it back, and a
 slow loop tries every assignment of scene objects to what it mentions.
 """
+import hashlib
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from common.flags import AMBIGUITIES, USUAL_AMBIGUITY
 from inputs import shapes
 
 SIZES = {"train": 120, "val": 10, "test": 10}
@@ -103,8 +105,16 @@ def contents(root):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return shapes.make_shapes(tmp_path_factory.mktemp("shapes") / "made", 3, SIZES)
+def doses(tmp_path_factory):
+    """The same data set at each ambiguity."""
+    folder = tmp_path_factory.mktemp("shapes")
+    return {dose: shapes.make_shapes(folder / str(dose), 3, SIZES, ambiguity=dose)
+            for dose in shapes.DOSES}
+
+
+@pytest.fixture(scope="module")
+def root(doses):
+    return doses[shapes.USUAL]
 
 
 def test_parser_and_loop_on_captions_judged_by_hand():
@@ -120,20 +130,22 @@ def test_parser_and_loop_on_captions_judged_by_hand():
     assert [caption for caption in false if holds(parse(caption), scene)] == []
 
 
+@pytest.mark.parametrize("dose", shapes.DOSES)
 @pytest.mark.parametrize("split", SIZES)
-def test_matches_are_what_the_words_say(root, split):
+def test_matches_are_what_the_words_say(doses, split, dose):
     scenes = [named(scene) for scene in shapes.sample_split(split, SIZES[split], 3)[0]]
-    captions = captions_of(root, split)
+    captions = captions_of(doses[dose], split)
     assert len(captions) == 5 * len(scenes)
-    for caption, matches in zip(captions, matches_of(root, split), strict=True):
+    for caption, matches in zip(captions, matches_of(doses[dose], split), strict=True):
         parsed = parse(caption)
         expected = [index for index, scene in enumerate(scenes) if holds(parsed, scene)]
         assert matches == expected, caption
 
 
+@pytest.mark.parametrize("dose", shapes.DOSES)
 @pytest.mark.parametrize("split", SIZES)
-def test_captions_are_distinct_and_true_of_their_own_photo(root, split):
-    captions, matches = captions_of(root, split), matches_of(root, split)
+def test_captions_are_distinct_and_true_of_their_own_photo(doses, split, dose):
+    captions, matches = captions_of(doses[dose], split), matches_of(doses[dose], split)
     for photo in range(SIZES[split]):
         own = slice(5 * photo, 5 * photo + 5)
         assert len(set(captions[own])) == 5
@@ -141,9 +153,10 @@ def test_captions_are_distinct_and_true_of_their_own_photo(root, split):
     assert all(re.fullmatch(r"[a-z]+(,? [a-z]+)*", caption) for caption in captions)
 
 
-def test_equal_meanings_and_only_those_read_back_as_equal_claims():
+@pytest.mark.parametrize("dose", shapes.DOSES)
+def test_equal_meanings_and_only_those_read_back_as_equal_claims(dose):
     by_meaning, by_claim = {}, {}
-    for captions in shapes.sample_split("train", 400, 0)[1]:
+    for captions in shapes.sample_split("train", 400, 0, dose)[1]:
         for text, meaning in captions:
             mentions, relation, count = parse(text)
             if relation in ("right", "below", "lower"):
@@ -153,7 +166,97 @@ def test_equal_meanings_and_only_those_read_back_as_equal_claims():
             claim = tuple(mentions if axis else sorted(mentions)), axis, count
             assert by_meaning.setdefault(meaning, claim) == claim
             assert by_claim.setdefault(claim, meaning) == meaning
-    assert len(by_meaning) > 300
+    assert len(by_meaning) > (100 if dose == 25 else 300)
+
+
+# ----------------------------------------------------------------------------------------- the dial
+
+
+@pytest.fixture(scope="module")
+def captions_at():
+    """Scenes and captions of 1,000 photos at each ambiguity."""
+    return {dose: shapes.sample_split("train", 1000, 0, dose) for dose in shapes.DOSES}
+
+
+@pytest.mark.parametrize("dose", shapes.DOSES)
+def test_the_dial_sets_the_share_of_other_photos_that_a_caption_is_true_of(captions_at, dose):
+    """Of photos that nobody wrote it for, hence the - 1."""
+    scenes, captions = captions_at[dose]
+    true = {}
+    for meaning in (meaning for pairs in captions for _, meaning in pairs):
+        if meaning not in true:
+            true[meaning] = shapes.true_of(meaning, scenes).sum()
+    share = np.mean([true[meaning] - 1 for pairs in captions for _, meaning in pairs]) / 999
+    assert share == pytest.approx(dose / 100, rel=0.12)
+
+
+def test_the_dial_leaves_number_length_and_words_of_captions_as_they_are(captions_at):
+    """Only the spread of lengths is smaller where a caption must tell much."""
+    texts = {dose: [text for pairs in captions for text, _ in pairs]
+             for dose, (_, captions) in captions_at.items()}
+    words = {dose: set(re.findall("[a-z]+", " ".join(of_dose))) for dose, of_dose in texts.items()}
+    lengths = {dose: np.array([len(text.split()) for text in of_dose])
+               for dose, of_dose in texts.items()}
+    usual = lengths[shapes.USUAL]
+    for dose, _ in texts.items():
+        assert all(len(pairs) == 5 for pairs in captions_at[dose][1])
+        assert words[dose] == words[shapes.USUAL]
+        assert lengths[dose].mean() == pytest.approx(usual.mean(), rel=0.03)
+        assert lengths[dose].std() == pytest.approx(usual.std(), rel=0.4 if dose == 0.5 else 0.05)
+
+
+def test_the_dial_leaves_the_photos_as_they_are_to_the_bit(doses):
+    photos = {dose: {path.name: path.read_bytes() for path in (root / "images").iterdir()}
+              for dose, root in doses.items()}
+    assert len(photos[3]) == sum(SIZES.values())
+    assert all(of_dose == photos[3] for of_dose in photos.values())
+    captions = [captions_of(root, "train") for root in doses.values()]
+    assert all(a != b for a, b in itertools.combinations(captions, 2))
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_the_measured_share_is_in_the_split(doses, split):
+    for dose, root in doses.items():
+        file = json.loads((root / f"shapes_{split}_matches.json").read_text())
+        photos, true = SIZES[split], [len(found) for found in file["matches"]]
+        share = sum(count - 1 for count in true) / len(true) / (photos - 1)
+        assert dose == shapes.USUAL or file["share"] == pytest.approx(share)
+
+
+def test_the_usual_dose_is_what_was_made_before_there_were_others(root):
+    """Every text and pixel, by a digest that the version without the dial gave."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode())
+        if path.suffix == ".png":
+            with Image.open(path) as image:  # the file's bytes depend on the library
+                digest.update(np.asarray(image).tobytes())
+        else:
+            digest.update(path.read_bytes())
+    assert digest.hexdigest() == "fd682eeda21acd55c9dc0dc3f683856ec5c6214ba195e2aff534a79d06b3f7b6"
+
+
+def test_a_folder_is_of_one_dose(tmp_path):
+    """One that was made before there was a dial is of the usual; others say their own."""
+    plain = shapes.make_shapes(tmp_path / "plain", 0, SMALL)
+    assert json.loads((plain / "shapes_info.json").read_text()) == {
+        "version": 1, "seed": 0, "sizes": SMALL, "image_size": 64}
+    other = shapes.make_shapes(tmp_path / "other", 0, SMALL, ambiguity=10)
+    before = contents(tmp_path)
+    for root, dose in ((plain, 10), (other, 3), (other, 25)):
+        with pytest.raises(ValueError, match="made with .* another folder"):
+            shapes.make_shapes(root, 0, SMALL, ambiguity=dose)
+    assert shapes.make_shapes(plain, 0, SMALL, ambiguity=3.0) == plain
+    assert shapes.make_shapes(other, 0, SMALL, ambiguity=10.0) == other
+    assert contents(tmp_path) == before
+
+
+def test_the_flags_have_the_doses():
+    assert [float(text) for text in AMBIGUITIES] == list(shapes.DOSES)
+    assert float(USUAL_AMBIGUITY) == shapes.USUAL
+
+
+# ---------------------------------------------------------------------------------------- the files
 
 
 def test_share_of_true_photos_is_small_and_spread():
@@ -244,7 +347,8 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [
-    {"sizes": {"train": 5}}, {"sizes": SMALL | {"val": 0}}, {"seed": -1}, {"image_size": 8}])
+    {"sizes": {"train": 5}}, {"sizes": SMALL | {"val": 0}}, {"seed": -1}, {"image_size": 8},
+    {"ambiguity": 4}])
 def test_impossible_settings_are_named(tmp_path, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         shapes.make_shapes(tmp_path / "made", **settings)

@@ -5,12 +5,24 @@ import os
 import random
 import shlex
 import signal
+from pathlib import Path
 
 import pytest
-from helpers.runs import CPU, assert_same, command, drawing, events, expect_exit, final_state
+from helpers.paths import ROOT
+from helpers.runs import (
+    CPU,
+    assert_same,
+    command,
+    drawing,
+    events,
+    expect_exit,
+    expect_one_line,
+    final_state,
+)
 from helpers.stopping import signal_after
 
 import checkpoint
+import evaluation
 import train
 
 STEPS = 21  # of which the first 7 warm up
@@ -92,3 +104,21 @@ def test_a_validation_that_is_stopped_is_made_up_for(data, finished, tmp_path, m
     assert state["validation_due"] and state["global_step"] == 10
     train.main(arguments)
     assert_same_run(tmp_path, finished)
+
+
+def test_a_run_keeps_its_ambiguity_and_with_it_its_folder(tmp_path, monkeypatch, capsys):
+    """A checkpoint says where its photos are made, and goes on with no other captions."""
+    vocab = str(ROOT / "vocab" / "shapes.txt")
+    monkeypatch.chdir(tmp_path)
+    arguments = command("left out", "run", "--num_epochs", "1", "--vocab", vocab, "--ambiguity",
+                        "10")
+    at = arguments.index("--data_path")
+    train.main(arguments[:at] + arguments[at + 2 :])
+    assert Path("data/shapes_10/shapes_info.json").is_file() and not Path("data/shapes").exists()
+    path = "run/checkpoint.pth.tar"
+    evaluation.main([path, *CPU, "--workers", "0"])
+    expect_one_line(["--resume", path, *CPU, "--ambiguity", "25"],
+                    "--ambiguity 25 does not fit run/checkpoint.pth.tar", capsys)
+    train.main(["--resume", path, *CPU, "--num_epochs", "2", "--workers", "0"])
+    assert checkpoint.read(Path(path))["epoch"] == 2
+    assert [folder.name for folder in Path("data").iterdir()] == ["shapes_10"]
