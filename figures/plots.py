@@ -169,9 +169,10 @@ def finished(figure: Figure) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         for part in [*axes.spines.values(), axes.xaxis.label, axes.yaxis.label]:
             part.set_color(INK)
-        for text in axes.get_legend().get_texts():
-            text.set_color(INK)
-        axes.get_legend().set_frame_on(False)
+        if legend := axes.get_legend():
+            legend.set_frame_on(False)
+            for text in legend.get_texts():
+                text.set_color(INK)
         for label in axes.xaxis.label, axes.yaxis.label:
             label.set_fontsize(9)
     return figure

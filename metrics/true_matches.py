@@ -57,6 +57,16 @@ def multi_positive_metrics(image_embeds: Tensor, text_embeds: Tensor, matches) -
     return metrics
 
 
+def true_share(matches) -> float:
+    """In percent, of how many photos other than its own a caption is true, on average.
+
+    Args:
+        matches: (N_t, N_i) bool, all true matches, N_i > 1.
+    """
+    captions, images = matches.shape
+    return 100 * float(matches.sum() - captions) / captions / (images - 1)
+
+
 def precision_at_r(similarity: Tensor, relevant: Tensor) -> Tensor:
     """(Q, 2) average precision at R and R-Precision of the rows (b, N_g) that have a match."""
     some = relevant.any(dim=1)

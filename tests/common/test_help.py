@@ -11,7 +11,8 @@ from common.flags import PRESETS, SCORING, TRAINING, build_parser, preset_lines
 from common.options import FROM_CHECKPOINT, parse_scoring
 
 COMMANDS = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-            for folder in (".", "scripts", "vocab") for path in sorted((ROOT / folder).glob("*.py"))
+            for folder in (".", "scripts", "vocab", "experiments")
+            for path in sorted((ROOT / folder).glob("*.py"))
             if "def main(" in path.read_text()]
 # Runs a command as `python -m` would, then tells what it loaded on the way.
 ASK = """
@@ -41,14 +42,14 @@ def test_help_loads_nothing_that_takes_seconds(shown):
     module, text, _, loaded = shown
     assert loaded[0] == "0" and "usage:" in text
     slow = {"torch", "torchvision", "transformers", "tokenizers", "numpy", "PIL"}
-    if module == "scripts.make_shapes":
+    if module in ("scripts.make_shapes", "experiments.dose"):
         slow -= {"numpy", "PIL"}  # a fifth of a second: it draws
     assert not slow & set(loaded), module
 
 
 def test_each_command_is_asked():
     assert {"train", "evaluation", "export", "scripts.check_data", "scripts.split",
-            "vocab.build_vocab"} <= set(COMMANDS)
+            "vocab.build_vocab", "experiments.dose"} <= set(COMMANDS)
 
 
 def test_help_fits_a_terminal_and_says_no_default_that_is_none(shown):

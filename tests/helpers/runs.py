@@ -60,20 +60,21 @@ def final_state(folder):
     return state
 
 
-def expect_exit(arguments, status, capsys, told=(), main=train.main):
-    """The command ends with `status` and one line on stderr that tells all of `told`; the line."""
+def expect_exit(arguments, status, capsys, told=(), main=train.main, lines=1):
+    """The command ends with `status` and one line on stderr that tells all of `told`, or with some
+    `lines`; what it told."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     error = capsys.readouterr().err
-    assert caught.value.code == status and error.count("\n") == 1, error
+    assert caught.value.code == status and error.count("\n") == lines, error
     assert all(word in error for word in told), error
     return error
 
 
-def expect_one_line(arguments, told, capsys):
+def expect_one_line(arguments, told, capsys, main=train.main):
     """`expect_exit` of a user's mistake."""
-    return expect_exit(arguments, 2, capsys, [told])
+    return expect_exit(arguments, 2, capsys, [told], main)
 
 
 def contents(folder):

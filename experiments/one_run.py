@@ -1,0 +1,138 @@
+"""One run of an experiment: a warm-up, or what comes after it in one of several ways.
+
+    python -m experiments.one_run '{"dose": 10, "seed": 1, ...}'
+
+A process of its own for each, so that runs go side by side on one core each. A warm-up leaves its
+checkpoint. A branch goes on from it, exactly as `train.py --resume` would, with another loss, with
+the oracle, or with its batches and draws in another order; at its end val and test are scored and
+a json file tells all. Both go on where they were stopped.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import checkpoint
+import evaluation
+import train
+from common import files
+from common.errors import exit_on_input_error
+from common.version import commit
+from data import read_split
+from experiments.plan import (
+    ORDER,
+    WARM_UP,
+    Configuration,
+    Protocol,
+    data_of,
+    from_words,
+    make_data,
+)
+from metrics.true_matches import true_share
+from training import storage
+
+KEPT = ["rsum", *(f"{side}_{key}" for side in ("i2t", "t2i")
+                  for key in ("r1", "r5", "r10", "map_at_r", "r_precision"))]
+
+
+def warm_up_command(configuration: Configuration, protocol: Protocol) -> list[str]:
+    """Flags of train.py. The triplet loss is FNE's warm-up, momentum encoders and all."""
+    epochs = str(protocol.warmup_epochs)
+    loss = "infonce" if configuration.loss == "infonce" else "fne"
+    return ["--dataset", "shapes", "--ambiguity", configuration.dose, "--max_violation", "--loss",
+            loss, "--warmup_epochs", epochs, "--num_epochs", epochs, "--seed",
+            str(configuration.seed), *protocol.more]
+
+
+def branch_command(configuration: Configuration, protocol: Protocol) -> list[str]:
+    """Flags of train.py. The triplet loss goes on by a longer warm-up."""
+    epochs = str(protocol.warmup_epochs + protocol.branch_epochs)
+    longer = ["--warmup_epochs", epochs] if configuration.loss == "triplet" else []
+    return ["--num_epochs", epochs, "--oracle", configuration.oracle, *longer]
+
+
+def start(configuration: Configuration, protocol: Protocol) -> None:
+    """Put the warm-up's last state into a branch's folder, unless it is on its way already."""
+    path = configuration.folder(protocol) / storage.NEWEST
+    if path.is_file():
+        return
+    state = checkpoint.read(configuration.warm_up.folder(protocol) / storage.NEWEST)
+    state["best_rsum"] = -1.0  # the warm-up's best is not this run's
+    if configuration.again:
+        # From the seed follow the order of pairs, dropout and draws of all steps to come.
+        state["options"]["seed"] += ORDER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.save(path, state)
+
+
+def run(configuration: Configuration, protocol: Protocol) -> None:
+    """Train, and of a branch measure and write the result."""
+    began, folder = time.monotonic(), configuration.folder(protocol)
+    data = make_data(configuration, protocol)
+    if configuration.oracle == WARM_UP:
+        command = warm_up_command(configuration, protocol)
+    else:
+        start(configuration, protocol)
+        command = branch_command(configuration, protocol)
+    places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
+    how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
+    with data_of(protocol):
+        train.main([*command, *places, *how])
+    if configuration.oracle == WARM_UP:
+        return
+    result = {
+        "configuration": asdict(configuration),
+        "protocol": {name: getattr(protocol, name) for name in ("warmup_epochs", "branch_epochs",
+                                                                "more", "photos")},
+        "warm_up_command": command_text(warm_up_command(configuration.warm_up, protocol)),
+        "command": command_text(command),
+        "true_matches": true_share(read_split("shapes", "train", data).matches),
+        "false_negatives": false_negatives(folder),
+        "val": scores(folder, data, "val"), "test": scores(folder, data, "test"),
+        "seconds": round(time.monotonic() - began, 1),
+        "commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }
+    text = json.dumps(result, indent=2)
+    files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
+    for path in folder.glob("*.pth.tar"):
+        path.unlink()  # a hundred of them would fill a disk
+
+
+def command_text(flags: list[str]) -> str:
+    """A command as it could be typed, but for where it reads and writes."""
+    return " ".join(["python train.py", *flags])
+
+
+def scores(folder: Path, data: Path, split: str) -> dict[str, float]:
+    """Of a run's last state, not its best: a branch is to be judged, and not its best moment."""
+    place = folder / f"{split}.json"
+    evaluation.main([str(folder / storage.NEWEST), "--data_path", str(data), "--split", split,
+                     "--output", str(place), "--workers", "0", "--device", "cpu"])
+    metrics = files.read_json(place)
+    return {name: metrics[name] for name in KEPT}
+
+
+def false_negatives(folder: Path) -> float | None:
+    """The share of true matches among the negatives of a run, mean over its steps, in percent."""
+    accumulator = EventAccumulator(str(folder)).Reload()
+    tag = "train/false_negative_share"
+    if tag not in accumulator.Tags()["scalars"]:
+        return None
+    values = [event.value for event in accumulator.Scalars(tag)]
+    known = [value for value in values if value == value]
+    return 100 * sum(known) / len(known) if known else None
+
+
+def run_words(text: str) -> None:
+    """What `plan.words` has put into the one argument of the command."""
+    with exit_on_input_error():
+        run(*from_words(text))
+
+
+if __name__ == "__main__":
+    run_words(sys.argv[1])
