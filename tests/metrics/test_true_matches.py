@@ -124,3 +124,10 @@ def test_the_truth_scores_full_marks_and_another_order_does_not(coco):
     shuffled = SimpleNamespace(images=split.images[::-1], captions=split.captions,
                                image_of_text=split.image_of_text)
     assert coco_metrics(images, texts, shuffled) is None
+
+
+def test_the_share_of_true_matches_leaves_out_the_own_photo():
+    """Three captions of four photos: true of none, one and two others; (0 + 1 + 2) / 3 / 3."""
+    matches = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]], dtype=bool)
+    assert true_matches.true_share(matches) == pytest.approx(100 / 3)
+    assert true_matches.true_share(torch.from_numpy(matches)) == pytest.approx(100 / 3)
