@@ -22,18 +22,13 @@ from common.options import SourceOptions, TrainOptions
 from common.processes import gather
 from common.ranks import own_rows, world
 from inputs.arrays import Texts
+from inputs.augmentation import train_pixels
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
 from inputs.kept import cache_folder
 from inputs.loader import EpochSampler, make_loader
 from inputs.pairs import pair_arrays
-from inputs.photos import (
-    Photo,
-    eval_pixels,
-    find_photos,
-    load_from,
-    train_pixels,
-)
+from inputs.photos import Photo, eval_pixels, find_photos, load_from
 from inputs.records import USUAL, Columns
 from inputs.shard_index import (
     ShardPhotos,

@@ -11,7 +11,6 @@ there is a GPU. Absolute times drift with whatever else a machine does; ratios f
 
 import argparse
 import datetime
-import io
 import platform
 import statistics
 import sys
@@ -24,11 +23,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import transformers
-from PIL import Image
+from photo_input import input_rows
 from timing import Row, in_turns, row
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2 as T
-from torchvision.transforms.v2 import functional as TF
 from training_step import training_rows
 
 from common.options import parse
@@ -36,7 +32,6 @@ from encoders.processors import load_tokenizer
 from evaluation import encode_captions
 from fne_loss import FNELoss, cosine
 from inputs.captions import Captions, pad_captions
-from inputs.photos import CLIP_MEAN, CLIP_STD, eval_pixels, train_pixels
 from memory_bank import MemoryBank
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from model import build_model
@@ -127,83 +122,7 @@ def evaluation_rows(short: bool, repeats: int, device: str) -> list[Row]:
     return rows
 
 
-# -------------------------------------------------------------------------------------------- input
-
-
-def make_photos(count: int) -> list[bytes]:
-    """JPEGs of 500 x 375 and about 110 kB, as hard to decode as photos: noise of every scale."""
-    rng, photos = np.random.default_rng(), []
-    for _ in range(count):
-        pixels = np.full((375, 500, 3), 128.0)
-        for scale in (64, 32, 16, 8, 4, 2, 1):
-            part = rng.normal(size=(375 // scale + 1, 500 // scale + 1, 3)) * 12 * scale**0.4
-            grown = np.kron(part, np.ones((scale, scale, 1)))[:375, :500]
-            pixels += grown
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        photos.append(buffer.getvalue())
-    return photos
-
-
-def decode(photo: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(photo)).convert("RGB")
-
-
-def plain_affine(image, angle=0.0, shift=(0, 0), shear=(0.0, 0.0), center=None):
-    sign = 1 if torch.rand(()) < 0.5 else -1
-    return TF.affine(image, sign * angle, [sign * x for x in shift], 1.0, [sign * x for x in shear],
-                     InterpolationMode.BILINEAR, [128.0] * 3, center)
-
-
-PLAIN_OPERATIONS = (
-    lambda image: image, TF.autocontrast, TF.equalize,
-    lambda image: TF.adjust_brightness(image, 1.36),
-    lambda image: TF.adjust_sharpness(image, 1.36),
-    lambda image: plain_affine(image, shear=(11.86, 0.0), center=[0, 0]),
-    lambda image: plain_affine(image, shear=(0.0, 11.86), center=[0, 0]),
-    lambda image: plain_affine(image, shift=(7, 0)),
-    lambda image: plain_affine(image, shift=(0, 7)),
-    lambda image: plain_affine(image, angle=21.0),
-)
-
-
-def plain_float(image: Image.Image) -> torch.Tensor:
-    pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.float32, scale=True)
-    return TF.normalize(pixels, list(CLIP_MEAN), list(CLIP_STD))
-
-
-def plain_training(photo: bytes, size: int) -> torch.Tensor:
-    """The published transform as it is usually written: all of it on PIL images, then floats."""
-    crop = T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
-    image = T.RandomHorizontalFlip()(crop(decode(photo)))
-    for operation in torch.randint(len(PLAIN_OPERATIONS), (2,)).tolist():
-        if torch.rand(()) < 0.5:
-            image = PLAIN_OPERATIONS[operation](image)
-    return plain_float(image)
-
-
-def input_rows(short: bool, repeats: int, device: str) -> list[Row]:
-    """A loader's work on a photo, on one core, against PIL and floats. Ours leaves normalising to
-    the device, where it is a small share of an encoder's work."""
-    size, threads = 48 if short else 384, torch.get_num_threads()
-    torch.set_num_threads(1)
-    photos = make_photos(2 if short else 64)
-
-    def over(function):
-        return lambda: [function(photo) for photo in photos]
-
-    plain_eval = over(lambda photo: plain_float(
-        decode(photo).resize((size, size), Image.Resampling.BICUBIC)))
-    plain_train = over(lambda photo: plain_training(photo, size))
-    train = over(lambda photo: train_pixels(decode(photo), size))
-    evaluate = over(lambda photo: eval_pixels(decode(photo), size))
-    what = f"a photo of 500 x 375, on one core, {size} x {size}"
-    times = {f"training: {what}": in_turns(repeats, train, plain_train),
-             f"evaluation: {what}": in_turns(repeats, evaluate, plain_eval)}
-    torch.set_num_threads(threads)
-    return [row("input", name, "PIL and floats take (times ours)",
-                [[seconds / len(photos) for seconds in side] for side in pair], inverse=True)
-            for name, pair in times.items()]
+# ----------------------------------------------------------------------------------------- captions
 
 
 def make_captions(count: int, words: list[str]) -> list[str]:

@@ -20,16 +20,22 @@ class Row(NamedTuple):
 
 
 def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
-             fresh: Callable = tuple) -> tuple[list[float], list[float]]:
-    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each."""
+             fresh: Callable = tuple, timer: Callable[[], float] = time.perf_counter,
+             ) -> tuple[list[float], list[float]]:
+    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each.
+
+    Args:
+        timer: `time.process_time` counts what this process computes alone, which other work on the
+            machine disturbs less.
+    """
     def clock(function, arguments):
         if device == "cuda":
             torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = timer()
         function(*arguments)
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return timer() - began
 
     times = []
     for _ in range(repeats + 1):

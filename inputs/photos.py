@@ -1,11 +1,11 @@
-"""Photos: decoding, checking, resizing, augmenting, normalising.
+"""Photos: checking, decoding, resizing, normalising. What training does to them besides is in
+`inputs/augmentation.py`.
 
 Everything here works on one photo at a time, as PIL image or uint8 tensor; only `normalize` takes
 a batch, on whichever device it lies.
 """
 
 import functools
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line, pass_on
@@ -29,7 +26,6 @@ from inputs.arrays import Lazy
 from inputs.shards import TarPhoto, read_at
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-GREY = 128  # of what a warp uncovers
 FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -244,7 +240,8 @@ def load_photo(path: Photo) -> Image.Image:
         try:
             if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
+            image.load()  # all of its pixels: the file is closed behind it
+            return image if image.mode == "RGB" else image.convert("RGB")
         except Exception as error:  # as above
             pass_on(error)
             raise undecodable(path, error) from error
@@ -255,79 +252,12 @@ def undecodable(path: Photo, error: Exception) -> InputError:
 
 
 def eval_pixels(image: Image.Image, size: int) -> Tensor:
-    """Plain bicubic resize to the square: uint8 (3, size, size)."""
-    return TF.pil_to_tensor(TF.resize(image, [size, size], InterpolationMode.BICUBIC))
-
-
-def train_pixels(image: Image.Image, size: int) -> Tensor:
-    """Random resized crop, flip and two of ten operations: uint8 (3, size, size).
-
-    On tensors where torchvision is the faster, through PIL where PIL is: about half the time of PIL
-    for the same crops and draws, and within a level or two of its pixels.
-    """
-    crop = T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
-    pixels = T.RandomHorizontalFlip()(crop(TF.pil_to_tensor(image)))
-    for operation in torch.randint(len(OPERATIONS), (2,)).tolist():
-        if torch.rand(()) < 0.5:
-            pixels = OPERATIONS[operation](pixels)
-    return pixels
-
-
-def through_pil(operation, *arguments):
-    """A torchvision operation on uint8 tensors (3, R, R) that is several times faster on PIL's."""
-    return lambda pixels: TF.pil_to_tensor(operation(TF.to_pil_image(pixels), *arguments))
-
-
-def random_sign() -> int:
-    return 1 if torch.rand(()) < 0.5 else -1
-
-
-def translate(pixels: Tensor, x: int, y: int) -> Tensor:
-    """Shift by whole pixels, both ways equally likely; what is uncovered is grey."""
-    sign = random_sign()
-    x, y = sign * x, sign * y
-    return F.pad(pixels, (x, -x, y, -y), value=GREY)
-
-
-def warp(pixels: Tensor, matrix: tuple[tuple[float, float], ...], fixed: float) -> Tensor:
-    """A bilinear warp of uint8 (3, R, R); `matrix` takes places of the result to where they are
-    from. It keeps the point (fixed, fixed) in place, corners being at -1 and 1. Grey outside.
-    """
-    places = (2 * torch.arange(pixels.shape[1]) + 1) / pixels.shape[1] - 1 - fixed  # (R,)
-    # Places as complex numbers x + iy: one sum makes the grid.
-    right, down = (places * complex(x, y) for x, y in zip(*matrix))  # (R,), (R,)
-    grid = torch.view_as_real(right + down[:, None] + complex(fixed, fixed))  # (R, R, 2)
-    # Outside it reads zeros, so grey must be the zero.
-    warped = F.grid_sample(pixels[None] - float(GREY), grid[None], align_corners=False)[0]
-    return (warped + (GREY + 0.5)).to(torch.uint8)  # rounded
-
-
-def shear(pixels: Tensor, x: float, y: float) -> Tensor:
-    """Shear by slopes of a random sign; the top left corner stays."""
-    sign = random_sign()
-    return warp(pixels, ((1.0, sign * x), (sign * y, 1.0)), fixed=-1.0)
-
-
-def rotate(pixels: Tensor, degrees: float) -> Tensor:
-    """Turn about the centre, both ways equally likely."""
-    angle = random_sign() * math.radians(degrees)
-    cos, sin = math.cos(angle), math.sin(angle)
-    return warp(pixels, ((cos, sin), (-sin, cos)), fixed=0.0)
-
-
-# Level 7 of 10 of the usual random augmentation.
-OPERATIONS = (
-    lambda pixels: pixels,
-    through_pil(TF.autocontrast),
-    through_pil(TF.equalize),
-    lambda pixels: TF.adjust_brightness(pixels, 1.36),
-    through_pil(TF.adjust_sharpness, 1.36),
-    lambda pixels: shear(pixels, 0.21, 0.0),
-    lambda pixels: shear(pixels, 0.0, 0.21),
-    lambda pixels: translate(pixels, 7, 0),
-    lambda pixels: translate(pixels, 0, 7),
-    lambda pixels: rotate(pixels, 21.0),
-)
+    """Plain bicubic resize of an RGB image to the square: uint8 (3, size, size)."""
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    # Row by row a line of each colour, which are put together to planes faster than single pixels
+    # are, here or in a batch.
+    lines = np.frombuffer(resized.tobytes("raw", "RGB;L"), dtype=np.uint8)
+    return torch.from_numpy(lines.reshape(size, 3, size).transpose(1, 0, 2).copy())
 
 
 def normalize(

@@ -10,9 +10,9 @@ from torchvision.transforms.v2 import functional as TF
 import checkpoint
 import train
 from common.device import use_bf16
-from inputs import photos
+from inputs.augmentation import OPERATIONS
 
-AUTOCONTRAST, SHARPNESS, ROTATE = (photos.OPERATIONS[number] for number in (1, 4, 9))
+AUTOCONTRAST, SHARPNESS, ROTATE = (OPERATIONS[number] for number in (1, 4, 9))
 
 # -------------------------------------------------------------------------------- 10: the best one
 
