@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.memory import keep_freed_memory
 from export import read_model
 from searching import clusters
 from searching.exact import best_rows
@@ -101,6 +102,7 @@ def measure(count: int, dim: int, with_faiss: bool) -> None:
 def measure_encoder(model: Path, batches: int) -> None:
     """Print the rate of a model's image encoder on random pixels."""
     encoder, options, _ = read_model(model)
+    keep_freed_memory()
     pixels = torch.randn(32, 3, options.image_res, options.image_res)
     with torch.no_grad():
         value = seconds(lambda: encoder.encode_image(pixels), batches)

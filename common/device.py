@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.memory import keep_freed_memory
 from common.options import ModelOptions
 from common.ranks import local_rank, local_world, world
 
@@ -57,6 +58,8 @@ def place(model: nn.Module, options: ModelOptions) -> torch.device:
     device = pick_device(options.device)
     if device.type == "cuda":  # float32 shall be that: else convolutions round to 10 bits, as TF32
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
     model.to(device)
     model.bf16 = use_bf16(options.precision, device)
     return device

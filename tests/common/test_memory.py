@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -79,3 +80,61 @@ def test_no_file_is_called_damaged_for_want_of_memory(tmp_path, monkeypatch, err
     with pytest.raises(type(error)) as caught:
         load_photo(path)
     assert not isinstance(caught.value, InputError)
+
+
+# ---------------------------------------------------------------------- what freed memory does
+
+
+COUNTED = """
+import resource, torch
+from common.device import place
+from common.memory import KEPT, keep_freed_memory
+from common.options import parse
+
+def pages(size, times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(size, dtype=torch.uint8)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+size = 48 * 2**20
+without = pages(size, 5) / size
+if {placed}:
+    place(torch.nn.Linear(2, 2), parse("", ["--dataset", "shapes", "--device", "cpu"])[0])
+pages(size, 3)
+kept, before = pages(size, 5) / size, resident()
+torch.ones(2 * KEPT, dtype=torch.uint8)
+print(without, kept, (resident() - before) / KEPT, keep_freed_memory())
+"""
+
+
+def fills(placed, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED.format(placed=placed)], cwd=ROOT, capture_output=True,
+        text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    without, kept, left, changed = done.stdout.split()
+    return float(without), float(kept), float(left), changed == "True"
+
+
+glibc = pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+
+
+@glibc
+def test_freed_memory_is_used_again_where_a_model_is_on_a_cpu():
+    """Bytes that the system fills with zeros, in parts of those asked for; without, all of them."""
+    without, kept, left, changed = fills(placed=True)
+    assert without > 4 and kept < 0.1 and changed
+    assert left < 0.1  # what is larger goes back
+    assert fills(placed=False)[1] > 4
+
+
+@glibc
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TOP_PAD_=0",
+                                      "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=65536"])
+def test_what_a_user_says_of_freed_memory_holds(variable):
+    name, value = variable.split("=", 1)
+    without, kept, _, changed = fills(placed=True, **{name: value})
+    assert without > 4 and kept > 4 and not changed
