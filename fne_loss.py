@@ -10,18 +10,29 @@ rows. "i2t" has image anchors and text candidates, "t2i" the reverse. Needs only
 """
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bank import EMPTY, MemoryBank
+from memory_bank import (
+    NO_NEGATIVE,
+    Direction,
+    MemoryBank,
+    Proposing,
+    Weighing,
+    at_least_float32,
+    cosine,
+    excluded_candidates,
+    gather_drawn,
+    list_barred,
+    running_sums,
+    show,
+)
 
-# Similarities that a step looks at together; on a CPU they stay in its cache.
-PART, PART_ON_CPU = 2**24, 2**18
-NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
+WEIGHED = 2**18  # similarities of one direction up to which a CPU, too, weighs them all
 
 
 class RunningGaussian(nn.Module):
@@ -62,30 +73,9 @@ class RunningGaussian(nn.Module):
             buffer.zero_()
 
 
-def at_least_float32(embeds: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in their common precision, which is float32 or better."""
-    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
-    return embeds.to(dtype), others.to(dtype)
-
-
-def cosine(embeds: Tensor, others: Tensor) -> Tensor:
-    """(A, C) cosines of unit rows (A, D) and (C, D), in float32 or better also under autocast."""
-    embeds, others = at_least_float32(embeds, others)
-    with torch.autocast(embeds.device.type, enabled=False):
-        return embeds @ others.T
-
-
 def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
     """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
     return torch.mul(*at_least_float32(embeds, others)).sum(dim=1)
-
-
-def excluded_candidates(
-    image_ids: Tensor, candidate_ids: Tensor, further: Tensor | None = None
-) -> Tensor:
-    """(A, C) bool from ids (A,) and (C,): the anchor's own image, `EMPTY` = -100, or `further`."""
-    barred = (image_ids[:, None] == candidate_ids) | (candidate_ids == EMPTY)
-    return barred if further is None else barred | further
 
 
 class InBatch(NamedTuple):
@@ -170,12 +160,6 @@ def sampling_weights(
     return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
 
 
-def uniform(rows: Tensor, batch: int, first: int = 0) -> Tensor:
-    """(A,) doubles in [0, 1) for the A `rows` from `first` on of a batch of B: those that one
-    process which has the whole batch would draw for them."""
-    return torch.rand(batch, dtype=torch.float64, device=rows.device)[first : first + len(rows)]
-
-
 def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = None) -> Tensor:
     """(B,) int64: one candidate per row, drawn with probability proportional to its weight.
 
@@ -187,24 +171,13 @@ def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = N
         fallback: (B,) int64, taken by a row that has no weight.
         share: (B,) doubles in [0, 1) to draw with; random ones unless given.
     """
-    share = uniform(weights, len(weights)) if share is None else share
+    if share is None:
+        share = torch.rand(len(weights), dtype=torch.float64, device=weights.device)
     sums = running_sums(weights)  # (B, C)
     share = share[:, None] * sums[:, -1:]  # (B, 1)
     drawn = torch.searchsorted(sums, share, right=True).clamp(max=weights.shape[1] - 1)  # (B, 1)
     # Rounding may not let a candidate of weight 0 win, be it once in 1e15 draws.
     return drawn[:, 0].where(weights.gather(1, drawn)[:, 0] > 0, fallback)
-
-
-def running_sums(values: Tensor) -> Tensor:
-    """(B, C) float64 sums of each row up to each column; by doubling where PyTorch must be
-    deterministic: a GPU's `cumsum` is not, or with memory that grows with C squared."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return values.cumsum(dim=1, dtype=torch.float64)
-    sums, width = values.double(), 1
-    while width < sums.shape[1]:
-        sums = torch.cat([sums[:, :width], sums[:, width:] + sums[:, :-width]], dim=1)
-        width *= 2
-    return sums
 
 
 def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
@@ -263,27 +236,6 @@ def infonce_loss(
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
 
 
-def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor, first: int = 0):
-    """The anchors' own keys, those from `first` on of the batch's (B, D), followed by the A drawn
-    ones: (2A, D). And where each row's drawn one is there: (A,). It spares `hinge` the joined
-    candidates (C, D), which would copy the whole bank."""
-    batch, anchors = len(keys), len(negatives)
-    from_batch = keys[negatives.clamp(0, batch - 1)]  # (A, D)
-    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (A, D)
-    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (A, D)
-    rows = torch.arange(anchors, 2 * anchors, device=keys.device)
-    keys = torch.cat([keys[first : first + anchors], drawn])
-    return keys, rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
-
-
-def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Bounds that part M = `size` bank slots so that no (B, c) gets large, nor a step's memory."""
-    most = PART_ON_CPU if device.type == "cpu" else PART
-    width = math.ceil(size / math.ceil(size * batch / most))
-    for start in range(0, size, width):
-        yield start, min(start + width, size)
-
-
 class Draw(NamedTuple):
     """The negatives of one direction, and what the sampler thought of them, without gradient."""
 
@@ -340,6 +292,13 @@ class FNELoss(nn.Module):
         self.positive.reset()
         self.negative.reset()
 
+    def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
+        """`sampling_weights` by the loss's own statistics and settings."""
+        return sampling_weights(
+            similarity, own, excluded, self.positive, self.negative, margin=self.margin,
+            tau=self.tau, prior=self.prior, posterior_floor=self.posterior_floor,
+            min_count=self.min_count)
+
     @torch.no_grad()
     def draw(
         self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
@@ -354,52 +313,42 @@ class FNELoss(nn.Module):
             image_ids, bank_ids: (B,), (M,) photo ids.
             excluded: (A, C) bool, candidates that are barred beside those of the own image.
         """
-        batch, size, mine = len(keys), len(bank_keys), slice(first, first + len(anchors))
-        own = cosine_of_pairs(anchors, keys[mine])  # (A,) s+
-        hardest = torch.full_like(own, -torch.inf)  # (A,) of the allowed candidates so far
-        hardest_at = torch.full_like(image_ids[mine], NO_NEGATIVE)  # (A,)
-        drawn, total = hardest_at, torch.zeros_like(own, dtype=torch.float64)  # (A,), (A,)
-        kept = allowed = 0
-        for start, stop in parts(size, batch, anchors.device):
-            similarity, ids = cosine(anchors, bank_keys[start:stop]), bank_ids[start:stop]
-            if start == 0:
-                similarity = torch.cat([cosine(anchors, keys), similarity], dim=1)
-                ids = torch.cat([image_ids, ids])
-            before = start + batch if start else 0  # index of this part's first candidate
-            further = None if excluded is None else excluded[:, before : before + len(ids)]
-            barred = excluded_candidates(image_ids[mine], ids, further)  # (A, c)
-            weights = sampling_weights(
-                similarity, own, barred, self.positive, self.negative, margin=self.margin,
-                tau=self.tau, prior=self.prior, posterior_floor=self.posterior_floor,
-                min_count=self.min_count)  # (A, c)
-            highest, at = similarity.masked_fill(barred, -torch.inf).max(dim=1)  # (A,), (A,)
-            hardest_at = torch.where(highest > hardest, before + at, hardest_at)
-            hardest = hardest.maximum(highest)
-            # A part's draw replaces the earlier one with the part's share of the weight so far:
-            # the same as one draw from all candidates.
-            weight = weights.sum(dim=1, dtype=torch.float64)
-            total = total + weight
-            replace = uniform(anchors, batch, first) * total < weight
-            share = {} if len(anchors) == batch else {"share": uniform(anchors, batch, first)}
-            here = sample_negatives(weights, at.where(highest.isfinite(), NO_NEGATIVE), **share)
-            drawn = torch.where(replace, before + here, drawn)
-            kept, allowed = kept + weights.count_nonzero(), allowed + (~barred).count_nonzero()
-        negatives = torch.where(total > 0, drawn, hardest_at)
-        keys, rows = gather_drawn(keys, bank_keys, negatives, first)
-        posterior = false_negative_posterior(
-            cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
-        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (A,)
-        counts = torch.stack([kept, allowed])
-        return Draw(negatives, keys, rows, posterior.where(used, 0.0), counts)
+        return self.draw_from([(anchors, keys, bank_keys, excluded)], image_ids, bank_ids, first)[0]
 
+    @torch.no_grad()
     def draw_both(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
         image_ids: Tensor, bank: MemoryBank, first: int = 0, excluded=(None, None),
     ) -> tuple[Draw, Draw]:
         """Draw for i2t, then for t2i; as `forward`, or with the (A, D) of pairs from `first` on."""
-        ids = image_ids, bank.image_ids, first
-        return (self.draw(image_embeds, text_keys, bank.text_keys, *ids, excluded[0]),
-                self.draw(text_embeds, image_keys, bank.image_keys, *ids, excluded[1]))
+        return self.draw_from([(image_embeds, text_keys, bank.text_keys, excluded[0]),
+                               (text_embeds, image_keys, bank.image_keys, excluded[1])],
+                              image_ids, bank.image_ids, first)
+
+    def draw_from(
+        self, sides: list[tuple], image_ids: Tensor, bank_ids: Tensor, first: int
+    ) -> tuple[Draw, ...]:
+        """As `draw`, for each of `sides`: anchors, keys, bank_keys, excluded."""
+        ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0][0]))
+        make = Weighing
+        if image_ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
+            make = partial(Proposing, bound=cut_down_bound(self.positive, self.margin),
+                           barred=list_barred(image_ids[mine], ids))
+        looks = [make(Direction(anchors, cosine_of_pairs(anchors, keys[mine]), image_ids[mine],
+                                keys, bank_keys, ids, excluded, mine),
+                      self.weights, sample_negatives)
+                 for anchors, keys, bank_keys, excluded in sides]
+        show(looks)
+        return tuple(self.look_back(look, first) for look in looks)
+
+    def look_back(self, look: Weighing, first: int) -> Draw:
+        """What was drawn, once `look` has seen all candidates."""
+        negatives, (anchors, _, _, keys, bank_keys, *_) = look.negatives(), look.direction
+        keys, rows = gather_drawn(keys, bank_keys, negatives, first)
+        posterior = false_negative_posterior(
+            cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
+        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (A,)
+        return Draw(negatives, keys, rows, posterior.where(used, 0.0), look.counts)
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
         """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""

@@ -1,13 +1,23 @@
-"""The memory bank: keys of recent batches, kept as candidates for negatives.
+"""The memory bank: keys of recent batches, kept as candidates for negatives; and looking at them.
 
 Usable with nothing else of this repository (paper, section 3.3; the idea of a queue of momentum
-keys is MoCo's).
+keys is MoCo's). Shapes as in `fne_loss.py`: the C = B + M candidates of an anchor are this batch's
+keys, then the bank's. They are looked at part by part, so that no step needs an (A, C).
 """
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 EMPTY = -100
+NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
+# Similarities that are looked at together, on a CPU as many as its cache holds, and of an anchor
+# at least; `Proposing` counts candidates by GROUP.
+PART, PART_ON_CPU, LEAST, GROUP = 2**24, 2**18, 2**10, 32
+PROPOSALS = 6  # of an anchor, before all its candidates are weighed
 
 
 class MemoryBank(nn.Module):
@@ -88,3 +98,252 @@ class MemoryBank(nn.Module):
     def extra_repr(self) -> str:
         size, dim = self.image_keys.shape
         return f"size={size}, dim={dim}"
+
+
+def at_least_float32(embeds: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in their common precision, which is float32 or better."""
+    dtype = torch.promote_types(torch.promote_types(embeds.dtype, others.dtype), torch.float32)
+    return embeds.to(dtype), others.to(dtype)
+
+
+def cosine(embeds: Tensor, others: Tensor) -> Tensor:
+    """(A, C) cosines of unit rows (A, D) and (C, D), in float32 or better also under autocast."""
+    embeds, others = at_least_float32(embeds, others)
+    with torch.autocast(embeds.device.type, enabled=False):
+        return embeds @ others.T
+
+
+def excluded_candidates(
+    image_ids: Tensor, candidate_ids: Tensor, further: Tensor | None = None
+) -> Tensor:
+    """(A, C) bool from ids (A,) and (C,): the anchor's own image, `EMPTY` = -100, or `further`."""
+    barred = (image_ids[:, None] == candidate_ids) | (candidate_ids == EMPTY)
+    return barred if further is None else barred | further
+
+
+class Barred(NamedTuple):
+    """What `excluded_candidates` bars, as a list, since of many candidates it is few."""
+
+    anchors: Tensor  # (N,) and
+    candidates: Tensor  # (N,) of the same photo, in the order of the candidates
+    empty: Tensor | None  # (1, C) bool, or None where no slot is empty
+
+
+def list_barred(image_ids: Tensor, candidate_ids: Tensor) -> Barred:
+    """From ids (A,) and (C,). It reads back how many there are, and compares only candidates that
+    have the last 16 bits of an anchor's id."""
+    bits = 2**16 - 1
+    known = torch.zeros(bits + 1, dtype=torch.bool, device=image_ids.device)
+    known[image_ids & bits] = True
+    near = known[candidate_ids & bits].nonzero()[:, 0]  # (n,)
+    candidates, anchors = (candidate_ids[near, None] == image_ids).nonzero(as_tuple=True)
+    empty = candidate_ids[None] == EMPTY
+    return Barred(anchors, near[candidates], empty if empty.any() else None)
+
+
+def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor, first: int = 0):
+    """The anchors' own keys, those from `first` on of the batch's (B, D), followed by the A drawn
+    ones: (2A, D). And where each row's drawn one is there: (A,). It spares `hinge` the joined
+    candidates (C, D), which would copy the whole bank."""
+    batch, anchors = len(keys), len(negatives)
+    from_batch = keys[negatives.clamp(0, batch - 1)]  # (A, D)
+    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (A, D)
+    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (A, D)
+    rows = torch.arange(anchors, 2 * anchors, device=keys.device)
+    keys = torch.cat([keys[first : first + anchors], drawn])
+    return keys, rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
+
+
+def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Bounds that part the C = B + M candidates so that no (B, c) gets large, nor a step's memory;
+    the first part begins with the batch's own keys."""
+    on_cpu = device.type == "cpu"
+    width = max(PART_ON_CPU // batch, LEAST) if on_cpu else max(PART // batch, 1)
+    width = math.ceil(size / math.ceil(size / width))
+    width += -width % 64 if width > 64 else 0  # which is faster to multiply
+    for start in range(0, size, width):
+        yield start + batch if start else 0, batch + min(start + width, size)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """(B, C) float64 sums of each row up to each column; by doubling where PyTorch must be
+    deterministic: a GPU's `cumsum` is not, or with memory that grows with C squared."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(dim=1, dtype=torch.float64)
+    sums, width = values.double(), 1
+    while width < sums.shape[1]:
+        sums = torch.cat([sums[:, :width], sums[:, width:] + sums[:, :-width]], dim=1)
+        width *= 2
+    return sums
+
+
+class Direction(NamedTuple):
+    """A anchors of one side, and the C candidates of the other that they draw from."""
+
+    anchors: Tensor  # (A, D)
+    own: Tensor  # (A,) s+, each anchor's similarity to its own key
+    image_ids: Tensor  # (A,)
+    keys: Tensor  # (B, D)
+    bank_keys: Tensor  # (M, D)
+    ids: Tensor  # (C,) photos of the candidates
+    excluded: Tensor | None  # (A, C) bool, barred beside those of the own image
+    mine: slice | Tensor  # which of the batch the anchors are
+    generator: torch.Generator | None = None
+
+    def similarity(self, start: int, stop: int) -> Tensor:
+        """(A, c) of the candidates from index `start` up to `stop`."""
+        batch = len(self.keys)
+        stored = cosine(self.anchors, self.bank_keys[max(start - batch, 0) : stop - batch])
+        return stored if start else torch.cat([cosine(self.anchors, self.keys), stored], dim=1)
+
+    def of(self, rows: Tensor, generator: torch.Generator) -> "Direction":
+        """The same for some `rows` (R,) of the anchors, with random numbers of their own."""
+        excluded = None if self.excluded is None else self.excluded[rows]
+        places = torch.arange(len(self.keys), device=rows.device)[self.mine][rows]
+        return self._replace(anchors=self.anchors[rows], own=self.own[rows], mine=places,
+                             image_ids=self.image_ids[rows], excluded=excluded, generator=generator)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(A, *shape) doubles in [0, 1): the anchors' part of what one process that has the whole
+        batch would draw for it."""
+        return torch.rand(len(self.keys), *shape, dtype=torch.float64, device=self.anchors.device,
+                          generator=self.generator)[self.mine]
+
+
+def show(looks: list) -> None:
+    """Let each of `looks`, a `Weighing` or `Proposing`, look at all its candidates."""
+    keys, bank_keys = looks[0].direction.keys, looks[0].direction.bank_keys
+    for start, stop in parts(len(bank_keys), len(keys), keys.device):
+        for look in looks:
+            look(start, look.direction.similarity(start, stop))
+
+
+class Weighing:
+    """A draw by the weights of all candidates. It waits for no device.
+
+    Args:
+        direction: who draws among whom.
+        weights: a function of similarities (A, c), s+ (A,) and barred (A, c) that gives (A, c).
+        sample: a function of weights (A, c), fallback (A,) and random shares (A,): columns (A,).
+    """
+
+    def __init__(self, direction: Direction, weights: Callable, sample: Callable):
+        self.direction, self.weights, self.sample = direction, weights, sample
+        self.hardest = torch.full_like(direction.own, -torch.inf)  # (A,) of the allowed so far
+        self.hardest_at = torch.full_like(direction.image_ids, NO_NEGATIVE)  # (A,)
+        self.drawn = self.hardest_at
+        self.total = torch.zeros_like(self.hardest, dtype=torch.float64)  # (A,) weight so far
+        self.counts = 0  # (2,), as in `fne_loss.Draw`
+
+    def __call__(self, start: int, similarity: Tensor) -> None:
+        """Look at the candidates from index `start` on, of (A, c) similarity."""
+        ask, stop = self.direction, start + similarity.shape[1]
+        further = None if ask.excluded is None else ask.excluded[:, start:stop]
+        barred = excluded_candidates(ask.image_ids, ask.ids[start:stop], further)  # (A, c)
+        weights = self.weights(similarity, ask.own, barred)  # (A, c)
+        highest, at = similarity.masked_fill(barred, -torch.inf).max(dim=1)  # (A,), (A,)
+        self.hardest_at = torch.where(highest > self.hardest, start + at, self.hardest_at)
+        self.hardest = self.hardest.maximum(highest)
+        # A part's draw replaces the earlier one with the part's share of the weight so far: the
+        # same as one draw from all candidates.
+        weight = weights.sum(dim=1, dtype=torch.float64)
+        self.total = self.total + weight
+        replace = ask.uniform() * self.total < weight
+        whole = ask.generator is None and len(ask.anchors) == len(ask.keys)
+        share = {} if whole else {"share": ask.uniform()}
+        here = self.sample(weights, at.where(highest.isfinite(), NO_NEGATIVE), **share)
+        self.drawn = torch.where(replace, start + here, self.drawn)
+        counts = torch.stack([weights.count_nonzero(), (~barred).count_nonzero()])
+        self.counts = self.counts + counts
+
+    def negatives(self) -> Tensor:
+        """(A,) indices, of the hardest where nothing has weight; `NO_NEGATIVE` without any."""
+        return torch.where(self.total > 0, self.drawn, self.hardest_at)
+
+
+class Proposing:
+    """The same draw for little more than the similarities' cost, on a CPU: it reads numbers back.
+
+    Rejection sampling: of the candidates above `bound`, each as likely as the others is proposed,
+    and taken with a probability that is its weight, which is at most 1. So only proposals have to
+    be weighed, and the first that is taken is drawn as by the weights of all. An anchor that takes
+    none of its PROPOSALS does weigh them all.
+
+    Args:
+        direction, weights, sample: as of `Weighing`.
+        bound: () similarity up to which a weight is 0.
+        barred: `list_barred` of the direction's ids.
+    """
+
+    def __init__(self, direction: Direction, weights: Callable, sample: Callable, bound: Tensor,
+                 barred: Barred):
+        self.direction, self.weights, self.sample = direction, weights, sample
+        self.bound, self.barred = bound.to(direction.own.dtype), barred
+        self.further = barred.empty  # (1, C) or (A, C)
+        if direction.excluded is not None:
+            self.further = direction.excluded | (direction.ids == EMPTY)
+        self.at = torch.full((len(direction.own), PROPOSALS), NO_NEGATIVE)  # (A, P)
+        self.similarity = torch.full_like(self.at, -torch.inf, dtype=direction.own.dtype)
+        self.seen = torch.zeros(len(self.at), 1, dtype=torch.float64)  # (A, 1) above the bound
+        self.hardest = torch.full_like(direction.own, -torch.inf)  # (A,) of rows that have none
+        self.hardest_at = torch.full_like(direction.image_ids, NO_NEGATIVE)  # (A,)
+        self.allowed, self.room = 0, self.similarity.new_empty(0)
+        self.seed = int(torch.randint(2**62, ()))  # the same in each process, used or not
+
+    @property
+    def counts(self) -> Tensor:
+        return torch.stack([self.seen.sum(), torch.tensor(float(self.allowed))]).long()
+
+    def __call__(self, start: int, similarity: Tensor) -> None:
+        """Look at the candidates from index `start` on, of (A, c) similarity, which is changed."""
+        bounds = torch.tensor([start, start + similarity.shape[1]])
+        own = slice(*torch.searchsorted(self.barred.candidates, bounds).tolist())
+        similarity[self.barred.anchors[own], self.barred.candidates[own] - start] = -torch.inf
+        if self.further is None:
+            self.allowed += similarity.numel() - (own.stop - own.start)
+        else:
+            similarity.masked_fill_(self.further[:, slice(*bounds)], -torch.inf)
+            self.allowed += int((similarity > -torch.inf).count_nonzero())
+        self.propose(start, similarity)
+        bare = (self.seen[:, 0] == 0).nonzero()[:, 0]  # whose hardest may be asked for
+        if len(bare):
+            highest, at = similarity[bare].max(dim=1)
+            better = highest > self.hardest[bare]
+            self.hardest_at[bare] = torch.where(better, start + at, self.hardest_at[bare])
+            self.hardest[bare] = self.hardest[bare].maximum(highest)
+
+    def propose(self, start: int, similarity: Tensor) -> None:
+        """Replace each proposal by one of this part with the part's share of all seen so far."""
+        rows, columns = similarity.shape
+        width = math.ceil(columns / GROUP)
+        if self.room.numel() < rows * GROUP * width:
+            self.room = similarity.new_empty(rows * GROUP * width)
+        above = self.room[: rows * GROUP * width].view(rows, -1)
+        torch.gt(similarity, self.bound, out=above[:, :columns])  # as floats: fastest to add up
+        above[:, columns:] = 0
+        above = above.view(rows, GROUP, width)
+        sums = above.sum(dim=1).cumsum(dim=1)  # (A, width) of all groups up to each
+        self.seen += sums[:, -1:]
+        rank = (self.direction.uniform(PROPOSALS) * self.seen).floor_()  # (A, P) this part's first
+        row, slot = (rank < sums[:, -1:]).nonzero(as_tuple=True)  # (R,), (R,)
+        rank = rank.to(sums.dtype)
+        group = torch.searchsorted(sums, rank, right=True)[row, slot]  # (R,) with the rank-th
+        members = above[row, :, group].cumsum(dim=1)  # (R, GROUP)
+        rank = rank[row, slot] - sums[row, group] + members[:, -1]
+        column = torch.searchsorted(members, rank[:, None], right=True)[:, 0] * width + group
+        self.at[row, slot] = start + column
+        self.similarity[row, slot] = similarity[row, column]
+
+    def negatives(self) -> Tensor:
+        """As `Weighing.negatives`."""
+        weights = self.weights(self.similarity, self.direction.own, self.at == NO_NEGATIVE)
+        taken = self.direction.uniform(PROPOSALS) < weights  # (A, P)
+        first, any_taken = taken.byte().argmax(dim=1, keepdim=True), taken.any(dim=1)
+        negatives = self.at.gather(1, first)[:, 0].where(any_taken, self.hardest_at)
+        left = ((self.seen[:, 0] > 0) & ~any_taken).nonzero()[:, 0]
+        if len(left):
+            rest = self.direction.of(left, torch.Generator().manual_seed(self.seed))
+            look = Weighing(rest, self.weights, self.sample)
+            show([look])
+            negatives[left] = look.negatives()
+        return negatives

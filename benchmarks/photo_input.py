@@ -11,7 +11,6 @@ other through OpenCV on arrays, as is usual; it needs
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -166,13 +165,13 @@ def decoding(photo: Path, size: int) -> None:
 
 def compared(what: str, photos: list[Path], size: int, repeats: int, ours: Callable,
              others: dict[str, Callable]) -> list[Row]:
-    """A row for each of `others`, of CPU time."""
+    """A row for each of `others`."""
     def over(function):
         return lambda: [function(photo, size) for photo in photos]
 
     rows = []
     for name, other in others.items():
-        times = in_turns(repeats, over(ours), over(other), timer=time.process_time)
+        times = in_turns(repeats, over(ours), over(other))
         times = [[seconds / len(photos) for seconds in side] for side in times]
         rows.append(row("input", what, name, times, inverse=other is not decoding))
     return rows

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+now = time.perf_counter  # or `time.process_time`, which other work on the machine disturbs less
+
 
 class Row(NamedTuple):
     """A line of the table."""
@@ -20,22 +22,17 @@ class Row(NamedTuple):
 
 
 def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
-             fresh: Callable = tuple, timer: Callable[[], float] = time.perf_counter,
-             ) -> tuple[list[float], list[float]]:
-    """Seconds of both, called in turns on the same `fresh()` arguments, after one call each.
-
-    Args:
-        timer: `time.process_time` counts what this process computes alone, which other work on the
-            machine disturbs less.
-    """
+             fresh: Callable = tuple) -> tuple[list[float], list[float]]:
+    """Seconds by `now` of both, called in turns on the same `fresh()` arguments, after one call
+    each."""
     def clock(function, arguments):
         if device == "cuda":
             torch.cuda.synchronize()
-        began = timer()
+        began = now()
         function(*arguments)
         if device == "cuda":
             torch.cuda.synchronize()
-        return timer() - began
+        return now() - began
 
     times = []
     for _ in range(repeats + 1):

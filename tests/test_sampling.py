@@ -8,15 +8,18 @@ from helpers import oracle
 from helpers.cases import (
     CASES,
     DTYPES,
+    LOOKS,
     SETTINGS,
     directions,
     embeddings,
     gaussian,
+    look_by,
     make_case,
     oracle_weights,
 )
 
 import fne_loss
+import memory_bank
 from fne_loss import NO_NEGATIVE, FNELoss
 from memory_bank import EMPTY, MemoryBank
 
@@ -75,12 +78,13 @@ def test_excluded_are_the_own_photo_and_empty_slots(name):
                             for own in case.ids]
 
 
+@pytest.mark.parametrize("way", ["weighing", "proposing"])
 @pytest.mark.parametrize("part", [3, 2**18])  # a few slots at a time, or all together
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, monkeypatch):
+def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, way, monkeypatch):
     """Neither among the batch nor in the bank, nor as the hardest where no candidate has weight."""
     case = make_case(name)
-    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part * len(case.ids))
+    look_by(monkeypatch, way, part * len(case.ids))
     barred = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.6
     own = [[oracle.is_excluded(ids, other) for other in case.candidate_ids] for ids in case.ids]
     allowed = ~(barred | torch.tensor(own))
@@ -163,11 +167,14 @@ def test_rows_without_weight_take_their_fallback():
     assert fne_loss.sample_negatives(weights, fallback).tolist() == [2, 1, NO_NEGATIVE]
 
 
-@pytest.mark.parametrize("part", [2**18, 500, 1])
-def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(monkeypatch, part):
+@pytest.mark.parametrize(("way", "part", "proposals"), [
+    (*look, count) for look in LOOKS for count in ((1, 6) if look[0] == "proposing" else (6,))])
+def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(
+        monkeypatch, way, part, proposals):
     """100 equal anchors of one photo, so only the bank has candidates. In it the photo itself
     (slot 9) and two empty slots are as similar as can be, and must not be drawn."""
-    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)  # 12 slots at a time, 4 or 1
+    look_by(monkeypatch, way, part)  # 12 slots at a time, 4 or 1
+    monkeypatch.setattr(memory_bank, "PROPOSALS", proposals)  # of one, every other is not taken
     case = make_case("wrapped")
     case.criterion.tau, case.criterion.prior = 3.0, 0.5
     axes = torch.eye(7, dtype=torch.float64)
@@ -189,10 +196,11 @@ def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(mo
     assert chi_square(slots, weights) < 24.32  # 7 degrees of freedom, by chance 1 in 1000
 
 
-@pytest.mark.parametrize("part", [2**18, 20])
+@pytest.mark.parametrize(("way", "part"), [("weighing", 2**18), ("weighing", 50),
+                                           ("proposing", 2**18), ("proposing", 50)])
 @pytest.mark.parametrize("name", ["partly_filled", "captions_of_one_photo"])
-def test_every_candidate_with_weight_is_drawn_and_no_other(monkeypatch, name, part):
-    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
+def test_every_candidate_with_weight_is_drawn_and_no_other(monkeypatch, name, way, part):
+    look_by(monkeypatch, way, part)
     case = make_case(name)
     seen = [[set() for _ in case.ids] for _ in range(2)]
     for _ in range(300):
@@ -214,12 +222,12 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     case = make_case(name)
 
     def look(part):
-        monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
+        look_by(monkeypatch, "weighing", part)
         sampled.clear()
         draws = case.criterion.draw_both(*case.inputs, case.bank)
-        count = len(sampled) // 2  # parts of a direction
-        weights = [torch.cat([weights for weights, _ in sampled[start : start + count]], dim=1)
-                   for start in (0, count)]
+        count = len(sampled) // 2  # parts, each of both directions
+        weights = [torch.cat([weights for weights, _ in sampled[side::2]], dim=1)
+                   for side in (0, 1)]
         return count, weights, [draw.cut for draw in draws], [draw.negatives for draw in draws]
 
     _, weights, cut, _ = look(2**18)
@@ -231,21 +239,87 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     torch.testing.assert_close(look(part)[-1], look(2**18)[-1])
 
 
+@pytest.mark.parametrize(("way", "part"), LOOKS[3:])
+@pytest.mark.parametrize("barred", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_proposing_counts_and_falls_back_as_weighing_does(monkeypatch, name, barred, way, part):
+    """Candidates that are allowed and that have weight; the hardest where all weights are 0."""
+    case = make_case(name)
+    further = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.3 if barred else [None] * 2
+
+    def look(way, part):
+        look_by(monkeypatch, way, part)
+        return case.criterion.draw_both(*case.inputs, case.bank, 0, further)
+
+    wanted = look("weighing", 2**18), look(way, part)
+    for whole, draw in zip(*wanted):
+        assert torch.equal(draw.counts, whole.counts)
+        assert torch.equal(draw.negatives == NO_NEGATIVE, whole.negatives == NO_NEGATIVE)
+    case.criterion.positive.mean.fill_(10.0)
+    for whole, draw in zip(look("weighing", 2**18), look(way, part)):
+        assert torch.equal(draw.negatives, whole.negatives)
+        assert torch.equal(draw.counts, whole.counts) and draw.counts[0] == 0
+
+
+def test_what_is_listed_as_barred_is_what_is_excluded():
+    """Also where ids are far apart but end in the same 16 bits."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, 9, (30,)) + 2**16 * torch.randint(0, 3, (30,))
+    candidates = ids[torch.randint(0, 30, (200,))] + 2**16 * torch.randint(0, 2, (200,))
+    for empty in False, True:
+        listed = memory_bank.list_barred(ids, candidates)
+        wanted = fne_loss.excluded_candidates(ids, candidates)
+        got = torch.zeros_like(wanted)
+        got[listed.anchors, listed.candidates] = True
+        assert (listed.candidates.diff() >= 0).all() and 50 < len(listed.candidates) < 2000
+        assert (listed.empty is not None) == empty
+        assert torch.equal(got | listed.empty if empty else got, wanted)
+        candidates[::7] = EMPTY
+
+
+@pytest.mark.parametrize(("way", "part"), LOOKS)
+def test_an_anchor_that_is_not_finite_draws_nothing_and_no_other_is_disturbed(
+        monkeypatch, way, part):
+    look_by(monkeypatch, way, part)
+    case = make_case("wrapped")
+    images, *rest = case.inputs
+    images[2] = torch.nan
+    i2t, t2i = case.criterion.draw_both(images, *rest, case.bank)
+    assert i2t.negatives[2] == NO_NEGATIVE
+    assert (i2t.negatives[[0, 1, 3, 4, 5, 6, 7]] >= 0).all() and (t2i.negatives >= 0).all()
+
+
+def test_large_steps_on_a_cpu_propose(monkeypatch):
+    ways = []
+    for way in memory_bank.Weighing, memory_bank.Proposing:
+        monkeypatch.setattr(fne_loss, way.__name__, lambda *arguments, way=way, **keywords: (
+            ways.append(way), way(*arguments, **keywords))[1])
+    for size in 8100, 8224:  # the published bank is of the second
+        bank, ids = MemoryBank(size, 4), torch.arange(32)
+        FNELoss()(*embeddings(32, 4, torch.float32), ids, bank)
+    assert ways == 2 * [memory_bank.Weighing] + 2 * [memory_bank.Proposing]
+
+
 # ------------------------------------------------------------------- several processes, half a bank
 
 
 @pytest.mark.parametrize("name", ["wrapped", "captions_of_one_photo", "two_of_one_photo"])
-@pytest.mark.parametrize("part", [7, 2**18])
-def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, part):
-    """The first pair alone, then the rest, with the random numbers of the whole."""
-    monkeypatch.setattr(fne_loss, "PART_ON_CPU", part)
-    case = make_case(name)
+@pytest.mark.parametrize(("way", "part", "proposals"), [
+    ("weighing", 2**18, 6), ("weighing", 7, 6), ("proposing", 2**18, 1), ("proposing", 7, 1),
+    ("proposing", 7, 6)])
+def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, part, proposals):
+    """The first pair alone, then the rest, with the random numbers of the whole; and it leaves the
+    random numbers that come then, whether a proposal was taken or not."""
+    look_by(monkeypatch, way, part)
+    monkeypatch.setattr(memory_bank, "PROPOSALS", proposals)
+    case, after = make_case(name), []
     images, texts, image_keys, text_keys, ids = case.inputs
 
     def draws(mine):
         torch.manual_seed(3)
         found = case.criterion.draw_both(images[mine], texts[mine], image_keys, text_keys, ids,
                                          case.bank, mine.start)
+        after.append(torch.rand(()))
         return found, case.criterion.hinge_of(images[mine], texts[mine], *found) * (
             mine.stop - mine.start)
 
@@ -257,6 +331,7 @@ def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, part):
             assert torch.equal(torch.cat([getattr(draw, told) for draw in parts]),
                                getattr(whole[side], told))
         assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
+    assert len({*map(float, after)}) == 1
 
 
 @pytest.mark.parametrize("dim, size", [(128, 1024), (768, 8224)])

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+import fne_loss
+import memory_bank
 from fne_loss import FNELoss, RunningGaussian
 from helpers import oracle
 from memory_bank import MemoryBank
@@ -54,6 +56,19 @@ def make_case(name, dtype=torch.float64):
 def barred_in_batch(case):
     """(B, B) bool that bars a third of a batch's pairs, the matching ones among them."""
     return torch.rand(len(case.ids), len(case.ids)) < 1 / 3
+
+
+# How `FNELoss.draw` looks at candidates, and at how many similarities together.
+LOOKS = [("weighing", 2**18), ("weighing", 500), ("weighing", 1),
+         ("proposing", 2**18), ("proposing", 500), ("proposing", 1)]
+
+
+def look_by(monkeypatch, way, part):
+    """Let `FNELoss.draw` look as `LOOKS` say, whatever the size."""
+    monkeypatch.setattr(fne_loss, "WEIGHED", 0 if way == "proposing" else 2**62)
+    monkeypatch.setattr(memory_bank, "PART_ON_CPU", part)
+    monkeypatch.setattr(memory_bank, "LEAST", 1)
+    monkeypatch.setattr(memory_bank, "GROUP", 3)
 
 
 def directions(case):
