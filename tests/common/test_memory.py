@@ -86,7 +86,8 @@ def test_no_file_is_called_damaged_for_want_of_memory(tmp_path, monkeypatch, err
 
 
 COUNTED = """
-import resource, torch
+import ctypes, resource, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: no huge pages, which count as one
 from common.device import place
 from common.memory import KEPT, keep_freed_memory
 from common.options import parse
