@@ -55,7 +55,9 @@ def add_tokens(
     Raises:
         InputError: a caption has no tokens at all.
     """
-    largest = max(getattr(tokenizer, "get_vocab", dict)().values(), default=2**31 - 1)
+    words = getattr(tokenizer, "get_vocab", dict)().values()
+    at_the_ends = token_ids([""], tokenizer, max_tokens)[0]  # a file may name others there
+    largest = max([*words, *at_the_ends]) if words else 2**31 - 1
     kind = np.uint16 if largest < 2**16 else np.int32
     starts = progress(range(0, len(texts), CHUNK), "tokenising")
 
