@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-m", "experiments.one_run"]
 LOSSES, SEEDS = ("triplet", "infonce", "fne"), (3407, 1, 2)
 QUICK = Protocol(  # which learns nothing, and shows in seconds that all of it works
     "", "", "", 1, 1, ("--easy_epochs", "0", "--batch_size_train", "8", "--queue_size",
-                       "16", "--embed_size", "16", "--nums_right_sims", "2", "--log_step", "1",
+                       "16", "--embed_size", "16", "--nums_right_sims", "2", "--log_step", "4",
                        "--image_res", "32"), (16, 6, 6))
 
 

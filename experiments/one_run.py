@@ -62,7 +62,8 @@ def start(configuration: Configuration, protocol: Protocol) -> None:
     if path.is_file():
         return
     state = checkpoint.read(configuration.warm_up.folder(protocol) / storage.NEWEST)
-    state["best_rsum"] = -1.0  # the warm-up's best is not this run's
+    # Of the warm-up, its best and its steps since the last log are not this run's.
+    state["best_rsum"], state["logs"] = -1.0, []
     if configuration.again:
         # From the seed follow the order of pairs, dropout and draws of all steps to come.
         state["options"]["seed"] += ORDER
