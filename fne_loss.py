@@ -1,8 +1,7 @@
 """False Negative Elimination: one function per formula of the paper (section 3), and the loss.
 
-A candidate negative that looks *more* like the anchor's match than a negative should is, by Bayes'
-rule, probably an unannotated match. FNE turns that probability into a sampling weight and repels
-one drawn candidate, where the usual loss repels the hardest.
+A candidate that looks more like the anchor's match than a negative should is, by Bayes' rule,
+probably an unannotated match. FNE turns that into a weight and repels one drawn candidate.
 
 Shapes: B batch, M bank, C = B + M candidates (this batch's keys first, then the bank's slots), D
 embedding, A = B anchors (or a process's own, where several share a batch). Embeddings are unit
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from memory_bank import (
     NO_NEGATIVE,
+    Captions,
     Direction,
     MemoryBank,
     Proposing,
@@ -32,6 +32,7 @@ from memory_bank import (
     show,
 )
 
+SETTINGS = "margin", "tau", "prior", "posterior_floor", "min_count"
 WEIGHED = 2**18  # similarities of one direction up to which a CPU, too, weighs them all
 
 
@@ -73,6 +74,30 @@ class RunningGaussian(nn.Module):
             buffer.zero_()
 
 
+class RunningEvidence(nn.Module):
+    """Mean and covariance of a stream of pairs (s, r), as buffers: `count` () int64, `mean` (2,)
+    and `m2` (2, 2) float64. No published number rests on it: it is exact (Chan et al., 1983)."""
+
+    def __init__(self):
+        super().__init__()
+        for name, shape in ("count", ()), ("mean", 2), ("m2", (2, 2)):
+            dtype = torch.int64 if name == "count" else torch.float64
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    @torch.no_grad()
+    def add(self, moments: Tensor) -> None:
+        """Add what `memory_bank.moments` (6,) sums up; nothing where that is not finite."""
+        count, s, r, ss, sr, rr = moments.where(moments.isfinite().all(), 0.0)
+        mean = torch.stack([s, r]) / count.clamp(min=1)
+        step, share = mean - self.mean, count / (self.count + count).clamp(min=1)
+        self.m2 += torch.stack([ss, sr, sr, rr]).view(2, 2) - torch.outer(mean, mean) * count
+        self.m2 += torch.outer(step, step) * self.count * share
+        self.mean += step * share
+        self.count += count.long()
+
+    reset = RunningGaussian.reset
+
+
 def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
     """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
     return torch.mul(*at_least_float32(embeds, others)).sum(dim=1)
@@ -107,24 +132,34 @@ def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
     return rank_in_batch(similarity, image_ids).confident
 
 
-def log_density(similarity: Tensor, gaussian: RunningGaussian) -> Tensor:
-    """log N(s; mean, variance) but for the constant -log(2 pi) / 2; the shape of `similarity`."""
-    mean = gaussian.mean.to(similarity.dtype)
+def log_density(similarity: Tensor, gaussian: nn.Module, texts: Tensor | None = None) -> Tensor:
+    """log N(s; mean, variance), or with similarities r of `texts` log N((s, r); mean, covariance),
+    but for the constant; the shape of `similarity`."""
     # A single repeated value has no spread; the floor keeps its density finite.
-    variance = gaussian.variance.clamp(min=1e-12).to(similarity.dtype)
-    return -0.5 * ((similarity - mean).square() / variance + variance.log())
+    if texts is None:
+        mean = gaussian.mean.to(similarity.dtype)
+        variance = gaussian.variance.clamp(min=1e-12).to(similarity.dtype)
+        return -0.5 * ((similarity - mean).square() / variance + variance.log())
+    (a, b), (_, c) = gaussian.m2 / (gaussian.count - 1).clamp(min=1)
+    a, c = a.clamp(min=1e-12), c.clamp(min=1e-12)
+    determinant = (a * c - b.square()).maximum(1e-9 * a * c)
+    s, r = similarity - gaussian.mean[0], texts - gaussian.mean[1]
+    distance = s.square() * (c / determinant) - s * r * (2 * b / determinant)
+    return -0.5 * (distance + r.square() * (a / determinant) + determinant.log())
 
 
 def false_negative_posterior(
-    similarity: Tensor, positive: RunningGaussian, negative: RunningGaussian, prior: float
+    similarity: Tensor, positive: nn.Module, negative: nn.Module, prior: float,
+    texts: Tensor | None = None,
 ) -> Tensor:
     """P(false negative | s) = prior N+(s) / (prior N+(s) + (1 - prior) N-(s)) (section 3.2, Bayes).
 
     Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
     Similarities and probabilities have any shape; `prior` is P(false negative) of a candidate
-    before its similarity is known, in (0, 1).
+    before its similarity is known, in (0, 1). With similarities r of the captions, `texts`, it is
+    P(false negative | s, r) of two `RunningEvidence`, which is ours and not the paper's.
     """
-    odds = log_density(similarity, positive) - log_density(similarity, negative)
+    odds = log_density(similarity, positive, texts) - log_density(similarity, negative, texts)
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
 
 
@@ -137,6 +172,7 @@ def sampling_weights(
     similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
     positive: RunningGaussian, negative: RunningGaussian, *,
     margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
+    posterior: Tensor | None = None,
 ) -> Tensor:
     """(B, C) weights in [0, 1] to draw candidates by (paper, section 3.3); a row may be all zero.
 
@@ -145,14 +181,12 @@ def sampling_weights(
     0 where excluded, and where s <= mean(positive) - margin, the `cut_down_bound`.
     Up to `min_count` confident pairs the posterior is not trusted yet and taken as 0.
 
-    Args:
-        similarity: (B, C), anchors against candidates.
-        positive_similarity: (B,), s+, each anchor against its own key.
-        excluded: (B, C) bool, true where a candidate shows the anchor's own image or is empty.
-        positive, negative: the fitted Gaussians.
-        margin, tau, prior, posterior_floor, min_count: see `FNELoss`.
+    Of similarities (B, C), anchors against candidates; s+ (B,), each anchor against its own key;
+    excluded (B, C) bool, true where a candidate shows the anchor's own image or is empty; the
+    fitted Gaussians; settings as of `FNELoss`; and posterior (B, C), where it rests on more.
     """
-    posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
+    if posterior is None:
+        posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
     suspicious = (posterior > posterior_floor) & (positive.count > min_count)
     distance = (similarity - positive_similarity[:, None]).square()
     weights = torch.exp(-tau * torch.where(suspicious, posterior, distance))
@@ -164,12 +198,9 @@ def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = N
     """(B,) int64: one candidate per row, drawn with probability proportional to its weight.
 
     The first running sum of a row's weights above a random share of their total wins: one random
-    number a row, where a race of C exponentials would cost as much as the similarities do.
-
-    Args:
-        weights: (B, C), not negative.
-        fallback: (B,) int64, taken by a row that has no weight.
-        share: (B,) doubles in [0, 1) to draw with; random ones unless given.
+    number a row, where a race of C exponentials would cost as much as the similarities do. Of
+    weights (B, C), not negative; fallback (B,) int64, taken by a row that has no weight; and share
+    (B,) doubles in [0, 1) to draw with, random ones unless given.
     """
     if share is None:
         share = torch.rand(len(weights), dtype=torch.float64, device=weights.device)
@@ -183,12 +214,8 @@ def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = N
 def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
     """Mean over the B anchors of max(0, margin + s(anchor, negative) - s(anchor, own key)).
 
-    Args:
-        anchors: (B, D), the only input that gets a gradient.
-        keys: (C, D), C >= B; anchor i's own positive is keys[i].
-        negatives: (B,) rows of `keys`; `NO_NEGATIVE` = -1 contributes no loss.
-        margin: the least lead that a positive should have.
-    """
+    Of anchors (B, D), the only input that gets a gradient; keys (C, D), C >= B, anchor i's own
+    positive is keys[i]; and negatives (B,), rows of `keys`: `NO_NEGATIVE` contributes no loss."""
     keys = keys.detach()
     lead = (anchors * (keys[negatives] - keys[: len(anchors)])).sum(dim=1)  # (B,)
     return F.relu(margin + lead).where(negatives != NO_NEGATIVE, 0.0).mean()
@@ -206,12 +233,10 @@ def triplet_from_similarity(
     similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up.
-
-    From (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another
-    caption of the anchor's photo is no negative (Fidelity note 4), nor what (B, B) `excluded` bars
-    further. With `max_violation` only the hardest negative counts, else all of them.
-    """
+    """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up. From
+    (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another caption of
+    the anchor's photo is no negative (Fidelity note 4), nor what (B, B) `excluded` bars further.
+    With `max_violation` only the hardest negative counts, else all of them."""
     positive = similarity.diagonal()[:, None]  # (B, 1)
     barred = excluded_candidates(image_ids, image_ids, excluded)
     cost_i2t = F.relu(margin + similarity - positive).masked_fill(barred, 0.0)
@@ -226,11 +251,9 @@ def infonce_loss(
 ) -> Tensor:
     """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
 
-    Args:
-        similarity, image_ids, excluded: as above; other captions of the own photo are left out.
-        log_scale: () log of the inverse temperature, learned. Clamp it to log 100 after each
-            optimizer step, as CLIP does: a clamp in here would end its gradient.
-    """
+    Arguments as above; other captions of the own photo are left out. `log_scale` () is the log of
+    the inverse temperature, learned: clamp it to log 100 after each optimizer step, as CLIP does. A
+    clamp in here would end its gradient."""
     barred = excluded_candidates(image_ids, image_ids, excluded).fill_diagonal_(False)
     logits = (log_scale.exp() * similarity).masked_fill(barred, -torch.inf)  # (B, B)
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
@@ -244,6 +267,7 @@ class Draw(NamedTuple):
     rows: Tensor  # (A,) where in `keys` each anchor's negative is; -1 none
     posterior: Tensor  # (A,) P(false negative) of the drawn, as used: 0 up to min_count
     counts: Tensor  # (2,) candidates of all anchors that have weight, and that are not excluded
+    evidence: Tensor  # (2, 6) for `FNELoss.add_evidence`, 0 of the published posterior
 
     @property
     def cut(self) -> Tensor:
@@ -266,15 +290,23 @@ class FNELoss(nn.Module):
         prior: P(false negative) of any candidate, in (0, 1).
         posterior_floor: posteriors up to this count as true negatives.
         min_count: confident pairs that an epoch must exceed before the posterior is used.
+        posterior: "published", or "evidence", which is ours: from the captions' similarity too,
+            by Gaussians of their own (prior .01 suits it); `forward` and bank then need `text_ids`.
     """
 
-    def __init__(self, margin=0.2, tau=0.5, prior=1e-4, posterior_floor=1e-3, min_count=200):
+    def __init__(self, margin=0.2, tau=0.5, prior=1e-4, posterior_floor=1e-3, min_count=200,
+                 posterior="published"):
         super().__init__()
+        if posterior not in ("published", "evidence"):
+            raise ValueError(f"posterior is published or evidence, got {posterior}")
         if not 0 < prior < 1:
             raise ValueError(f"prior is a probability in (0, 1), got {prior}")
         self.margin, self.tau, self.prior = margin, tau, prior
         self.posterior_floor, self.min_count = posterior_floor, min_count
         self.positive, self.negative = RunningGaussian(), RunningGaussian()
+        self.by_evidence = posterior == "evidence"
+        if self.by_evidence:
+            self.same, self.different = RunningEvidence(), RunningEvidence()
 
     @torch.no_grad()
     def update_statistics(self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor):
@@ -287,68 +319,86 @@ class FNELoss(nn.Module):
         self.positive.update(batch.positive, batch.confident)
         self.negative.update(batch.hardest, batch.confident & batch.hardest.isfinite())
 
+    def add_evidence(self, evidence: Tensor) -> None:
+        """What a step's draws saw, (2, 6), for the next one's: candidates of the same photo and
+        another caption to `same`, all that were allowed to `different`."""
+        if self.by_evidence:
+            self.same.add(evidence[0])
+            self.different.add(evidence[1])
+
     def reset_statistics(self) -> None:
         """Forget the statistics; each epoch starts anew."""
-        self.positive.reset()
-        self.negative.reset()
+        for gaussian in self.children():
+            gaussian.reset()
 
-    def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
+    def posterior(self, similarity: Tensor, texts: Tensor | None) -> Tensor:
+        """`false_negative_posterior` by the loss's own statistics; 0 up to `min_count`."""
+        sides = (self.positive, self.negative) if texts is None else (self.same, self.different)
+        posterior = false_negative_posterior(similarity, *sides, self.prior, texts)
+        return posterior.where(sides[0].count > self.min_count, 0.0)
+
+    def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor, texts=None) -> Tensor:
         """`sampling_weights` by the loss's own statistics and settings."""
-        return sampling_weights(
-            similarity, own, excluded, self.positive, self.negative, margin=self.margin,
-            tau=self.tau, prior=self.prior, posterior_floor=self.posterior_floor,
-            min_count=self.min_count)
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        posterior = None if texts is None else self.posterior(similarity, texts)
+        return sampling_weights(similarity, own, excluded, self.positive, self.negative,
+                                posterior=posterior, **settings)
 
     @torch.no_grad()
     def draw(
         self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
         first: int = 0, excluded: Tensor | None = None,
     ) -> Draw:
-        """Draw one negative for each anchor.
-
-        Args:
-            anchors: (A, D) online embeddings of one side: of the pairs from `first` on.
-            keys: (B, D) this batch's momentum keys of the other side, keys[i] the match of pair i.
-            bank_keys: (M, D) stored keys of the other side.
-            image_ids, bank_ids: (B,), (M,) photo ids.
-            excluded: (A, C) bool, candidates that are barred beside those of the own image.
-        """
+        """Draw one negative for each of anchors (A, D), online embeddings of one side, of the pairs
+        from `first` on. Keys (B, D) are this batch's momentum keys of the other side, keys[i] the
+        match of pair i; bank_keys (M, D) of the other side; ids (B,), (M,) of photos; excluded
+        (A, C) bool are barred beside those of the own image."""
         return self.draw_from([(anchors, keys, bank_keys, excluded)], image_ids, bank_ids, first)[0]
 
     @torch.no_grad()
     def draw_both(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
         image_ids: Tensor, bank: MemoryBank, first: int = 0, excluded=(None, None),
+        text_ids: Tensor | None = None,
     ) -> tuple[Draw, Draw]:
         """Draw for i2t, then for t2i; as `forward`, or with the (A, D) of pairs from `first` on."""
+        captions = None
+        if self.by_evidence:
+            if text_ids is None:
+                raise ValueError("the posterior by evidence needs text_ids (B,) of the captions")
+            captions = text_keys, bank.text_keys, torch.cat([text_ids, bank.text_ids])
         return self.draw_from([(image_embeds, text_keys, bank.text_keys, excluded[0]),
                                (text_embeds, image_keys, bank.image_keys, excluded[1])],
-                              image_ids, bank.image_ids, first)
+                              image_ids, bank.image_ids, first, captions)
 
     def draw_from(
-        self, sides: list[tuple], image_ids: Tensor, bank_ids: Tensor, first: int
+        self, sides: list[tuple], image_ids: Tensor, bank_ids: Tensor, first: int, captions=None
     ) -> tuple[Draw, ...]:
-        """As `draw`, for each of `sides`: anchors, keys, bank_keys, excluded."""
+        """As `draw`, for each of `sides`; by evidence, given keys (B, D), (M, D) and ids (C,)."""
         ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0][0]))
+        own = Captions.of(image_ids[mine], ids, mine, *captions) if captions else None
         make = Weighing
         if image_ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
             make = partial(Proposing, bound=cut_down_bound(self.positive, self.margin),
                            barred=list_barred(image_ids[mine], ids))
         looks = [make(Direction(anchors, cosine_of_pairs(anchors, keys[mine]), image_ids[mine],
-                                keys, bank_keys, ids, excluded, mine),
+                                keys, bank_keys, ids, excluded, mine, own),
                       self.weights, sample_negatives)
                  for anchors, keys, bank_keys, excluded in sides]
         show(looks)
         return tuple(self.look_back(look, first) for look in looks)
 
-    def look_back(self, look: Weighing, first: int) -> Draw:
+    def look_back(self, look: Weighing | Proposing, first: int) -> Draw:
         """What was drawn, once `look` has seen all candidates."""
-        negatives, (anchors, _, _, keys, bank_keys, *_) = look.negatives(), look.direction
-        keys, rows = gather_drawn(keys, bank_keys, negatives, first)
-        posterior = false_negative_posterior(
-            cosine_of_pairs(anchors, keys[rows]), self.positive, self.negative, self.prior)
-        used = (self.positive.count > self.min_count) & (negatives != NO_NEGATIVE)  # (A,)
-        return Draw(negatives, keys, rows, posterior.where(used, 0.0), look.counts)
+        ask, negatives, texts = look.direction, look.negatives(), None
+        keys, rows = gather_drawn(ask.keys, ask.bank_keys, negatives, first)
+        evidence = torch.zeros_like(look.moments).expand(2, 6)
+        if ask.captions is not None:
+            evidence = torch.stack([ask.captions.moments(ask), look.moments])
+            texts = ask.captions.similarity_to(negatives)
+        similarity = cosine_of_pairs(ask.anchors, keys[rows])
+        posterior = self.posterior(similarity, texts).where(negatives != NO_NEGATIVE, 0.0)
+        return Draw(negatives, keys, rows, posterior, look.counts, evidence)
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
         """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""
@@ -357,13 +407,14 @@ class FNELoss(nn.Module):
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank, excluded=(None, None),
+        image_ids: Tensor, bank: MemoryBank, excluded=(None, None), text_ids: Tensor | None = None,
     ) -> Tensor:
         """The hinge on one drawn negative per anchor, summed over both directions, over B.
 
         Of online embeddings (B, D), which get the gradient, momentum keys (B, D) of the same pairs,
-        their photo ids (B,), the bank, which is only read, and `excluded` as of `draw`, of both.
+        their photo ids (B,), the bank, only read, `excluded` as of `draw`, of both, and text ids.
         """
-        draws = self.draw_both(
-            image_embeds, text_embeds, image_keys, text_keys, image_ids, bank, 0, excluded)
+        draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank, 0,
+                               excluded, text_ids)
+        self.add_evidence(draws[0].evidence + draws[1].evidence)
         return self.hinge_of(image_embeds, text_embeds, *draws)

@@ -1,8 +1,8 @@
 """The memory bank: keys of recent batches, kept as candidates for negatives; and looking at them.
 
 Usable with nothing else of this repository (paper, section 3.3; the idea of a queue of momentum
-keys is MoCo's). Shapes as in `fne_loss.py`: the C = B + M candidates of an anchor are this batch's
-keys, then the bank's. They are looked at part by part, so that no step needs an (A, C).
+keys is MoCo's). Shapes as in `fne_loss.py`; no step needs an (A, C), since candidates are looked at
+part by part.
 """
 
 import math
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 EMPTY = -100
 NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
-# Similarities that are looked at together, on a CPU as many as its cache holds, and of an anchor
-# at least; `Proposing` counts candidates by GROUP.
+# Similarities looked at together; on a CPU as its cache holds, LEAST an anchor, counted by GROUP.
 PART, PART_ON_CPU, LEAST, GROUP = 2**24, 2**18, 2**10, 32
 PROPOSALS = 6  # of an anchor, before all its candidates are weighed
+CAPTIONS = 8  # others of an anchor's photo that are looked up, at most
 
 
 class MemoryBank(nn.Module):
@@ -39,10 +39,10 @@ class MemoryBank(nn.Module):
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a memory bank needs size and dim above 0, got {size} and {dim}")
-        self.register_buffer("image_keys", torch.zeros(size, dim, dtype=dtype))  # (M, D)
-        self.register_buffer("text_keys", torch.zeros(size, dim, dtype=dtype))  # (M, D)
-        self.register_buffer("image_ids", torch.full((size,), EMPTY))  # (M,)
-        self.register_buffer("text_ids", torch.full((size,), EMPTY))  # (M,)
+        for side in "image", "text":
+            self.register_buffer(f"{side}_keys", torch.zeros(size, dim, dtype=dtype))  # (M, D)
+        for side in "image", "text":
+            self.register_buffer(f"{side}_ids", torch.full((size,), EMPTY))  # (M,)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -51,20 +51,15 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def enqueue(
-        self,
-        image_keys: Tensor,
-        text_keys: Tensor,
-        image_ids: Tensor,
+        self, image_keys: Tensor, text_keys: Tensor, image_ids: Tensor,
         text_ids: Tensor | None = None,
     ) -> None:
         """Write a batch over the oldest slots, wrapping at the end.
 
         A pair whose keys are not finite leaves its slot empty, so that it is never drawn.
 
-        Args:
-            image_keys, text_keys: (B, D), the momentum encoders' unit rows, B <= M.
-            image_ids: (B,) ids of the photos, not negative.
-            text_ids: (B,) indices of the captions, or None where nobody will ask for them.
+        Of the momentum encoders' unit rows (B, D), B <= M, the photos' ids (B,), not negative, and
+        indices of the captions (B,), or None where nobody will ask for them.
 
         Raises:
             ValueError: the shapes disagree with each other or with the bank, or B > M.
@@ -72,10 +67,8 @@ class MemoryBank(nn.Module):
         size, dim = self.image_keys.shape
         batch = len(image_ids)
         if image_keys.shape != (batch, dim) or text_keys.shape != (batch, dim):
-            raise ValueError(
-                f"the bank takes keys of shape ({batch}, {dim}), got {tuple(image_keys.shape)} "
-                f"and {tuple(text_keys.shape)}"
-            )
+            raise ValueError(f"the bank takes keys of shape ({batch}, {dim}), got "
+                             f"{tuple(image_keys.shape)} and {tuple(text_keys.shape)}")
         if text_ids is None:
             text_ids = torch.full_like(image_ids, EMPTY)
         if image_ids.shape != (batch,) or text_ids.shape != (batch,):
@@ -84,8 +77,7 @@ class MemoryBank(nn.Module):
         if batch > size:
             raise ValueError(f"a batch of {batch} does not fit a memory bank of {size} slots")
         finite = image_keys.isfinite().all(dim=1) & text_keys.isfinite().all(dim=1)  # (B,)
-        image_keys, text_keys = (keys.where(finite[:, None], 0.0)
-                                 for keys in (image_keys, text_keys))
+        image_keys, text_keys = (of.where(finite[:, None], 0.0) for of in (image_keys, text_keys))
         image_ids, text_ids = (ids.where(finite, EMPTY) for ids in (image_ids, text_ids))
         # All of it stays on the device: no slice bound has to be read back from the pointer.
         slots = (self.pointer + torch.arange(batch, device=self.pointer.device)) % size  # (B,)
@@ -96,8 +88,7 @@ class MemoryBank(nn.Module):
         self.pointer.copy_((self.pointer + batch) % size)
 
     def extra_repr(self) -> str:
-        size, dim = self.image_keys.shape
-        return f"size={size}, dim={dim}"
+        return "size={}, dim={}".format(*self.image_keys.shape)
 
 
 def at_least_float32(embeds: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,37 +112,52 @@ def excluded_candidates(
     return barred if further is None else barred | further
 
 
-class Barred(NamedTuple):
-    """What `excluded_candidates` bars, as a list, since of many candidates it is few."""
+def list_barred(image_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `excluded_candidates` bars, by ids (A,) and (C,): (N,) anchors and (N,) candidates of
+    one photo, in the order of the candidates; and (1, C) bool of empty slots, None without any.
 
-    anchors: Tensor  # (N,) and
-    candidates: Tensor  # (N,) of the same photo, in the order of the candidates
-    empty: Tensor | None  # (1, C) bool, or None where no slot is empty
-
-
-def list_barred(image_ids: Tensor, candidate_ids: Tensor) -> Barred:
-    """From ids (A,) and (C,). It reads back how many there are, and compares only candidates that
-    have the last 16 bits of an anchor's id."""
+    It reads numbers back, and compares only candidates with the last 16 bits of an anchor's id.
+    """
     bits = 2**16 - 1
     known = torch.zeros(bits + 1, dtype=torch.bool, device=image_ids.device)
     known[image_ids & bits] = True
     near = known[candidate_ids & bits].nonzero()[:, 0]  # (n,)
     candidates, anchors = (candidate_ids[near, None] == image_ids).nonzero(as_tuple=True)
     empty = candidate_ids[None] == EMPTY
-    return Barred(anchors, near[candidates], empty if empty.any() else None)
+    return anchors, near[candidates], empty if empty.any() else None
+
+
+def rows_of(keys: Tensor, bank_keys: Tensor, indices: Tensor) -> Tensor:
+    """(*, D) of the candidates at `indices` (*), of the batch's (B, D) and the bank's (M, D)."""
+    batch = len(keys)
+    from_batch = keys[indices.clamp(0, batch - 1)]  # (*, D)
+    from_bank = bank_keys[(indices - batch).clamp(min=0)]  # (*, D)
+    return torch.where((indices < batch)[..., None], from_batch, from_bank)
 
 
 def gather_drawn(keys: Tensor, bank_keys: Tensor, negatives: Tensor, first: int = 0):
     """The anchors' own keys, those from `first` on of the batch's (B, D), followed by the A drawn
     ones: (2A, D). And where each row's drawn one is there: (A,). It spares `hinge` the joined
     candidates (C, D), which would copy the whole bank."""
-    batch, anchors = len(keys), len(negatives)
-    from_batch = keys[negatives.clamp(0, batch - 1)]  # (A, D)
-    from_bank = bank_keys[(negatives - batch).clamp(min=0)]  # (A, D)
-    drawn = torch.where((negatives < batch)[:, None], from_batch, from_bank)  # (A, D)
+    anchors = len(negatives)
     rows = torch.arange(anchors, 2 * anchors, device=keys.device)
-    keys = torch.cat([keys[first : first + anchors], drawn])
+    keys = torch.cat([keys[first : first + anchors], rows_of(keys, bank_keys, negatives)])
     return keys, rows.where(negatives != NO_NEGATIVE, NO_NEGATIVE)
+
+
+def other_captions(
+    image_ids: Tensor, text_ids: Tensor, candidate_ids: Tensor, candidate_text_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Up to CAPTIONS = K candidates of the same photo and another caption of each of A anchors:
+    (A, K) indices, and (A, K) bool, which of them there are. From ids of photos and captions, (A,)
+    and (C,); a caption whose id is not known, below 0, is none."""
+    ids, order = candidate_ids.sort(stable=True)  # (C,), (C,)
+    begin = torch.searchsorted(ids, image_ids)[:, None]  # (A, 1)
+    places = begin + torch.arange(CAPTIONS, device=ids.device)  # (A, K)
+    indices = order[places.clamp(max=len(ids) - 1)]  # (A, K)
+    texts = candidate_text_ids[indices]  # (A, K)
+    there = (candidate_ids[indices] == image_ids[:, None]) & (places < len(ids))
+    return indices, there & (texts != text_ids[:, None]) & (texts >= 0)
 
 
 def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -177,6 +183,59 @@ def running_sums(values: Tensor) -> Tensor:
     return sums
 
 
+def similarity_to_part(
+    rows: Tensor, keys: Tensor, bank_keys: Tensor, start: int, stop: int
+) -> Tensor:
+    """(A, c) of `rows` (A, D) and the candidates from index `start` up to `stop`."""
+    batch = len(keys)
+    stored = cosine(rows, bank_keys[max(start - batch, 0) : stop - batch])
+    return stored if start else torch.cat([cosine(rows, keys), stored], dim=1)
+
+
+def moments(values: Tensor, others: Tensor, count: Tensor | int) -> Tensor:
+    """(6,) float64 sums of 1, x, y, x^2, x y, y^2 over `count` pairs; both are 0 in all others."""
+    x, y = values.reshape(-1), others.reshape(-1)
+    sums = torch.stack([x.sum(), y.sum(), x.dot(x), x.dot(y), y.dot(y)]).double()
+    return torch.cat([torch.as_tensor(count, device=x.device).double()[None], sums])
+
+
+class Captions(NamedTuple):
+    """The captions of A anchors' photos in batch and bank. An anchor's similarity to a candidate's
+    caption is the mean over them, its own one among them, but not the candidate itself."""
+
+    own: Tensor  # (A, D) sum of their keys
+    count: Tensor  # (A, 1) of them
+    others: Tensor  # (A, K) and
+    there: Tensor  # (A, K), as by `other_captions`
+    keys: Tensor  # (B, D)
+    bank_keys: Tensor  # (M, D)
+
+    @classmethod
+    def of(cls, image_ids: Tensor, candidate_ids: Tensor, mine: slice, keys: Tensor,
+           bank_keys: Tensor, text_ids: Tensor) -> "Captions":
+        """From photos' ids (A,) and (C,), and captions' keys (B, D), (M, D) and ids (C,)."""
+        others, there = other_captions(image_ids, text_ids[mine], candidate_ids, text_ids)
+        found = rows_of(keys, bank_keys, others) * there[..., None]  # (A, K, D)
+        return cls(keys[mine] + found.sum(dim=1), 1 + there.sum(dim=1, keepdim=True), others, there,
+                   keys, bank_keys)
+
+    def similarity(self, start: int, stop: int) -> Tensor:
+        return similarity_to_part(self.own / self.count, self.keys, self.bank_keys, start, stop)
+
+    def similarity_to(self, candidates: Tensor) -> Tensor:
+        """(A,) to one of the `candidates` (A,) each."""
+        return (rows_of(self.keys, self.bank_keys, candidates) * self.own / self.count).sum(dim=1)
+
+    def moments(self, direction: "Direction") -> Tensor:
+        """(6,) `moments` of anchors and the other captions' pairs, of the same photo."""
+        candidates = rows_of(direction.keys, direction.bank_keys, self.others)  # (A, K, D)
+        similarity = (direction.anchors[:, None] * candidates).sum(dim=2)  # (A, K)
+        texts = rows_of(self.keys, self.bank_keys, self.others)  # (A, K, D)
+        rest = self.own[:, None] - texts  # (A, K, D), without the candidate itself
+        texts = (rest * texts).sum(dim=2) / (self.count - 1).clamp(min=1)  # (A, K)
+        return moments(similarity * self.there, texts * self.there, self.there.sum())
+
+
 class Direction(NamedTuple):
     """A anchors of one side, and the C candidates of the other that they draw from."""
 
@@ -188,43 +247,43 @@ class Direction(NamedTuple):
     ids: Tensor  # (C,) photos of the candidates
     excluded: Tensor | None  # (A, C) bool, barred beside those of the own image
     mine: slice | Tensor  # which of the batch the anchors are
+    captions: Captions | None = None
     generator: torch.Generator | None = None
 
     def similarity(self, start: int, stop: int) -> Tensor:
-        """(A, c) of the candidates from index `start` up to `stop`."""
-        batch = len(self.keys)
-        stored = cosine(self.anchors, self.bank_keys[max(start - batch, 0) : stop - batch])
-        return stored if start else torch.cat([cosine(self.anchors, self.keys), stored], dim=1)
+        return similarity_to_part(self.anchors, self.keys, self.bank_keys, start, stop)
 
     def of(self, rows: Tensor, generator: torch.Generator) -> "Direction":
-        """The same for some `rows` (R,) of the anchors, with random numbers of their own."""
+        """To weigh for some `rows` (R,) of the anchors, with random numbers of their own."""
         excluded = None if self.excluded is None else self.excluded[rows]
+        captions = self.captions and self.captions._replace(
+            own=self.captions.own[rows], count=self.captions.count[rows])
         places = torch.arange(len(self.keys), device=rows.device)[self.mine][rows]
         return self._replace(anchors=self.anchors[rows], own=self.own[rows], mine=places,
-                             image_ids=self.image_ids[rows], excluded=excluded, generator=generator)
+                             image_ids=self.image_ids[rows], excluded=excluded, captions=captions,
+                             generator=generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        """(A, *shape) doubles in [0, 1): the anchors' part of what one process that has the whole
-        batch would draw for it."""
+        """(A, *shape) doubles in [0, 1): the anchors' part of what is drawn for the whole batch."""
         return torch.rand(len(self.keys), *shape, dtype=torch.float64, device=self.anchors.device,
                           generator=self.generator)[self.mine]
 
 
 def show(looks: list) -> None:
-    """Let each of `looks`, a `Weighing` or `Proposing`, look at all its candidates."""
-    keys, bank_keys = looks[0].direction.keys, looks[0].direction.bank_keys
-    for start, stop in parts(len(bank_keys), len(keys), keys.device):
+    """Let each of `looks`, a `Weighing` or `Proposing`, look at all its candidates. The similarity
+    of captions serves them all."""
+    first = looks[0].direction
+    for start, stop in parts(len(first.bank_keys), len(first.keys), first.keys.device):
+        texts = first.captions and first.captions.similarity(start, stop)
         for look in looks:
-            look(start, look.direction.similarity(start, stop))
+            look(start, look.direction.similarity(start, stop), texts)
 
 
 class Weighing:
     """A draw by the weights of all candidates. It waits for no device.
 
-    Args:
-        direction: who draws among whom.
-        weights: a function of similarities (A, c), s+ (A,) and barred (A, c) that gives (A, c).
-        sample: a function of weights (A, c), fallback (A,) and random shares (A,): columns (A,).
+    `weights` makes (A, c) of similarities (A, c), s+ (A,), barred (A, c) and similarities of
+    captions (A, c), or None; `sample` columns (A,) of these, fallback (A,) and random shares (A,).
     """
 
     def __init__(self, direction: Direction, weights: Callable, sample: Callable):
@@ -234,13 +293,14 @@ class Weighing:
         self.drawn = self.hardest_at
         self.total = torch.zeros_like(self.hardest, dtype=torch.float64)  # (A,) weight so far
         self.counts = 0  # (2,), as in `fne_loss.Draw`
+        self.moments = torch.zeros(6, dtype=torch.float64, device=direction.own.device)
 
-    def __call__(self, start: int, similarity: Tensor) -> None:
-        """Look at the candidates from index `start` on, of (A, c) similarity."""
+    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None = None) -> None:
+        """Look at candidates from index `start` on: (A, c) similarities, and those of captions."""
         ask, stop = self.direction, start + similarity.shape[1]
         further = None if ask.excluded is None else ask.excluded[:, start:stop]
         barred = excluded_candidates(ask.image_ids, ask.ids[start:stop], further)  # (A, c)
-        weights = self.weights(similarity, ask.own, barred)  # (A, c)
+        weights = self.weights(similarity, ask.own, barred, texts)  # (A, c)
         highest, at = similarity.masked_fill(barred, -torch.inf).max(dim=1)  # (A,), (A,)
         self.hardest_at = torch.where(highest > self.hardest, start + at, self.hardest_at)
         self.hardest = self.hardest.maximum(highest)
@@ -255,6 +315,9 @@ class Weighing:
         self.drawn = torch.where(replace, start + here, self.drawn)
         counts = torch.stack([weights.count_nonzero(), (~barred).count_nonzero()])
         self.counts = self.counts + counts
+        if texts is not None:
+            self.moments += moments(
+                similarity.masked_fill(barred, 0.0), texts.masked_fill(barred, 0.0), counts[1])
 
     def negatives(self) -> Tensor:
         """(A,) indices, of the hardest where nothing has weight; `NO_NEGATIVE` without any."""
@@ -264,26 +327,23 @@ class Weighing:
 class Proposing:
     """The same draw for little more than the similarities' cost, on a CPU: it reads numbers back.
 
-    Rejection sampling: of the candidates above `bound`, each as likely as the others is proposed,
-    and taken with a probability that is its weight, which is at most 1. So only proposals have to
-    be weighed, and the first that is taken is drawn as by the weights of all. An anchor that takes
-    none of its PROPOSALS does weigh them all.
-
-    Args:
-        direction, weights, sample: as of `Weighing`.
-        bound: () similarity up to which a weight is 0.
-        barred: `list_barred` of the direction's ids.
+    Rejection sampling: of the candidates above `bound` (), up to which weights are 0, each as
+    likely as the others is proposed, and taken with a probability that is its weight, at most 1. So
+    only proposals are weighed, and the first that is taken is drawn as by the weights of all. An
+    anchor that takes none of its PROPOSALS does weigh them all. `barred` is of `list_barred`.
     """
 
     def __init__(self, direction: Direction, weights: Callable, sample: Callable, bound: Tensor,
-                 barred: Barred):
+                 barred: tuple):
         self.direction, self.weights, self.sample = direction, weights, sample
-        self.bound, self.barred = bound.to(direction.own.dtype), barred
-        self.further = barred.empty  # (1, C) or (A, C)
+        self.bound = bound.to(direction.own.dtype)
+        self.anchors, self.candidates, self.further = barred  # (N,), (N,), (1, C) or (A, C)
         if direction.excluded is not None:
             self.further = direction.excluded | (direction.ids == EMPTY)
         self.at = torch.full((len(direction.own), PROPOSALS), NO_NEGATIVE)  # (A, P)
         self.similarity = torch.full_like(self.at, -torch.inf, dtype=direction.own.dtype)
+        self.texts = None if direction.captions is None else self.similarity.clone()  # (A, P)
+        self.moments = torch.zeros(6, dtype=torch.float64)
         self.seen = torch.zeros(len(self.at), 1, dtype=torch.float64)  # (A, 1) above the bound
         self.hardest = torch.full_like(direction.own, -torch.inf)  # (A,) of rows that have none
         self.hardest_at = torch.full_like(direction.image_ids, NO_NEGATIVE)  # (A,)
@@ -294,25 +354,33 @@ class Proposing:
     def counts(self) -> Tensor:
         return torch.stack([self.seen.sum(), torch.tensor(float(self.allowed))]).long()
 
-    def __call__(self, start: int, similarity: Tensor) -> None:
-        """Look at the candidates from index `start` on, of (A, c) similarity, which is changed."""
+    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None = None) -> None:
+        """As of `Weighing`. Both tensors are changed where a candidate is barred."""
         bounds = torch.tensor([start, start + similarity.shape[1]])
-        own = slice(*torch.searchsorted(self.barred.candidates, bounds).tolist())
-        similarity[self.barred.anchors[own], self.barred.candidates[own] - start] = -torch.inf
-        if self.further is None:
-            self.allowed += similarity.numel() - (own.stop - own.start)
+        own = slice(*torch.searchsorted(self.candidates, bounds).tolist())
+        own = self.anchors[own], self.candidates[own] - start
+        further = None if self.further is None else self.further[:, slice(*bounds)]
+        similarity[own] = -torch.inf
+        if further is None:
+            allowed = similarity.numel() - len(own[0])
         else:
-            similarity.masked_fill_(self.further[:, slice(*bounds)], -torch.inf)
-            self.allowed += int((similarity > -torch.inf).count_nonzero())
-        self.propose(start, similarity)
+            similarity.masked_fill_(further, -torch.inf)
+            allowed = int((similarity > -torch.inf).count_nonzero())
+        self.allowed += allowed
+        self.propose(start, similarity, texts)
         bare = (self.seen[:, 0] == 0).nonzero()[:, 0]  # whose hardest may be asked for
         if len(bare):
             highest, at = similarity[bare].max(dim=1)
             better = highest > self.hardest[bare]
             self.hardest_at[bare] = torch.where(better, start + at, self.hardest_at[bare])
             self.hardest[bare] = self.hardest[bare].maximum(highest)
+        if texts is not None:
+            similarity[own] = texts[own] = 0.0
+            if further is not None:
+                similarity, texts = (of.masked_fill(further, 0.0) for of in (similarity, texts))
+            self.moments += moments(similarity, texts, allowed)
 
-    def propose(self, start: int, similarity: Tensor) -> None:
+    def propose(self, start: int, similarity: Tensor, texts: Tensor | None) -> None:
         """Replace each proposal by one of this part with the part's share of all seen so far."""
         rows, columns = similarity.shape
         width = math.ceil(columns / GROUP)
@@ -333,10 +401,13 @@ class Proposing:
         column = torch.searchsorted(members, rank[:, None], right=True)[:, 0] * width + group
         self.at[row, slot] = start + column
         self.similarity[row, slot] = similarity[row, column]
+        if texts is not None:
+            self.texts[row, slot] = texts[row, column]
 
     def negatives(self) -> Tensor:
         """As `Weighing.negatives`."""
-        weights = self.weights(self.similarity, self.direction.own, self.at == NO_NEGATIVE)
+        weights = self.weights(
+            self.similarity, self.direction.own, self.at == NO_NEGATIVE, self.texts)
         taken = self.direction.uniform(PROPOSALS) < weights  # (A, P)
         first, any_taken = taken.byte().argmax(dim=1, keepdim=True), taken.any(dim=1)
         negatives = self.at.gather(1, first)[:, 0].where(any_taken, self.hardest_at)

@@ -267,13 +267,13 @@ def test_what_is_listed_as_barred_is_what_is_excluded():
     ids = torch.randint(0, 9, (30,)) + 2**16 * torch.randint(0, 3, (30,))
     candidates = ids[torch.randint(0, 30, (200,))] + 2**16 * torch.randint(0, 2, (200,))
     for empty in False, True:
-        listed = memory_bank.list_barred(ids, candidates)
+        anchors, listed, empties = memory_bank.list_barred(ids, candidates)
         wanted = fne_loss.excluded_candidates(ids, candidates)
         got = torch.zeros_like(wanted)
-        got[listed.anchors, listed.candidates] = True
-        assert (listed.candidates.diff() >= 0).all() and 50 < len(listed.candidates) < 2000
-        assert (listed.empty is not None) == empty
-        assert torch.equal(got | listed.empty if empty else got, wanted)
+        got[anchors, listed] = True
+        assert (listed.diff() >= 0).all() and 50 < len(listed) < 2000
+        assert (empties is not None) == empty
+        assert torch.equal(got | empties if empty else got, wanted)
         candidates[::7] = EMPTY
 
 
