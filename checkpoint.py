@@ -42,7 +42,7 @@ WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_p
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
          "image_pooling", "text_pooling", "caption_prefix", "queue_size", "bank_dtype",
-         "loss", "dataset", "ambiguity", "batch_size_train", "seed")
+         "loss", "posterior", "dataset", "ambiguity", "batch_size_train", "seed")
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -138,9 +138,10 @@ def stored_options(state: dict) -> dict:
     """The options that a run takes from its checkpoint, where the command line does not say."""
     if is_released(state):
         # Not those of a preset.
-        return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off"
-                } | released_options(state)
-    earlier = {"oracle": "off", "ambiguity": USUAL_AMBIGUITY}  # which had no such options
+        return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
+                "posterior": "published"} | released_options(state)
+    # Which had no such options.
+    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
     return earlier | {name: value for name, value in state["options"].items()
                       if name in FROM_CHECKPOINT}
 

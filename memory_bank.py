@@ -17,7 +17,7 @@ NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate 
 # Similarities looked at together; on a CPU as its cache holds, LEAST an anchor, counted by GROUP.
 PART, PART_ON_CPU, LEAST, GROUP = 2**24, 2**18, 2**10, 32
 PROPOSALS = 6  # of an anchor, before all its candidates are weighed
-CAPTIONS = 8  # others of an anchor's photo that are looked up, at most
+CAPTIONS = 6  # of an anchor's photo that are looked up, at most, its own one among them
 
 
 class MemoryBank(nn.Module):
@@ -207,6 +207,7 @@ class Captions(NamedTuple):
     count: Tensor  # (A, 1) of them
     others: Tensor  # (A, K) and
     there: Tensor  # (A, K), as by `other_captions`
+    same: Tensor  # (A, K) similarity to these, 0 where there is none
     keys: Tensor  # (B, D)
     bank_keys: Tensor  # (M, D)
 
@@ -216,8 +217,9 @@ class Captions(NamedTuple):
         """From photos' ids (A,) and (C,), and captions' keys (B, D), (M, D) and ids (C,)."""
         others, there = other_captions(image_ids, text_ids[mine], candidate_ids, text_ids)
         found = rows_of(keys, bank_keys, others) * there[..., None]  # (A, K, D)
-        return cls(keys[mine] + found.sum(dim=1), 1 + there.sum(dim=1, keepdim=True), others, there,
-                   keys, bank_keys)
+        own, count = keys[mine] + found.sum(dim=1), 1 + there.sum(dim=1, keepdim=True)
+        rest = ((own[:, None] - found) * found).sum(dim=2)  # (A, K), without the candidate itself
+        return cls(own, count, others, there, rest / (count - 1).clamp(min=1), keys, bank_keys)
 
     def similarity(self, start: int, stop: int) -> Tensor:
         return similarity_to_part(self.own / self.count, self.keys, self.bank_keys, start, stop)
@@ -230,10 +232,7 @@ class Captions(NamedTuple):
         """(6,) `moments` of anchors and the other captions' pairs, of the same photo."""
         candidates = rows_of(direction.keys, direction.bank_keys, self.others)  # (A, K, D)
         similarity = (direction.anchors[:, None] * candidates).sum(dim=2)  # (A, K)
-        texts = rows_of(self.keys, self.bank_keys, self.others)  # (A, K, D)
-        rest = self.own[:, None] - texts  # (A, K, D), without the candidate itself
-        texts = (rest * texts).sum(dim=2) / (self.count - 1).clamp(min=1)  # (A, K)
-        return moments(similarity * self.there, texts * self.there, self.there.sum())
+        return moments(similarity * self.there, self.same, self.there.sum())
 
 
 class Direction(NamedTuple):

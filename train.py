@@ -79,7 +79,7 @@ from model import (
 from training import features, guard, monitor, oracle, outline, storage
 from training.bad_photos import count_bad_photos
 from training.clock import StepClock
-from training.run import Run, Skips, build_loss
+from training.run import Run, Skips, build_loss, check_captions
 from training.schedule import FNE, HARDEST_NEGATIVE, INFONCE, validation_steps
 from training.signals import Signals, stop_on_signals
 
@@ -113,9 +113,11 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         keys = [gather(side) for side in keys]  # (B, D), (B, D)
         run.seed("draws")
         draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank,
-                                    own.start, oracle.among_candidates(run, batch, own))
+                                    own.start, oracle.among_candidates(run, batch, own),
+                                    batch.text_ids)
         loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world()
         draws, whole = monitor.of_all_anchors(draws, loss)
+        criterion.add_evidence(draws[0].evidence + draws[1].evidence)
     else:
         loss = in_batch_loss(run, similarity, batch.image_ids, barred)
         whole = loss.detach()
@@ -134,9 +136,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     return whole
 
 
-def pixels_or_features(
-    run: Run, batch: Batch, own: slice
-) -> tuple[Tensor, None] | tuple[None, Tensor]:
+def pixels_or_features(run: Run, batch: Batch, own: slice) -> tuple[Tensor | None, Tensor | None]:
     """Standardised pixels (b, 3, R, R), or where a frozen encoder has seen all photos, what it made
     of these (b, width); and None for the other."""
     if run.features is not None:
@@ -314,6 +314,7 @@ def train_and_test(
     if options.dataset == "custom":
         check_apart(train_set, val_set, test_set)
     oracle.check_known(options.oracle, train_set)
+    check_captions(options, train_set)
     if options.judgements:
         read_judgements(options.judgements, test_set.split)
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")

@@ -15,6 +15,8 @@ IMAGE_ENCODER, TEXT_ENCODER = "google/vit-base-patch16-384", "bert-base-uncased"
 # Of the captions of `shapes`: shares of other photos that they are true of, in percent.
 AMBIGUITIES, USUAL_AMBIGUITY = ("0.5", "3", "10", "25"), "3"
 
+PRIOR_OF_EVIDENCE = 0.01  # about what people's judgements of Flickr8k say
+
 # What a dataset changes in the published setting. Flickr30K and COCO change nothing.
 PRESETS = {
     "flickr": {},
@@ -187,6 +189,10 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--nums_right_sims", type=int, default=200,
                        help="confident pairs an epoch must exceed before the posterior is used")
     group.add_argument("--tau", type=float, default=0.5, help="tau of the sampling weights")
+    group.add_argument("--posterior", choices=["published", "evidence"], default="published",
+                       help="evidence: P(false negative) also from the similarity of the captions, "
+                            "fitted to other captions of a photo, which is ours; --prior is then "
+                            f"{PRIOR_OF_EVIDENCE} unless given")
     group.add_argument("--prior", type=float, default=1e-4,
                        help="P(false negative) of any candidate")
     group.add_argument("--posterior_floor", type=float, default=1e-3,

@@ -19,6 +19,7 @@ from common.flags import (
     AMBIGUITIES,
     CHECKING,
     PRESETS,
+    PRIOR_OF_EVIDENCE,
     SCORING,
     TRAINING,
     USUAL_AMBIGUITY,
@@ -92,6 +93,7 @@ class MethodOptions(argparse.Namespace):
 
     loss: str
     oracle: str
+    posterior: str
     margin: float
     max_violation: bool
     easy_epochs: int
@@ -202,6 +204,8 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[TrainOptions
         options.logger_name = default_folder(options)
     given = given_flags(parser, argv)
     settle_data_path(options, given)
+    if options.posterior == "evidence" and "prior" not in given:
+        options.prior = PRIOR_OF_EVIDENCE
     # An automatic resume stays in the folder in which it looks, wherever that was moved to.
     found_there = {"logger_name"} if options.resume == Path("auto") else set()
     return options, given | found_there
@@ -297,6 +301,9 @@ def check(options: TrainOptions) -> None:
     if options.oracle == "positives" and options.loss != "infonce":
         raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an anchor; "
                          "give --loss infonce, or --oracle alone, which excludes the others")
+    if options.posterior != "published" and options.loss != "fne":
+        raise InputError(f"--posterior {options.posterior}: --loss {options.loss} asks for no "
+                         "P(false negative); leave the flag out, or give --loss fne")
     if options.loss == "fne" and options.queue_size < options.batch_size_train:
         raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                          f"{options.batch_size_train} (--batch_size_train)")

@@ -72,7 +72,8 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
     gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
     if not gaussians or not all(name in facts for name in METHOD):
         return None
-    criterion = build_loss(Namespace(prior=embeddings.prior,
+    # The statistics that files have are those of the published posterior.
+    criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published",
                                      **{name: facts[name] for name in METHOD}))
     criterion.positive, criterion.negative = gaussians
     return criterion

@@ -15,8 +15,8 @@ MOST, LONGEST = 100_000, 500  # characters of a file's facts, and of one that is
 KINDS = {
     "dataset": str, "split": str, "date": str, "commit": str,  # of the embedding
     "checkpoint": str, "phase": str, "epoch": int, "num_epochs": int, "step": int,
-    "loss": str, "oracle": str, "margin": float, "tau": float, "posterior_floor": float,
-    "nums_right_sims": int,
+    "loss": str, "oracle": str, "posterior": str, "margin": float, "tau": float,
+    "posterior_floor": float, "nums_right_sims": int,
     "batch_size_train": int, "queue_size": int, "warmup_epochs": int, "seed": int,
     "image_encoder": str, "text_encoder": str, "embed_size": int, "image_res": int,
 }

@@ -7,8 +7,21 @@ import pytest
 import torch
 from helpers import oracle
 from helpers.cases import FLOOR, LOOKS, SETTINGS, embeddings, look_by
+from helpers.runs import (
+    CPU,
+    assert_same,
+    command,
+    events,
+    expect_exit,
+    expect_one_line,
+    final_state,
+)
+from helpers.stopping import signal_after
 
+import checkpoint
 import memory_bank
+import train
+from common.options import parse
 from fne_loss import NO_NEGATIVE, FNELoss, RunningEvidence, false_negative_posterior
 from memory_bank import EMPTY, MemoryBank
 
@@ -160,7 +173,8 @@ def test_what_draws_saw_is_what_the_gaussians_get(monkeypatch, way, part, barred
     for gaussian, pairs in ((criterion.same, same), (criterion.different, different)):
         assert gaussian.count == len(pairs) > 20
         np.testing.assert_allclose(gaussian.mean.numpy(), np.mean(pairs, axis=0), rtol=1e-8)
-        np.testing.assert_allclose(gaussian.m2.numpy() / (len(pairs) - 1), np.cov(np.array(pairs).T), rtol=1e-6)
+        np.testing.assert_allclose(gaussian.m2.numpy() / (len(pairs) - 1),
+                                   np.cov(np.array(pairs).T), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("way", "part"), [("weighing", 2**18), ("proposing", 200)])
@@ -227,3 +241,33 @@ def test_evidence_counts_from_the_next_step_on_and_up_to_min_count_not():
     assert {flag for _, flag in used} == {False, True}
     criterion.reset_statistics()
     assert not any(buffer.any() for buffer in criterion.buffers())
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_by_evidence_keeps_its_choice_and_goes_on_to_the_bit(
+        data, tmp_path, monkeypatch, capsys):
+    """In the middle of an epoch, where all Gaussians are half full; its curves have them."""
+    arguments = command(data, tmp_path / "whole", "--posterior", "evidence")
+    train.main(arguments)
+    assert {"statistics/same_mean", "statistics/different_texts_mean",
+            "statistics/same_count"} <= events(tmp_path / "whole").keys()
+    parts = command(data, tmp_path / "parts", "--posterior", "evidence", "--resume", "auto")
+    with monkeypatch.context() as patch:
+        signal_after(patch, 11)
+        expect_exit(parts, 143, capsys, ["step 11 is done and saved"])
+    state = checkpoint.read(tmp_path / "parts" / "checkpoint.pth.tar")
+    assert state["criterion"]["same.count"] > 20 and state["options"]["prior"] == 0.01
+    assert state["options"]["posterior"] == "evidence"
+    train.main(parts)
+    assert_same(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+    path = str(tmp_path / "parts" / "checkpoint.pth.tar")
+    expect_one_line(["--resume", path, *CPU, "--data_path", str(data), "--posterior", "published"],
+                    "--posterior published does not fit", capsys)
+
+
+def test_the_prior_by_evidence_is_a_hundredth_unless_it_is_given():
+    for flags, prior in (([], 0.03), (["--posterior", "evidence"], 0.01),
+                         (["--posterior", "evidence", "--prior", "0.2"], 0.2)):
+        assert parse("", ["--dataset", "shapes", *flags])[0].prior == prior

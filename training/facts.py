@@ -20,6 +20,8 @@ def run_facts(options: TrainOptions, state: dict | None) -> dict[str, object]:
     if state is None:
         return {name: getattr(options, name) for name in OF_A_MODEL}
     facts = {name: getattr(options, name) for name in OF_A_RUN + OF_A_MODEL}
+    if options.posterior != "published":
+        facts["posterior"] = options.posterior
     if options.oracle != oracle.OFF:
         facts["oracle"] = oracle.text(options.oracle)
     progress = [state.get(name) for name in ("epoch", "step", "steps_per_epoch", "global_step")]

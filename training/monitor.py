@@ -62,7 +62,7 @@ def of_all_anchors(draws: tuple[Draw, Draw], loss: Tensor) -> tuple[tuple[Draw, 
     sums = total(torch.stack([loss.double(), *(n for draw in draws for n in draw.counts)]))  # (5,)
     return tuple(
         draw._replace(negatives=told[:, 2 * side].long(), posterior=told[:, 2 * side + 1],
-                      counts=sums[1 + 2 * side : 3 + 2 * side])
+                      counts=sums[1 + 2 * side : 3 + 2 * side], evidence=total(draw.evidence))
         for side, draw in enumerate(draws)), sums[0].to(loss.dtype)
 
 
@@ -148,6 +148,12 @@ def state_values(run: Run) -> dict[str, Tensor | float]:
             values[f"statistics/{name}_mean"] = gaussian.mean
             values[f"statistics/{name}_std"] = gaussian.variance.sqrt()
             values[f"statistics/{name}_count"] = gaussian.count
+        if run.criterion.by_evidence:
+            for name in "same", "different":
+                gaussian = getattr(run.criterion, name)
+                values[f"statistics/{name}_mean"], values[f"statistics/{name}_texts_mean"] = (
+                    gaussian.mean)
+                values[f"statistics/{name}_count"] = gaussian.count
     return values
 
 

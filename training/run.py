@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.options import MethodOptions, TrainOptions
 from common.ranks import rank
+from data import LoadedSplit
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from model import DualEncoder, MomentumUpdate
@@ -123,4 +125,12 @@ class Run:
 def build_loss(options: MethodOptions) -> FNELoss:
     """The FNE loss that the options describe; of a run, or as a file tells of them."""
     return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
-                   options.nums_right_sims)
+                   options.nums_right_sims, options.posterior)
+
+
+def check_captions(options: MethodOptions, train_set: LoadedSplit) -> None:
+    """Raise InputError where no photo has what --posterior evidence is fitted to: captions."""
+    split = train_set.split
+    if options.posterior == "evidence" and len(train_set.captions) == len(split.images):
+        raise InputError(f"--posterior evidence: each photo of {split.source} has one caption, and "
+                         "it is fitted to photos that have several; leave the flag out")

@@ -1,5 +1,6 @@
 """Faults of checkpoints, flags, embeddings and judgements."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -161,6 +162,22 @@ def flag_oracle_unknown(place):
 @fault("--oracle positives for a loss that takes one match", "--loss triplet", "--loss infonce")
 def flag_oracle_positives(place):
     place.arguments += ["--oracle", "positives", "--loss", "triplet"]
+
+
+@fault("--posterior evidence for a loss that has no posterior", "--loss infonce asks for no",
+       "--loss fne")
+def flag_posterior_of_a_control(place):
+    place.arguments += ["--posterior", "evidence", "--loss", "infonce"]
+
+
+@fault("--posterior evidence where each photo has one caption", "shapes_train.json has one caption",
+       "leave the flag out")
+def flag_posterior_of_single_captions(place):
+    path = place.data / "shapes_train.json"
+    records = {record["image"]: record for record in json.loads(path.read_text())}
+    path.write_text(json.dumps(list(records.values())))
+    (place.data / "shapes_train_matches.json").unlink()
+    place.arguments += ["--posterior", "evidence"]
 
 
 @fault("--test of a run without the oracle, with it", "--oracle exclude does not fit", "leave")
