@@ -373,6 +373,7 @@ def test_every_logged_metric_is_told(data, tmp_path, monkeypatch):
             for part in re.findall(r"`([^`]+)`", row) for tag in unfolded(part)}
     monkeypatch.setattr(terminal, "quiet", False)  # --quiet sets it; as before at the end
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--nums_right_sims", "1", "--oracle",
+                       "--posterior", "evidence",
                        "--quiet"))
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
     texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
