@@ -119,15 +119,18 @@ def judged(metrics: dict) -> str:
     found = metrics.get("judgements")
     if found is None:
         return ""
-    scores = [name for name in ("similarity", "posterior") if name in found]
+    scores = [name for name in ("similarity", "posterior", "captions", "evidence")
+              if name in found]
     # An interval stays in one line, and may have it to itself.
     rows = [[label, *("{:.3f} [{:.3f},\xa0{:.3f}]".format(*found[name][key]) for name in scores)]
             for key, label in AGREEMENT.items()]
     return ("<h2>Do people agree?</h2>"
             f"<p>People judged {found['pairs']:,} pairs of {found['photos']:,} photos that are not "
             f"annotated as matches, and called {found['false_negatives']:,} of them a match: false "
-            "negatives. How well similarity and posterior find those, with 95 % intervals over "
-            "photos:</p>" + html_table(["", *scores], rows, "loose"))
+            "negatives. How well those are found, with 95 % intervals over photos: by similarity, "
+            "by FNE's posterior, by the caption's similarity to the photo's own captions, and by "
+            "the posterior of both similarities (evidence), as far as they are known:</p>"
+            + html_table(["", *scores], rows, "loose"))
 
 
 def recall_html(metrics: dict) -> str:
@@ -268,6 +271,10 @@ def calibrations(embeddings: Embeddings, criterion: FNELoss | None, metrics: dic
         rows = metrics["judgements"]["calibration"]
         parts.append(calibration_html("By people's judgements", "All judged pairs", rows,
                                       "called a match by most"))
+    if "evidence_calibration" in metrics.get("judgements", {}):
+        rows = metrics["judgements"]["evidence_calibration"]
+        parts.append(calibration_html("The posterior by evidence, by people's judgements",
+                                      "All judged pairs", rows, "called a match by most"))
     if not parts:
         return ""
     return "<h2>Is the posterior what it says?</h2>" + "\n".join(parts)

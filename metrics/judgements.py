@@ -17,6 +17,7 @@ from common.files import read_bytes, read_json
 from data import Split
 from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
+from metrics.evidence import fit_evidence, score_by_evidence
 
 AGREEMENT = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}  # keys of `agreement`
 POSTERIOR_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)  # of the calibration table
@@ -174,7 +175,9 @@ def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
     Returns:
         pairs, photos, false_negatives (called a match by most), left_out; `similarity`, and
         `posterior` if the embeddings carry FNE's statistics, each ap, auroc and spearman as [value,
-        low, high]; and the posterior's `calibration`.
+        low, high]; and the posterior's `calibration`. Where photos have several captions also
+        `captions`, the similarity of captions, `evidence`, the posterior by both, and its
+        `evidence_calibration`.
     """
     judgements = read_judgements(path, embeddings.split)
     similarity = (embeddings.image_embeds[judgements.images]
@@ -190,6 +193,12 @@ def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
         posterior = fitted_posterior(similarity, embeddings).numpy()
         result["posterior"] = with_intervals(judgements, posterior, resamples)
         result["calibration"] = calibration(judgements.yes, posterior)
+    if evidence := fit_evidence(embeddings):
+        captions, posterior = (scores.numpy() for scores in score_by_evidence(
+            embeddings, evidence, *map(torch.from_numpy, (judgements.images, judgements.texts))))
+        result["captions"] = with_intervals(judgements, captions, resamples)
+        result["evidence"] = with_intervals(judgements, posterior, resamples)
+        result["evidence_calibration"] = calibration(judgements.yes, posterior)
     return result
 
 
@@ -205,14 +214,15 @@ def judgement_lines(result: dict) -> str:
              f"  {result['false_negatives']:,} called a match (false negatives); left out:",
              f"  {skipped or 'none'}",
              "                     AP                 AUROC              Spearman"]
-    for name in "similarity", "posterior":
+    for name in "similarity", "posterior", "captions", "evidence":
         if name in result:
             cells = "  ".join("{:.3f} [{:.3f}, {:.3f}]".format(*result[name][key])
                               for key in ("ap", "auroc", "spearman"))
             lines.append(f"  {name:11} {cells}")
-    if "calibration" in result:
-        lines.append("  posterior          pairs   mean    called a match   mean share of yes")
-        lines += [f"  {row['low']:7.4f}-{row['high']:<7.4f} {row['pairs']:8} "
-                  f"{row['mean_posterior']:7.4f} {row['match_share']:12.3f} "
-                  f"{row['mean_yes']:16.3f}" for row in result["calibration"]]
+    for name, key in (("posterior", "calibration"), ("evidence", "evidence_calibration")):
+        if key in result:
+            lines.append(f"  {name:18} pairs   mean    called a match   mean share of yes")
+            lines += [f"  {row['low']:7.4f}-{row['high']:<7.4f} {row['pairs']:8} "
+                      f"{row['mean_posterior']:7.4f} {row['match_share']:12.3f} "
+                      f"{row['mean_yes']:16.3f}" for row in result[key]]
     return "\n".join(lines)

@@ -206,7 +206,7 @@ def test_agreement_with_people_is_in_it(tmp_path):
     (tmp_path / "j.json").write_text(json.dumps(judged))
     _, text, metrics = page(*scored(tmp_path), tmp_path, tmp_path / "j.json")
     assert "36 pairs of 12 photos" in text and "called 12 of them a match" in text
-    for score in "similarity", "posterior":
+    for score in metrics["judgements"].keys() & {"similarity", "posterior", "captions", "evidence"}:
         for key in "ap", "auroc", "spearman":
             value = "{:.3f} [{:.3f}, {:.3f}]".format(*metrics["judgements"][score][key])
             assert value in text, (score, key)
