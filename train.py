@@ -128,8 +128,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
     run.log_scale.data.clamp_(max=math.log(100.0))
     lap("backward")
-    monitor.watch(run, monitor.Step(
-        batch, similarity, in_batch, draws, whole, norm, good, barred))
+    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, whole, norm, good, barred))
     if draws is not None:
         run.bank.enqueue(*keys, batch.image_ids, batch.text_ids)
     lap("loss")
@@ -408,8 +407,8 @@ def main(argv: list[str] | None = None) -> None:
             lock.take(options.logger_name)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
-            once_per_machine(lambda: make_shapes(options.data_path,
-                                                 ambiguity=float(options.ambiguity)))
+            ambiguity = float(options.ambiguity)
+            once_per_machine(lambda: make_shapes(options.data_path, ambiguity=ambiguity))
         if options.test:
             tokenizer = tokenizer_of(options)
             test(options, state, path, load_test_set(options, tokenizer), tokenizer)
