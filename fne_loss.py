@@ -335,25 +335,26 @@ class FNELoss(nn.Module):
         """`false_negative_posterior` by the loss's own statistics; 0 up to `min_count`."""
         sides = (self.positive, self.negative) if texts is None else (self.same, self.different)
         posterior = false_negative_posterior(similarity, *sides, self.prior, texts)
-        return posterior.where(sides[0].count > self.min_count, 0.0)
+        least = sides[0].count.minimum(self.positive.count)
+        return posterior.where(least > self.min_count, 0.0)
 
     def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor, texts=None) -> Tensor:
         """`sampling_weights` by the loss's own statistics and settings."""
         settings = {name: getattr(self, name) for name in SETTINGS}
-        posterior = None if texts is None else self.posterior(similarity, texts)
-        return sampling_weights(similarity, own, excluded, self.positive, self.negative,
-                                posterior=posterior, **settings)
+        settings["posterior"] = None if texts is None else self.posterior(similarity, texts)
+        return sampling_weights(similarity, own, excluded, self.positive, self.negative, **settings)
 
     @torch.no_grad()
     def draw(
         self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
-        first: int = 0, excluded: Tensor | None = None,
+        first: int = 0, excluded: Tensor | None = None, captions=None,
     ) -> Draw:
-        """Draw one negative for each of anchors (A, D), online embeddings of one side, of the pairs
-        from `first` on. Keys (B, D) are this batch's momentum keys of the other side, keys[i] the
-        match of pair i; bank_keys (M, D) of the other side; ids (B,), (M,) of photos; excluded
-        (A, C) bool are barred beside those of the own image."""
-        return self.draw_from([(anchors, keys, bank_keys, excluded)], image_ids, bank_ids, first)[0]
+        """Draw one negative for each of anchors (A, D), online embeddings of pairs from `first` on.
+        Keys (B, D) are the batch's momentum keys of the other side, keys[i] the match of pair i,
+        bank_keys (M, D) the bank's; ids (B,), (M,) of photos; excluded (A, C) bool, barred beside
+        those of the own image; captions as of `draw_from`."""
+        side = anchors, keys, bank_keys, excluded
+        return self.draw_from([side], image_ids, bank_ids, first, captions)[0]
 
     @torch.no_grad()
     def draw_both(
@@ -374,7 +375,7 @@ class FNELoss(nn.Module):
     def draw_from(
         self, sides: list[tuple], image_ids: Tensor, bank_ids: Tensor, first: int, captions=None
     ) -> tuple[Draw, ...]:
-        """As `draw`, for each of `sides`; by evidence, given keys (B, D), (M, D) and ids (C,)."""
+        """As `draw`, for each of `sides`; by evidence given captions: (B, D), (M, D), ids (C,)."""
         ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0][0]))
         own = Captions.of(image_ids[mine], ids, mine, *captions) if captions else None
         make = Weighing
@@ -412,8 +413,7 @@ class FNELoss(nn.Module):
         """The hinge on one drawn negative per anchor, summed over both directions, over B.
 
         Of online embeddings (B, D), which get the gradient, momentum keys (B, D) of the same pairs,
-        their photo ids (B,), the bank, only read, `excluded` as of `draw`, of both, and text ids.
-        """
+        their photo ids (B,), the bank, only read, `excluded` as of `draw` of both, and text ids."""
         draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank, 0,
                                excluded, text_ids)
         self.add_evidence(draws[0].evidence + draws[1].evidence)

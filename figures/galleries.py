@@ -75,7 +75,7 @@ class Library(NamedTuple):
 
 def negative_rows(
     side: str, library: Library, criterion: FNELoss | None, anchors: Tensor, keys: Tensor,
-    bank_keys: Tensor, pairs: Pairs, bank: Pairs,
+    bank_keys: Tensor, pairs: Pairs, bank: Pairs, text_keys: tuple[Tensor, Tensor] | None = None,
 ) -> list[list[Cell]]:
     """A row for each anchor: its own pair, what FNE draws, the hardest, and what may be a match.
 
@@ -83,13 +83,15 @@ def negative_rows(
         side: "i2t": photos are the anchors and captions the candidates; "t2i" the reverse. A
             candidate's cell shows its other half too, which is not compared.
         anchors, keys: (B, D) of `pairs`; bank_keys: (M, D) of `bank`, slots may be empty.
+        text_keys: (B, D) and (M, D) of both, for a posterior by evidence.
     """
     images = torch.cat([pairs.image_ids, bank.image_ids]).tolist()
     texts = torch.cat([pairs.text_ids, bank.text_ids]).tolist()
     device = anchors.device
     shown = torch.tensor(texts if side == "i2t" else images, device=device)
     chosen = picks(criterion, anchors, keys, bank_keys, pairs.image_ids.to(device),
-                   bank.image_ids.to(device), shown)
+                   bank.image_ids.to(device), shown,
+                   captions=text_keys and (*text_keys, torch.tensor(texts, device=device)))
     rows = []
     for number, pick in enumerate(chosen):
         image, text = images[number], texts[number]

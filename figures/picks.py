@@ -15,8 +15,8 @@ from fne_loss import (
     cosine,
     cut_down_bound,
     excluded_candidates,
-    false_negative_posterior,
 )
+from memory_bank import Captions
 from metrics.retrieval import BLOCK
 
 
@@ -43,6 +43,7 @@ def suspicion(criterion: FNELoss) -> float:
 def picks(
     criterion: FNELoss | None, anchors: Tensor, keys: Tensor, bank_keys: Tensor,
     image_ids: Tensor, bank_ids: Tensor, shown: Tensor, count: int = 3,
+    captions: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> list[Picks]:
     """For each anchor what FNE draws, the hardest candidates, and likely false negatives.
 
@@ -52,15 +53,22 @@ def picks(
         shown: (C,) what a candidate is, for a photo with five captions may be in the bank five
             times: no number in it is picked twice as hardest, nor as suspect.
         count: the most hardest ones, and the most suspects.
+        captions: keys (B, D) and (M, D) and ids (C,) of all candidates' captions, without which a
+            posterior by evidence is not known.
     """
     similarity = torch.cat([cosine(anchors, keys), cosine(anchors, bank_keys)], dim=1)  # (B, C)
-    excluded = excluded_candidates(image_ids, torch.cat([image_ids, bank_ids]))  # (B, C)
+    ids = torch.cat([image_ids, bank_ids])  # (C,)
+    excluded = excluded_candidates(image_ids, ids)  # (B, C)
     drawn, posterior = [None] * len(anchors), None
     if criterion is not None:
-        drawn = draw_aside(criterion, anchors, keys, bank_keys, image_ids, bank_ids)
-        if criterion.positive.count > criterion.min_count:
-            posterior = false_negative_posterior(
-                similarity, criterion.positive, criterion.negative, criterion.prior)  # (B, C)
+        fitted, texts, captions = criterion.positive, None, criterion.by_evidence and captions
+        if captions:
+            known = Captions.of(image_ids, ids, slice(len(anchors)), *captions)
+            fitted, texts = criterion.same, known.similarity(0, len(ids))  # (B, C)
+        drawn = draw_aside(criterion, anchors, keys, bank_keys, image_ids, bank_ids,
+                           captions=captions)
+        if min(fitted.count, criterion.positive.count) > criterion.min_count:
+            posterior = criterion.posterior(similarity, texts)  # (B, C)
     result = []
     for row, own in enumerate(drawn):
         allowed = ~excluded[row]
@@ -79,13 +87,13 @@ def picks(
     return result
 
 
-def draw_aside(criterion: FNELoss, *arguments: Tensor) -> list[int | None]:
+def draw_aside(criterion: FNELoss, *arguments: Tensor, **more) -> list[int | None]:
     """What `FNELoss.draw` draws, one candidate or None for each anchor; training draws as if this
     had not been asked."""
     devices = [arguments[0].device] if arguments[0].is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        negatives = criterion.draw(*arguments).negatives.tolist()
+        negatives = criterion.draw(*arguments, **more).negatives.tolist()
     return [None if index == NO_NEGATIVE else index for index in negatives]
 
 

@@ -178,11 +178,12 @@ def drawn_negatives(run: Run, train_set: LoadedSplit) -> dict[str, list]:
     bank = galleries.Pairs(run.bank.image_ids.cpu(), run.bank.text_ids.cpu())
     images, texts = embed_pairs(run, run.model, train_set, pairs)
     image_keys, text_keys = embed_pairs(run, run.momentum_model, train_set, pairs)
+    captions = text_keys, run.bank.text_keys
     return {
         "i2t": galleries.negative_rows("i2t", library, run.criterion, images, text_keys,
-                                       run.bank.text_keys, pairs, bank),
+                                       run.bank.text_keys, pairs, bank, captions),
         "t2i": galleries.negative_rows("t2i", library, run.criterion, texts, image_keys,
-                                       run.bank.image_keys, pairs, bank),
+                                       run.bank.image_keys, pairs, bank, captions),
     }
 
 

@@ -232,6 +232,7 @@ def test_evidence_counts_from_the_next_step_on_and_up_to_min_count_not():
     criterion, bank, inputs = make_case(fitted=False)
     torch.manual_seed(0)
     criterion.min_count = 100
+    criterion.positive.count.fill_(101)  # confident pairs, which it asks for as well
     used = []
     for _ in range(8):
         criterion(*inputs, bank, text_ids=torch.tensor(TEXTS))

@@ -8,6 +8,7 @@ from helpers.cases import CASES, FLOOR, SETTINGS, directions, make_case, oracle_
 
 from figures.picks import fixed_choice, picks, top_wrong_leads
 from fne_loss import FNELoss
+from memory_bank import moments
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -104,3 +105,29 @@ def test_the_handful_is_always_the_same():
     before = torch.get_rng_state()
     assert fixed_choice(4, 100) == fixed_choice(4, 100) and len(set(fixed_choice(4, 100))) == 4
     assert fixed_choice(4, 3) and torch.equal(before, torch.get_rng_state())
+
+
+def test_picks_by_evidence_are_of_both_similarities():
+    """The posterior is that of what is drawn, which knows of captions too."""
+    case = make_case("captions_of_one_photo")
+    criterion = FNELoss(**SETTINGS, posterior_floor=FLOOR, posterior="evidence")
+    for target, source in zip((criterion.positive, criterion.negative),
+                              (case.criterion.positive, case.criterion.negative)):
+        target.load_state_dict(source.state_dict())
+    for gaussian, mean in (criterion.same, 0.7), (criterion.different, 0.4):
+        x = mean + 0.1 * torch.randn(100, 2, dtype=torch.float64)
+        gaussian.add(moments(*x.T, 100))
+    images, texts, image_keys, text_keys, ids = case.inputs
+    text_ids = torch.arange(len(case.candidate_ids))
+    case.bank.text_ids.copy_(text_ids[len(ids):])
+    arguments = (text_keys, case.bank.text_keys, ids, case.bank.image_ids)
+    captions = text_keys, case.bank.text_keys, text_ids
+    chosen = picks(criterion, images, *arguments, text_ids, captions=captions)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draw = criterion.draw(images, *arguments, captions=captions)
+    for pick, negative, wanted in zip(chosen, draw.negatives.tolist(), draw.posterior.tolist()):
+        assert pick.drawn == negative
+        assert pick.posterior[negative].item() == pytest.approx(wanted, rel=1e-9)
+    other = picks(criterion, images, *arguments, text_ids)
+    assert (other[0].posterior - chosen[0].posterior).abs().max() > 0.1
