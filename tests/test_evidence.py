@@ -17,6 +17,7 @@ from helpers.runs import (
     final_state,
 )
 from helpers.stopping import signal_after
+from torch._subclasses import FakeTensorMode
 
 import checkpoint
 import memory_bank
@@ -272,3 +273,14 @@ def test_the_prior_by_evidence_is_a_hundredth_unless_it_is_given():
     for flags, prior in (([], 0.03), (["--posterior", "evidence"], 0.01),
                          (["--posterior", "evidence", "--prior", "0.2"], 0.2)):
         assert parse("", ["--dataset", "shapes", *flags])[0].prior == prior
+
+
+def test_a_step_by_evidence_reads_no_number_back():
+    """Fake tensors have no data, so whatever would make a GPU wait for a number raises here."""
+    with FakeTensorMode():
+        criterion, bank = FNELoss(posterior="evidence"), MemoryBank(20, 6)
+        images, texts = (torch.rand(8, 6, requires_grad=True) for _ in range(2))
+        keys, ids = torch.rand(2, 8, 6), torch.arange(8) // 2
+        criterion.update_statistics(images, texts, ids)
+        criterion(images, texts, *keys, ids, bank, text_ids=torch.arange(8)).backward()
+        bank.enqueue(*keys, ids, torch.arange(8))
