@@ -267,7 +267,7 @@ class Draw(NamedTuple):
     rows: Tensor  # (A,) where in `keys` each anchor's negative is; -1 none
     posterior: Tensor  # (A,) P(false negative) of the drawn, as used: 0 up to min_count
     counts: Tensor  # (2,) candidates of all anchors that have weight, and that are not excluded
-    evidence: Tensor  # (2, 6) for `FNELoss.add_evidence`, 0 of the published posterior
+    evidence: Tensor | None = None  # (2, 6) for `add_evidence`, 0 of the published posterior
 
     @property
     def cut(self) -> Tensor:
