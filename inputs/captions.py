@@ -56,9 +56,9 @@ def add_tokens(
         InputError: a caption has no tokens at all.
     """
     words = getattr(tokenizer, "get_vocab", dict)().values()
-    at_the_ends = token_ids([""], tokenizer, max_tokens)[0]  # a file may name others there
-    largest = max([*words, *at_the_ends]) if words else 2**31 - 1
-    kind = np.uint16 if largest < 2**16 else np.int32
+    # Special tokens are in a text of nothing, also where a spoilt vocabulary lacks them.
+    special = token_ids([""], tokenizer, max_tokens)[0] if words else [2**31 - 1]
+    kind = np.uint16 if max([*words, *special]) < 2**16 else np.int32
     starts = progress(range(0, len(texts), CHUNK), "tokenising")
 
     def cleaned(start: int) -> list[str]:

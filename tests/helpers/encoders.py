@@ -19,7 +19,8 @@ TEXT = dict(vocab_size=WORDS, max_position_embeddings=12, **SIZES)
 IMAGE_KINDS = ["vit", "clip", "siglip", "resnet", "mobilenet"]
 TEXT_KINDS = ["bert", "clip", "siglip"]
 AS_SHIPPED = dict(BUILT_IN)
-SMALL_BERT = dict(hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+SMALL_BERT = dict(hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                  hidden_dropout_prob=0.1)  # so that what must be random is seen to be
 SMALLER = {
     "small-convnext": dict(hidden_sizes=[8, 16, 32], depths=[1, 1, 1]),
     "small-vit": dict(hidden_size=24, num_hidden_layers=2, intermediate_size=48),
