@@ -29,7 +29,7 @@ BUILT_IN = {
     "tiny-bert": lambda size, words: transformers.BertConfig(
         vocab_size=words, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=256, max_position_embeddings=128, attention_probs_dropout_prob=0.0,
-        hidden_dropout_prob=0.0),  # which costs `shapes` time and, in ten epochs, recall
+        hidden_dropout_prob=0.0),  # which costs `shapes` time and, in so few epochs, recall
 }
 
 

@@ -24,7 +24,7 @@ class Protocol:
     work: str  # folder of the runs
     results: str  # folder of the json files
     data: str  # folder in which each dose has its own, as train.py names them
-    warmup_epochs: int = 6
+    warmup_epochs: int = 5
     branch_epochs: int = 2
     more: tuple[str, ...] = ()  # flags of train.py
     photos: tuple[int, ...] | None = None  # train, val, test of `shapes`; None for the usual ones
