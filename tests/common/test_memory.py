@@ -125,9 +125,10 @@ glibc = pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C
 
 @glibc
 def test_freed_memory_is_used_again_where_a_model_is_on_a_cpu():
-    """Bytes that the system fills with zeros, in parts of those asked for; without, all of them."""
+    """Of five blocks that are asked for, those that the system fills with zeros: nearly all, or one
+    at most, where another one lay in the way."""
     without, kept, left, changed = fills(placed=True)
-    assert without > 4 and kept < 0.1 and changed
+    assert without > 4 and kept < 1.5 and changed
     assert left < 0.1  # what is larger goes back
     assert fills(placed=False)[1] > 4
 
