@@ -35,15 +35,21 @@ from training import storage
 # ---------------------------------------------------------------------------------- the table holds
 
 
+def left_in_the_checkout():
+    """What a command without --data_path or --logger_name would leave there."""
+    return [sorted((ROOT / folder).rglob("*")) for folder in ("data", "runs")]
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(data, finished, tmp_path, capsys, name):
     _, told, make = FAULTS[name]
     place = Place(tmp_path, data, finished)
     make(place)
-    before = contents(tmp_path) | contents(finished)
+    before, checkout = contents(tmp_path) | contents(finished), left_in_the_checkout()
     expect_exit(place.arguments, 2, capsys, told, place.main)
     after = contents(tmp_path) | contents(finished)
     assert {path: after[path] for path in before} == before
+    assert left_in_the_checkout() == checkout
     assert not (tmp_path / "ran").exists() and not list(tmp_path.rglob("*.tar.part"))
 
 

@@ -82,7 +82,7 @@ class Place:
             path.write_bytes(changed)
         else:
             torch.save(state if changed is None else changed, path)
-        self.arguments = ["--resume", str(path), *CPU, *more]
+        self.arguments = ["--resume", str(path), "--data_path", str(self.data), *CPU, *more]
         return path
 
     def embeddings(self, **changes):

@@ -106,7 +106,7 @@ def checkpoint_prefix_long(place):
 def checkpoint_other_data(place):
     place.json(lambda records: records.__delitem__(slice(60, None)))
     (place.data / "shapes_train_matches.json").unlink()
-    place.resume(lambda state: None, "--data_path", str(place.data))
+    place.resume(lambda state: None)
 
 
 @fault("a flag that the checkpoint's weights exclude", "--embed_size 32")
@@ -117,7 +117,8 @@ def checkpoint_flag_excluded(place):
 @fault("a checkpoint scored whose statistics are texts", "statistics")
 def checkpoint_statistics_texts(place):
     path = place.resume(lambda state: state.update(criterion={"positive.count": "many"}))
-    place.main, place.arguments = evaluation.main, [*CPU, str(path)]
+    place.main = evaluation.main
+    place.arguments = [*CPU, str(path), "--data_path", str(place.data)]
 
 
 # ------------------------------------------------------------------------------------------- flags
