@@ -28,6 +28,7 @@ from memory_bank import (
     excluded_candidates,
     gather_drawn,
     list_barred,
+    moments,  # noqa: F401
     running_sums,
     show,
 )
@@ -85,9 +86,9 @@ class RunningEvidence(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
 
     @torch.no_grad()
-    def add(self, moments: Tensor) -> None:
+    def add(self, sums: Tensor) -> None:
         """Add what `memory_bank.moments` (6,) sums up; nothing where that is not finite."""
-        count, s, r, ss, sr, rr = moments.where(moments.isfinite().all(), 0.0)
+        count, s, r, ss, sr, rr = sums.where(sums.isfinite().all(), 0.0)
         mean = torch.stack([s, r]) / count.clamp(min=1)
         step, share = mean - self.mean, count / (self.count + count).clamp(min=1)
         self.m2 += torch.stack([ss, sr, sr, rr]).view(2, 2) - torch.outer(mean, mean) * count
@@ -334,9 +335,8 @@ class FNELoss(nn.Module):
     def posterior(self, similarity: Tensor, texts: Tensor | None) -> Tensor:
         """`false_negative_posterior` by the loss's own statistics; 0 up to `min_count`."""
         sides = (self.positive, self.negative) if texts is None else (self.same, self.different)
-        posterior = false_negative_posterior(similarity, *sides, self.prior, texts)
-        least = sides[0].count.minimum(self.positive.count)
-        return posterior.where(least > self.min_count, 0.0)
+        known = sides[0].count.minimum(self.positive.count) > self.min_count
+        return false_negative_posterior(similarity, *sides, self.prior, texts).where(known, 0.0)
 
     def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor, texts=None) -> Tensor:
         """`sampling_weights` by the loss's own statistics and settings."""

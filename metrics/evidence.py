@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fne_loss import RunningEvidence, false_negative_posterior
+from common.flags import PRIOR_OF_EVIDENCE
+from fne_loss import RunningEvidence, false_negative_posterior, moments
 from metrics.embeddings import Embeddings
 from metrics.retrieval import BLOCK
-
-PRIOR = 0.01  # P(false negative) of a candidate before anything is known of it
 
 
 class Evidence(NamedTuple):
@@ -43,19 +42,18 @@ def fit_evidence(embeddings: Embeddings) -> Evidence | None:
     others = ((sums[owners] - texts) * texts).sum(dim=1)  # (N_t,) to all but itself
     own_r = others / (counts[:, 0] - 1).clamp(min=1)[owners]
     same, different = RunningEvidence(), RunningEvidence()
-    same.add(moments(own_s[several], own_r[several]))
+    same.add(doubles(own_s[several], own_r[several]))
     step = max(1, BLOCK // len(texts))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
         other = owners != torch.arange(len(images))[rows, None]  # (b, N_t)
-        different.add(moments((images[rows] @ texts.T)[other], (mean[rows] @ texts.T)[other]))
+        different.add(doubles((images[rows] @ texts.T)[other], (mean[rows] @ texts.T)[other]))
     return Evidence(mean, same, different)
 
 
-def moments(s: Tensor, r: Tensor) -> Tensor:
-    """(6,) float64, as `RunningEvidence.add` takes them, of (n,) and (n,)."""
-    s, r = s.double(), r.double()
-    return torch.stack([torch.tensor(float(len(s))), s.sum(), r.sum(), s @ s, s @ r, r @ r])
+def doubles(s: Tensor, r: Tensor) -> Tensor:
+    """(6,) `moments` of (n,) and (n,), summed in doubles."""
+    return moments(s.double(), r.double(), len(s))
 
 
 def score_by_evidence(
@@ -65,4 +63,4 @@ def score_by_evidence(
     captions = embeddings.text_embeds[texts]  # (J, D)
     s = (embeddings.image_embeds[images] * captions).sum(dim=1).double()
     r = (evidence.mean_texts[images] * captions).sum(dim=1).double()
-    return r, false_negative_posterior(s, evidence.same, evidence.different, PRIOR, r)
+    return r, false_negative_posterior(s, evidence.same, evidence.different, PRIOR_OF_EVIDENCE, r)

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.flags import PRIOR_OF_EVIDENCE
 from data import Split
 from metrics import evidence
 from metrics.embeddings import Embeddings
-from metrics.evidence import PRIOR, fit_evidence, score_by_evidence
+from metrics.evidence import fit_evidence, score_by_evidence
 
 OWNERS = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # photo 2 has one caption
 
@@ -60,7 +61,8 @@ def test_scores_are_bayes_rule():
             gap = x - gaussian.mean.numpy()
             density.append(np.exp(-0.5 * gap @ np.linalg.inv(covariance) @ gap)
                            / np.sqrt(np.linalg.det(covariance)))
-        wanted = PRIOR * density[0] / (PRIOR * density[0] + (1 - PRIOR) * density[1])
+        joint = PRIOR_OF_EVIDENCE * density[0], (1 - PRIOR_OF_EVIDENCE) * density[1]
+        wanted = joint[0] / sum(joint)
         assert got == pytest.approx(wanted, rel=1e-3)
 
 
