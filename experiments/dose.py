@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from common import files
@@ -63,11 +64,9 @@ def is_done(configuration: Configuration, protocol: Protocol) -> bool:
         return False
     result = files.read_json(path)
     told = result.get("protocol") if isinstance(result, dict) else None
-    own = {"warmup_epochs": protocol.warmup_epochs, "branch_epochs": protocol.branch_epochs,
-           "more": list(protocol.more), "photos": protocol.photos and list(protocol.photos)}
-    if told != own:
+    if told != protocol.told:
         raise InputError(f"--results {protocol.results}: {path.name} is of another protocol, "
-                         f"{str(told)[:200]}, not {own}: name another folder")
+                         f"{str(told)[:200]}, not {protocol.told}: name another folder")
     return True
 
 
@@ -199,8 +198,10 @@ def build_parser() -> Parser:
     parser.add_argument("--again", type=int, default=1, metavar="N",
                         help="first seeds of which each configuration is run twice, in two orders "
                              "of its batches and draws, to know the noise (%(default)s)")
-    parser.add_argument("--warmup_epochs", type=int, default=6, help="of all (%(default)s)")
-    parser.add_argument("--branch_epochs", type=int, default=2, help="after it (%(default)s)")
+    parser.add_argument("--warmup_epochs", type=int, default=Protocol.warmup_epochs,
+                        help="of all (%(default)s)")
+    parser.add_argument("--branch_epochs", type=int, default=Protocol.branch_epochs,
+                        help="after it (%(default)s)")
     return parser
 
 
@@ -231,8 +232,7 @@ def settle(options) -> Protocol:
     places = {"work": str(work.absolute()), "results": str(results.absolute())}
     places["data"] = places["work"] if options.quick else str(Path.cwd())
     if options.quick:
-        return Protocol(**places, warmup_epochs=QUICK.warmup_epochs, more=QUICK.more,
-                        branch_epochs=QUICK.branch_epochs, photos=QUICK.photos)
+        return replace(QUICK, **places)
     return Protocol(**places, warmup_epochs=options.warmup_epochs,
                     branch_epochs=options.branch_epochs)
 

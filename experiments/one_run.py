@@ -88,8 +88,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         return
     result = {
         "configuration": asdict(configuration),
-        "protocol": {name: getattr(protocol, name) for name in ("warmup_epochs", "branch_epochs",
-                                                                "more", "photos")},
+        "protocol": protocol.told,
         "warm_up_command": command_text(warm_up_command(configuration.warm_up, protocol)),
         "command": command_text(command),
         "true_matches": true_share(read_split("shapes", "train", data).matches),

@@ -29,6 +29,12 @@ class Protocol:
     more: tuple[str, ...] = ()  # flags of train.py
     photos: tuple[int, ...] | None = None  # train, val, test of `shapes`; None for the usual ones
 
+    @property
+    def told(self) -> dict:
+        """What a result tells of it, as json reads it back: not where its files lie."""
+        return {"warmup_epochs": self.warmup_epochs, "branch_epochs": self.branch_epochs,
+                "more": list(self.more), "photos": self.photos and list(self.photos)}
+
 
 @dataclass(frozen=True)
 class Configuration:
