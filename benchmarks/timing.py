@@ -18,7 +18,8 @@ class Row(NamedTuple):
     what: str
     beside: str
     ratios: list[float]  # one for each repeat
-    seconds: float  # of ours, median
+    ours: float  # median
+    unit: str = "s"  # of `ours`
 
 
 def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
@@ -42,10 +43,10 @@ def in_turns(repeats: int, ours: Callable, other: Callable, device: str = "cpu",
     return list(ours_times), list(other_times)
 
 
-def row(section, what, beside, times, inverse=False) -> Row:
+def row(section, what, beside, times, inverse=False, unit="s") -> Row:
     """Ours over the other, or with `inverse` the other over ours."""
     ratios = [b / a if inverse else a / b for a, b in zip(*times)]
-    return Row(section, what, beside, ratios, statistics.median(times[0]))
+    return Row(section, what, beside, ratios, statistics.median(times[0]), unit)
 
 
 def resident(field: str) -> float:

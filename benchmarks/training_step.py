@@ -114,9 +114,10 @@ def gpu_rows(batch: int, rate: float, repeats: int) -> list[Row]:
     times = beside_encoders(run, repeats)
     ideal = [necessary_flops(run) / rate] * repeats
     rows = [row("training", what, "the bare encoders", times),
-            row("training", what, f"its FLOPs at {rate / 1e12:.0f} TFLOP/s", (times[0], ideal)),
-            row("training", f"memory in steps 181 to 200, B {batch}", "in steps 1 to 20",
-                memory_of_steps(run))]
+            row("training", what, f"its FLOPs at {rate / 1e12:.0f} TFLOP/s", (times[0], ideal))]
+    if not more:  # which would take minutes
+        rows.append(row("training", f"memory in steps 181 to 200, B {batch}", "in steps 1 to 20",
+                        memory_of_steps(run), unit="MiB"))
     if batch == 32:
         plain = make_run([*flags, "--precision", "fp32"], "cuda")
         rows.append(row("training", what, "the float32 step takes (times ours)", in_turns(

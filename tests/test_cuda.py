@@ -30,7 +30,7 @@ def test_a_step_never_waits_for_the_gpu():
 
 
 @pytest.mark.parametrize("flags", [[], ["--loss", "triplet"], ["--loss", "infonce"],
-                                   ["--precision", "fp32"]])
+                                   ["--precision", "fp32"], ["--posterior", "evidence"]])
 def test_a_whole_training_step_never_waits_for_the_gpu(tmp_path, flags):
     """Encoders, normalising, statistics, draw, loss, optimizer and bank; the first step may."""
     run, batches = make_run(tmp_path, "--device", "cuda", *flags)
@@ -42,6 +42,31 @@ def test_a_whole_training_step_never_waits_for_the_gpu(tmp_path, flags):
         train.training_step(run, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_evidence_is_that_of_the_cpu():
+    found = {}
+    for device in "cpu", "cuda":
+        torch.manual_seed(0)
+        criterion = FNELoss(posterior="evidence", min_count=0, prior=0.1).to(device)
+        bank, ids = MemoryBank(24, 6).to(device), torch.arange(24) // 3
+        bank.enqueue(*(unit(24, 6).to(device) for _ in range(2)), ids.to(device),
+                     torch.arange(24, device=device))
+        pairs = [unit(8, 6).to(device) for _ in range(4)]
+        ids, texts = torch.arange(8, device=device), 100 + torch.arange(8, device=device)
+        criterion.update_statistics(*pairs[:2], ids)
+        for _ in range(2):
+            draws = criterion.draw_both(*pairs, ids, bank, text_ids=texts)
+            criterion.add_evidence(draws[0].evidence + draws[1].evidence)
+        grid = torch.linspace(-1, 1, 20, device=device)
+        found[device] = [*(draw.evidence.cpu() for draw in draws),
+                         criterion.posterior(grid[:, None], grid).cpu()]
+    assert found["cpu"][0][:, 0].tolist() == [24, 8 * (7 + 21)] and found["cpu"][-1].max() > 0.5
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-6)
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(shape), dim=1)
 
 
 def test_the_clock_on_a_gpu():
@@ -103,6 +128,7 @@ train.main(sys.argv[2:])
 
 
 @pytest.mark.parametrize("flags", [[], ["--precision", "fp32"],
+                                   ["--posterior", "evidence", "--oracle"],
                                    ["--image_encoder", "small-vit", "--grad_checkpointing"]])
 def test_a_deterministic_run_repeats_and_goes_on_to_the_bit(data, tmp_path, flags):
     """Two runs, and one that was stopped, with dropout and augmentation."""
