@@ -24,11 +24,21 @@ from common import files
 from common.errors import InputError, exit_on_input_error, printable
 from common.flags import AMBIGUITIES, Parser
 from common.terminal import tell, warn
-from experiments.plan import ORDER, WARM_UP, WAYS, Configuration, Protocol, make_data, words
+from experiments.plan import (
+    LOSSES,
+    ORDER,
+    USES,
+    WARM_UP,
+    WAYS,
+    Configuration,
+    Protocol,
+    make_data,
+    words,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "experiments.one_run"]
-LOSSES, SEEDS = ("triplet", "infonce", "fne"), (3407, 1, 2)
+SEEDS = 3407, 1, 2
 QUICK = Protocol(  # which learns nothing, and shows in seconds that all of it works
     "", "", "", 1, 1, ("--easy_epochs", "0", "--batch_size_train", "8", "--queue_size",
                        "16", "--embed_size", "16", "--nums_right_sims", "2", "--log_step", "4",
@@ -46,10 +56,12 @@ def plan(options) -> list[list[Configuration]]:
         branches = [Configuration(dose, seed, loss, oracle)
                     for dose in options.doses for loss in options.losses for oracle in WAYS
                     if oracle != "positives" or loss == "infonce"]
-        stages.append(list(dict.fromkeys(branch.warm_up for branch in branches)))
+        uses = [Configuration(dose, seed, USES[use].loss, "off", use=use)
+                for dose in options.doses for use in options.uses]
+        stages.append(list(dict.fromkeys(run.warm_up for run in [*branches, *uses])))
         again = [Configuration(branch.dose, seed, branch.loss, branch.oracle, again=True)
                  for branch in branches if number < options.again]
-        stages.append([*again, *branches])
+        stages.append([*again, *branches, *uses])
     return stages
 
 
@@ -192,8 +204,10 @@ def build_parser() -> Parser:
                         help="folder of the json files; table and figure are written beside it "
                              "(default: experiments/results/dose, or with --quick WORK/results)")
     parser.add_argument("--doses", nargs="+", choices=AMBIGUITIES, help="default: all four")
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES,
+    parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES,
                         help="default: all three")
+    parser.add_argument("--uses", nargs="*", choices=USES, default=[],
+                        help="uses of likely matches, beside the losses (default: none)")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 3407 1 2")
     parser.add_argument("--again", type=int, default=1, metavar="N",
                         help="first seeds of which each configuration is run twice, in two orders "

@@ -8,9 +8,12 @@ the oracle, or with its batches and draws in another order; at its end val and t
 a json file tells all. Both go on where they were stopped.
 """
 
+import contextlib
 import json
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +25,7 @@ import evaluation
 import train
 from common import files
 from common.errors import exit_on_input_error
+from common.flags import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
 from experiments.plan import (
@@ -33,6 +37,8 @@ from experiments.plan import (
     from_words,
     make_data,
 )
+from experiments.uses import put_in_place
+from fne_loss import RunningEvidence
 from metrics.true_matches import true_share
 from training import storage
 
@@ -67,6 +73,12 @@ def start(configuration: Configuration, protocol: Protocol) -> None:
     if configuration.again:
         # From the seed follow the order of pairs, dropout and draws of all steps to come.
         state["options"]["seed"] += ORDER
+    if configuration.use and configuration.loss == "fne":
+        # A warm-up has no statistics of the evidence yet, and is the same without.
+        state["options"] |= {"posterior": "evidence", "prior": PRIOR_OF_EVIDENCE}
+        for name in "same", "different":
+            state["criterion"] |= {f"{name}.{key}": value for key, value in
+                                   RunningEvidence().state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.save(path, state)
 
@@ -75,6 +87,8 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     """Train, and of a branch measure and write the result."""
     began, folder = time.monotonic(), configuration.folder(protocol)
     data = make_data(configuration, protocol)
+    if configuration.use:
+        shutil.rmtree(folder, ignore_errors=True)  # what it knows of captions is in no checkpoint
     if configuration.oracle == WARM_UP:
         command = warm_up_command(configuration, protocol)
     else:
@@ -82,7 +96,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         command = branch_command(configuration, protocol)
     places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
     how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
-    with data_of(protocol):
+    with data_of(protocol), use_of(configuration, data):
         train.main([*command, *places, *how])
     if configuration.oracle == WARM_UP:
         return
@@ -90,9 +104,11 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         "configuration": asdict(configuration),
         "protocol": protocol.told,
         "warm_up_command": command_text(warm_up_command(configuration.warm_up, protocol)),
-        "command": command_text(command),
+        "command": ("python -m experiments.dose --losses --again 0 --doses "
+                    f"{configuration.dose} --seeds {configuration.seed} --uses {configuration.use}"
+                    if configuration.use else command_text(command)),
         "true_matches": true_share(read_split("shapes", "train", data).matches),
-        "false_negatives": false_negatives(folder),
+        "false_negatives": false_negatives(configuration, folder),
         "val": scores(folder, data, "val"), "test": scores(folder, data, "test"),
         "seconds": round(time.monotonic() - began, 1),
         "commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads(),
@@ -101,6 +117,17 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
     for path in folder.glob("*.pth.tar"):
         path.unlink()  # a hundred of them would fill a disk
+
+
+@contextlib.contextmanager
+def use_of(configuration: Configuration, data: Path) -> Iterator[None]:
+    """Inside, train.py has the configuration's use of likely matches, where it has one."""
+    if not configuration.use:
+        yield
+        return
+    with put_in_place(configuration.use, read_split("shapes", "train", data).image_of_text,
+                      "shapes"):
+        yield
 
 
 def command_text(flags: list[str]) -> str:
@@ -117,8 +144,11 @@ def scores(folder: Path, data: Path, split: str) -> dict[str, float]:
     return {name: metrics[name] for name in KEPT}
 
 
-def false_negatives(folder: Path) -> float | None:
-    """The share of true matches among the negatives of a run, mean over its steps, in percent."""
+def false_negatives(configuration: Configuration, folder: Path) -> float | None:
+    """The share of true matches among the negatives of a run, mean over its steps, in percent.
+    None where a use of them in InfoNCE weighs them otherwise than the measurement does."""
+    if configuration.use and configuration.loss == "infonce":
+        return None
     accumulator = EventAccumulator(str(folder)).Reload()
     tag = "train/false_negative_share"
     if tag not in accumulator.Tags()["scalars"]:

@@ -1,7 +1,8 @@
-"""Table and figure of the results of `experiments.dose`: means, paired differences, intervals.
+"""Tables and figure of the results of `experiments.dose`: means, paired differences, intervals.
 
 A pair has the same photos, captions, weights and warm-up, and batches in the same order; the oracle
-alone differs. The interval of a difference is Student's, of the differences of the seeds.
+alone differs, or what is done with a likely match. The interval of a difference is Student's, of
+the differences of the seeds.
 """
 
 import json
@@ -13,6 +14,7 @@ from scipy import stats
 
 from common import files
 from common.errors import InputError
+from experiments.plan import LOSSES, USES
 from figures.plots import (
     NEGATIVE,
     POSITIVE,
@@ -57,11 +59,12 @@ def read_results(folder: Path) -> list[dict]:
     return results
 
 
-def values(results: list[dict], dose: str, loss: str, oracle: str, again: bool = False) -> dict:
+def values(results: list[dict], dose: str, loss: str, oracle: str, again: bool = False,
+           use: str = "") -> dict:
     """Seed to result, of the runs of a configuration."""
-    wanted = {"dose": dose, "loss": loss, "oracle": oracle, "again": again}
+    wanted = {"dose": dose, "loss": loss, "oracle": oracle, "again": again, "use": use}
     return {result["configuration"]["seed"]: result for result in results
-            if wanted.items() <= result["configuration"].items()}
+            if wanted.items() <= ({"use": ""} | result["configuration"]).items()}
 
 
 def pairs(first: dict, second: dict, metric: str) -> np.ndarray:
@@ -79,8 +82,9 @@ def interval(differences: np.ndarray) -> float | None:
 
 
 def summary(results: list[dict]) -> dict:
-    """What table and figure show: `rows`, one for each dose and pair; and `noise`, by metric the
-    root mean square of the difference of two runs that differ in nothing but order."""
+    """What tables and figure show: `rows`, one for each dose and pair; `uses`, one for each dose
+    and use of likely matches; and `noise`, by metric the root mean square of the difference of two
+    runs that differ in nothing but order."""
     doses = sorted({result["configuration"]["dose"] for result in results}, key=float)
     rows = []
     for dose in doses:
@@ -93,13 +97,14 @@ def summary(results: list[dict]) -> dict:
     for metric in METRICS:
         found = [pairs(values(results, dose, loss, oracle),
                        values(results, dose, loss, oracle, again=True), metric)
-                 for dose in doses for loss, oracle in [*PAIRED, *((loss, "off") for loss in (
-                     "triplet", "infonce", "fne"))]]
+                 for dose in doses
+                 for loss, oracle in [*PAIRED, *((loss, "off") for loss in LOSSES)]]
         differences = np.concatenate([np.diff(pair, axis=1)[:, 0] for pair in found])
         if len(differences):
             noise[metric] = {"runs": len(differences),
                              "rms": float(np.sqrt(np.square(differences).mean()))}
-    return {"rows": rows, "noise": noise, "confidence": CONFIDENCE}
+    uses = [row for dose in doses for use in USES for row in row_of_use(results, dose, use)]
+    return {"rows": rows, "uses": uses, "noise": noise, "confidence": CONFIDENCE}
 
 
 def row_of(dose: str, label: str, way: tuple[str, str], plain: dict, helped: dict,
@@ -116,6 +121,31 @@ def row_of(dose: str, label: str, way: tuple[str, str], plain: dict, helped: dic
                        "difference": float(differences.mean()),
                        "interval": interval(differences)}
     return row
+
+
+def row_of_use(results: list[dict], dose: str, use: str) -> list[dict]:
+    """The row of a use at a dose, beside the loss whose place it takes and beside the best of the
+    plain losses, in the mean of its seeds; none where the seeds have not all three."""
+    used = values(results, dose, USES[use].loss, "off", use=use)
+    plain = {loss: values(results, dose, loss, "off") for loss in LOSSES}
+    seeds = [seed for seed in used if all(seed in side for side in plain.values())]
+    if not seeds:
+        return []
+    row = {"dose": dose, "use": use, "label": USES[use].told, "loss": USES[use].loss,
+           "seeds": seeds, "true_matches": used[seeds[0]]["true_matches"],
+           "false_negatives": mean_share([used[seed] for seed in seeds])}
+    for metric in METRICS:
+        def of(side, metric=metric):
+            return np.array([side[seed]["test"][metric] for seed in seeds])
+
+        best = max(LOSSES, key=lambda loss: of(plain[loss]).mean())
+        row[metric] = {"used": of(used).tolist(), "best_loss": best}
+        for name, other in ("plain", USES[use].loss), ("best", best):
+            differences = of(used) - of(plain[other])
+            row[metric][name] = {"values": of(plain[other]).tolist(),
+                                 "difference": float(differences.mean()),
+                                 "interval": interval(differences)}
+    return [row]
 
 
 def mean_share(results: list[dict]) -> float | None:
@@ -150,6 +180,26 @@ def table(found: dict) -> str:
         lines.append(f"\nTwo runs that differ in nothing but the order of batches and draws differ "
                      f"in {METRICS[metric]} by {noise['rms']:.1f} (root mean square of "
                      f"{noise['runs']}).")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_uses(found: dict) -> str:
+    """The rows of the uses as Markdown."""
+    shown = list(METRICS.items())[:2]
+    lines = ["| other photos that a caption is true of | in place of | use | seeds | true matches "
+             "among negatives | " + " | ".join(
+                 f"{label} | less the plain loss | less the best loss" for _, label in shown)
+             + " |",
+             "|---|---|---|---|---|" + "---|---|---|" * len(shown)]
+    for row in found["uses"]:
+        share = row["false_negatives"]
+        cells = [f"{row['true_matches']:.1f} %", row["loss"], row["label"], str(len(row["seeds"])),
+                 "–" if share is None else f"{share:.1f} %"]
+        for metric, _ in shown:
+            of = row[metric]
+            cells += [f"{np.mean(of['used']):.1f}", difference_text(of["plain"]),
+                      f"{difference_text(of['best'])} ({of['best_loss']})"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -225,6 +275,8 @@ def write_summary(folder: Path) -> str:
     if not found["rows"]:
         raise InputError(f"--results {folder} holds no two runs with and without the oracle yet")
     text, figure = table(found), figure_of(found)
+    if found["uses"]:
+        text += f"\n{table_of_uses(found)}"
     label = "What the oracle gives, against how many false negatives there are"
     for ending, content in (("json", json.dumps(found, indent=2).encode() + b"\n"),
                             ("md", text.encode()), ("png", png(figure)),

@@ -1,0 +1,156 @@
+"""Uses of a likely match: what is likely, from slow loops; and what each use makes of it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.runs import assert_same
+from helpers.steps import kept, make_run
+
+import train
+from experiments import dose
+from experiments.plan import NEVER, USES
+from experiments.summary import table_of_uses
+from experiments.uses import Likely, infonce_with_likely, put_in_place, step_in_batch
+from fne_loss import infonce_loss
+from metrics.evidence import PRIOR_OF_EVIDENCE
+
+OWNERS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 3])  # photo of each caption
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(shape), dim=-1)
+
+
+class Pairs:
+    """What `Likely` asks of a batch."""
+
+    def __init__(self, texts):
+        self.text_ids = torch.tensor(texts)
+        self.image_ids = OWNERS[self.text_ids]
+
+
+def slow_moments(pairs):
+    pairs = np.array(pairs)
+    return len(pairs), pairs.mean(axis=0), np.cov(pairs.T, bias=False)
+
+
+def test_what_is_likely_is_that_of_a_slow_loop():
+    """Over three batches, in which a caption is seen twice: r is the mean over all captions of the
+    photo as they were last seen, and the statistics are those of the batches before."""
+    torch.manual_seed(0)
+    likely, table, same, different = Likely(OWNERS, 5, min_count=3), {}, [], []
+    for texts in ([0, 1, 2, 3], [4, 5, 6, 7], [2, 4, 6, 0]):
+        batch, images, embeds = Pairs(texts), unit(4, 5), unit(4, 5)
+        found = likely(batch, images, embeds)
+        table |= dict(zip(texts, embeds.double().numpy()))
+        images, embeds = images.double().numpy(), embeds.double().numpy()
+        captions = {photo: [text for text in table if OWNERS[text] == photo] for photo in range(4)}
+        gaussians = [slow_moments(pairs) for pairs in (same, different)] if len(same) > 3 else None
+        for i, own in enumerate(texts):
+            photo = int(OWNERS[own])
+            for text in captions[photo]:
+                if text != own:
+                    rest = [table[other] @ table[text] for other in captions[photo]
+                            if other != text]
+                    same.append((images[i] @ table[text], np.mean(rest)))
+            for j, text in enumerate(texts):
+                x = images[i] @ embeds[j], np.mean([table[other] @ embeds[j]
+                                                    for other in captions[photo]])
+                if OWNERS[text] != photo:
+                    different.append(x)
+                wanted = 0.0
+                if gaussians and OWNERS[text] != photo:
+                    odds = math.log(PRIOR_OF_EVIDENCE / (1 - PRIOR_OF_EVIDENCE))
+                    for sign, (_, mean, covariance) in zip((1, -1), gaussians):
+                        gap = np.array(x) - mean
+                        odds -= sign * 0.5 * (gap @ np.linalg.inv(covariance) @ gap
+                                              + np.log(np.linalg.det(covariance)))
+                    wanted = 1 / (1 + math.exp(-odds))
+                assert found[i, j] == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+    assert found.max() > 0
+    assert likely.same.count == len(same) and likely.different.count == len(different)
+
+
+def test_infonce_with_likely_is_the_formula():
+    torch.manual_seed(1)
+    similarity, ids = torch.randn(5, 5) / 3, torch.tensor([0, 1, 2, 1, 3])
+    p = torch.rand(5, 5) * (ids[:, None] != ids)
+    scale, share, losses = 2.0, 0.4, []
+    for logits, likely in ((scale * similarity, p), (scale * similarity.T, p.T)):
+        for i in range(5):
+            rest = sum((1 - likely[i, n]) * logits[i, n].exp()
+                       for n in range(5) if ids[n] != ids[i])
+            of = [1.0 if j == i else share * float(likely[i, j]) for j in range(5)]
+            terms = [-(logits[i, j].exp() / (logits[i, j].exp() + rest)).log() for j in range(5)]
+            losses.append(sum(w * t for w, t in zip(of, terms)) / sum(of))
+    found = infonce_with_likely(similarity, ids, p, torch.tensor(scale).log(), share)
+    assert found == pytest.approx(float(sum(losses) / 5 / 2), rel=1e-5)
+    nothing = infonce_with_likely(similarity, ids, 0 * p, torch.tensor(scale).log(), share)
+    assert nothing == pytest.approx(float(infonce_loss(similarity, ids, torch.tensor(scale).log())))
+
+
+@pytest.mark.parametrize("loss, threshold", [("fne", NEVER), ("infonce", None)])
+def test_where_nothing_is_likely_a_step_is_the_usual_one(tmp_path, loss, threshold):
+    states = []
+    for way in "usual", "use":
+        run, batches = make_run(tmp_path, "--loss", loss, "--warmup_epochs", "5", "--easy_epochs",
+                                 "0", "--max_violation")
+        likely = Likely(torch.arange(24), run.model.embed_size)
+        for batch in batches[:1] * 2:
+            if way == "usual":
+                train.training_step(run, batch)
+            else:
+                step_in_batch(run, batch, likely, threshold, 1.0)
+        states.append(kept(run))
+    for name, value in states[0].items():
+        if loss == "fne":
+            assert_same(value, states[1][name], name)
+        elif name == "model":
+            for key in value:
+                torch.testing.assert_close(states[1][name][key], value[key], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_likely_is_no_hardest_negative(tmp_path, monkeypatch):
+    """All but one candidate are likely: each anchor repels that one."""
+    run, batches = make_run(tmp_path, "--warmup_epochs", "5", "--easy_epochs",
+                                 "0", "--max_violation")
+    seen = []
+    posterior = torch.ones(16, 16)
+    posterior[:, 3] = posterior[3, :] = 0.0
+    posterior[3, 4] = posterior[4, 3] = 0.0
+    monkeypatch.setattr("experiments.uses.monitor.watch", lambda run, step: seen.append(step))
+    step_in_batch(run, batches[0], lambda *given: posterior, 0.5, 0.0)
+    step = seen[0]
+    similarity, own = step.similarity, step.similarity.diagonal()
+    left = [torch.relu(0.2 + matrix[i, 3] - own[i]) for matrix in (similarity, similarity.T)
+            for i in range(16) if i != 3]
+    of_three = sum(torch.relu(0.2 + matrix[3, n] - own[3]).max()
+                   for matrix in (similarity, similarity.T)
+                   for n in [matrix[3].index_fill(0, torch.tensor([3]), -2).argmax()])
+    assert float(step.loss) == pytest.approx(float(sum(left) + of_three) / 16, rel=1e-5)
+
+
+def test_every_use_runs_and_is_told(tmp_path, capsys):
+    dose.main(["--quick", "--jobs", "0", "--doses", "10", "--seeds", "1", "--again", "0", "--work",
+               str(tmp_path), "--uses", *USES])
+    found = (tmp_path / "results.md").read_text()
+    for use in USES.values():
+        assert f"| {use.told} | 1 |" in found
+    names = {path.stem for path in (tmp_path / "results").glob("*.json")}
+    assert {f"dose10_seed1_{use.loss}_{name}" for name, use in USES.items()} < names
+    assert len(names) == len(USES) + 7
+    assert table_of_uses({"uses": []}).count("\n") == 2
+
+
+def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
+    with put_in_place("bank_filter", OWNERS.numpy(), "shapes"):
+        run, _ = make_run(tmp_path, "--posterior", "evidence")
+    posterior = torch.tensor([[0.9, 0.5, 0.1, 0.2]])
+    run.criterion.posterior = lambda similarity, texts: posterior
+    weights = run.criterion.weights(torch.tensor([[0.9, 0.5, 0.4, 0.8]]), torch.tensor([0.6]),
+                                    torch.tensor([[False, False, False, True]]), posterior)
+    assert weights[0, 0] == 0 and weights[0, 3] == 0
+    assert weights[0, 1] / weights[0, 2] == pytest.approx(math.exp(10), rel=1e-3)
