@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "searching": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",
                   "data", "inputs", "fne_loss", "common"},
     "search": {"searching", "export", "checkpoint", "model", "inputs", "common"},
-    "experiments": {"train", "evaluation", "checkpoint", "figures", "metrics", "training", "data",
-                    "inputs", "common"},
+    "experiments": {"train", "evaluation", "checkpoint", "figures", "metrics", "training",
+                    "fne_loss", "data", "inputs", "common"},
     "scripts": {"metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }

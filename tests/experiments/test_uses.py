@@ -130,7 +130,7 @@ def test_what_is_likely_is_no_hardest_negative(tmp_path, monkeypatch):
     of_three = sum(torch.relu(0.2 + matrix[3, n] - own[3]).max()
                    for matrix in (similarity, similarity.T)
                    for n in [matrix[3].index_fill(0, torch.tensor([3]), -2).argmax()])
-    assert float(step.loss) == pytest.approx(float(sum(left) + of_three) / 16, rel=1e-5)
+    assert float(step.loss) == pytest.approx(float((sum(left) + of_three).detach()) / 16, rel=1e-5)
 
 
 def test_every_use_runs_and_is_told(tmp_path, capsys):
