@@ -1,5 +1,8 @@
 """What can be done with a likely match: uses of the posterior by evidence that were tried.
 
+    python -m experiments.uses filter --dataset flickr8k --loss triplet [flags of train.py]
+
+trains and tests as train.py does, by a use; `experiments.dose --uses` has all of them at each dose.
 Each takes the place of one loss after its warm-up. Those of the batch alone see the captions of a
 photo that the run has seen; those of FNE see batch and bank, as `--posterior evidence` does.
 """
@@ -14,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from common.flags import PRESETS, PRIOR_OF_EVIDENCE
-from data import Batch
+from common.errors import InputError, exit_on_input_error
+from common.flags import PRESETS, PRIOR_OF_EVIDENCE, Parser
+from common.options import parse
+from data import Batch, read_split
 from experiments.plan import USES
 from fne_loss import (
     SETTINGS,
@@ -161,12 +166,16 @@ class LikelyInBank(FNELoss):
 
 
 @contextmanager
-def put_in_place(name: str, image_of_text: np.ndarray, preset: str) -> Iterator[None]:
+def put_in_place(
+    name: str, image_of_text: np.ndarray, preset: str, after: int = 0
+) -> Iterator[None]:
     """Inside, `train.main` trains by use `name`, of a training split with (N_t,) photos of its
-    captions; `preset` is its --dataset."""
-    use, kept = USES[name], []
+    captions; `preset` is its --dataset, `after` the epochs that come before."""
+    use, kept, usual = USES[name], [], train.training_step
 
     def step(run: Run, batch: Batch) -> Tensor:
+        if run.epoch < after:
+            return usual(run, batch)
         if not kept:
             owners = torch.from_numpy(image_of_text).to(run.device)
             kept.append(Likely(owners, run.model.embed_size))
@@ -186,3 +195,27 @@ def put_in_place(name: str, image_of_text: np.ndarray, preset: str) -> Iterator[
         patched = nullcontext()
     with patched:
         yield
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("use", choices=USES)
+    parser.add_argument("--after", type=int, default=5,
+                        help="epochs of the usual loss before it (%(default)s); of uses in place "
+                             "of FNE it is --warmup_epochs")
+    told, flags = parser.parse_known_args(argv)
+    with exit_on_input_error():
+        use = USES[told.use]
+        more = ["--posterior", "evidence"] if use.loss == "fne" else []
+        options, _ = parse("", [*flags, *more])
+        if options.loss != use.loss:
+            raise InputError(f"{told.use} takes the place of --loss {use.loss}: give that")
+        if options.resume is not None:
+            raise InputError("--resume: no checkpoint holds what a use has learned; start anew")
+        owners = read_split(options.dataset, "train", options.data_path, options.json_path)
+        with put_in_place(told.use, owners.image_of_text, options.dataset, told.after):
+            train.main([*flags, *more])
+
+
+if __name__ == "__main__":
+    main()

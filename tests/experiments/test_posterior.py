@@ -1,0 +1,154 @@
+"""The forms of the posterior beside slow loops, and the command on embeddings of a small split."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.runs import expect_exit
+
+from data import Split
+from experiments import posterior
+from experiments.posterior import (
+    FORMS,
+    Pairs,
+    evidence_of,
+    expected_calibration_error,
+    log_loss,
+    log_odds,
+    measure,
+)
+from metrics.embeddings import Embeddings, gaussians_of, save_embeddings
+
+OWNERS = np.array([0, 1, 0, 2, 1, 0, 2, 3, 3, 1, 2, 3])  # four photos, three captions each
+STATISTICS = np.array([[20, 0.6, 0.8], [40, 0.1, 1.2]])
+
+
+def some_embeddings(seed=0, statistics=STATISTICS):
+    torch.manual_seed(seed)
+    images, texts = F.normalize(torch.randn(4, 5), dim=1), F.normalize(torch.randn(12, 5), dim=1)
+    split = Split("split", [f"{n}.jpg" for n in range(4)], [f"caption {n}" for n in range(12)],
+                  OWNERS)
+    return Embeddings(images, texts, split, statistics, None if statistics is None else 0.1)
+
+
+def some_pairs():
+    texts, images = np.nonzero(OWNERS[:, None] != np.arange(4))
+    return Pairs(images, texts, (texts + images) % 3 == 0)
+
+
+def density(x, points):
+    """Of the Gaussian of `points` (n, d) at x (d,)."""
+    covariance = np.atleast_2d(np.cov(points.T))
+    gap = np.array(x) - points.mean(axis=0)
+    return (np.exp(-0.5 * gap @ np.linalg.inv(covariance) @ gap)
+            / np.sqrt(np.linalg.det(covariance)))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "published"])
+def test_each_form_is_bayes_rule_over_all_pairs_of_the_split(form):
+    embeddings, pairs = some_embeddings(), some_pairs()
+    images, texts = (of.double().numpy()
+                     for of in (embeddings.image_embeds, embeddings.text_embeds))
+    every, seen = "one" not in form, FORMS[form]
+    captions = [np.flatnonzero(OWNERS == photo) for photo in range(4)]
+    same, different = [], []
+    for photo in range(4):
+        for text in range(12):
+            own = [other for other in captions[photo] if other != text]
+            s, each = images[photo] @ texts[text], texts[own] @ texts[text]
+            of = same if OWNERS[text] == photo else different
+            of += [(s, each.mean())] if every else [(s, r) for r in each]
+    sides = [np.array(side)[:, list(seen)] for side in (same, different)]
+    if not every and seen == (1,):
+        assert len(same) == 4 * 3 * 2 and len(different) == 4 * 9 * 3
+    found = log_odds(form, evidence_of(embeddings, pairs, every), []).reshape(len(pairs.true), -1)
+    for (photo, text, _), odds in zip(zip(*pairs), found):
+        s, each = images[photo] @ texts[text], texts[captions[photo]] @ texts[text]
+        for r, value in zip([each.mean()] if every else each, odds):
+            x = np.array((s, r))[list(seen)]
+            wanted = math.log(density(x, sides[0]) / density(x, sides[1]))
+            assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_the_published_form_is_that_of_the_statistics():
+    embeddings, pairs = some_embeddings(), some_pairs()
+    found = log_odds("published", evidence_of(embeddings, pairs, True), gaussians_of(STATISTICS))
+    for photo, text, odds in zip(pairs.images, pairs.texts, found):
+        s = float(embeddings.image_embeds[photo].double() @ embeddings.text_embeds[text].double())
+        wanted = sum(sign * (-0.5 * (s - mean) ** 2 / (m2 / (count - 1))
+                             - 0.5 * math.log(m2 / (count - 1)))
+                     for sign, (count, mean, m2) in zip((1, -1), STATISTICS))
+        assert odds == pytest.approx(wanted, abs=1e-6)
+
+
+def test_calibration_error_and_log_loss_by_hand():
+    true = np.array([True, False, True, False])
+    p = np.array([0.9, 0.95, 0.1, 0.12])  # bins 13, 14, 1 and 1
+    assert expected_calibration_error(true, p) == pytest.approx(
+        (0.1 + 0.95 + 2 * abs(0.11 - 0.5)) / 4)
+    assert log_loss(true, p) == pytest.approx(
+        -np.log([0.9, 0.05, 0.1, 0.88]).mean())
+    assert log_loss(np.array([True]), np.array([0.0])) < 30
+
+
+def test_a_prior_is_chosen_on_one_half_and_measured_on_the_other(monkeypatch):
+    """Labels that follow a form's own odds at a known prior choose that prior."""
+    embeddings, pairs = some_embeddings(), some_pairs()
+    monkeypatch.setattr(posterior, "PRIORS", (1e-4, 0.5))
+    found = measure(embeddings, pairs, 0.2)
+    assert found.keys() == FORMS.keys()
+    halves = pairs.images % 2 == 0
+    for form in ("published", "both, all captions"):
+        assert found[form]["chosen_on"]["pairs"] == halves.sum()
+        assert found[form]["measured_on"]["pairs"] == (~halves).sum()
+        assert found[form]["chosen_prior"] == 0.5  # a third of the pairs are true
+    assert found["published"]["prior"] == 0.1 and found["one caption"]["prior"] == 0.01
+    above = sum(float(embeddings.image_embeds[i] @ embeddings.text_embeds[t]) > 0.6 - 0.2
+                for i, t in zip(pairs.images, pairs.texts))
+    assert found["published"]["above_pairs"] == above
+    assert found["both, one caption"]["above_pairs"] == 3 * above
+
+
+def test_the_command_prints_a_row_for_each_file_and_keeps_all(tmp_path, capsys):
+    for name, seed in ("one", 0), ("two", 1):
+        save_embeddings(some_embeddings(seed), tmp_path / f"{name}.npz")
+    matches = [[] for _ in range(12)]
+    for photo, text, true in zip(*some_pairs()):
+        matches[text] += [int(photo)] if true else []
+    (tmp_path / "test_matches.json").write_text(json.dumps({"matches": matches}))
+    files = [str(tmp_path / "one.npz"), str(tmp_path / "two.npz")]
+    posterior.main([*files, "--matches", str(tmp_path / "test_matches.json"), "--output",
+                    str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept.keys() == {"one", "two"}
+    for name in kept:
+        value = kept[name]["published"]["ap"]
+        assert f"| {name} | {value:.3f} |" in printed
+    mean = np.mean([kept[name]["both, all captions"]["ece"] for name in kept])
+    row = printed.split("\nECE:\n")[1].split("| mean |")[1].split("\n")[0]
+    assert row.endswith(f"| {mean:.3f} |")
+
+
+@pytest.mark.parametrize("change, told", [
+    ([], "give either --judgements or --matches"),
+    (["--matches", "nowhere.json"], "is no file of matches"),
+    (["--judgements", "nowhere.json"], "nowhere.json cannot be read")])
+def test_a_slip_is_told_in_a_line(tmp_path, capsys, change, told):
+    save_embeddings(some_embeddings(), tmp_path / "one.npz")
+    expect_exit([str(tmp_path / "one.npz"), *change], 2, capsys, told, posterior.main)
+
+
+def test_embeddings_without_what_it_needs_are_told_of(tmp_path, capsys):
+    (tmp_path / "test_matches.json").write_text(json.dumps(
+        {"matches": [[(int(OWNERS[n]) + 1) % 4] for n in range(12)]}))
+    none = some_embeddings(statistics=None)
+    uneven = some_embeddings()
+    uneven.split = Split("split", none.split.images, none.split.captions, OWNERS.clip(0, 2))
+    for embeddings, told in (none, "no statistics of FNE"), (uneven, "the same number of captions"):
+        save_embeddings(embeddings, tmp_path / "one.npz")
+        expect_exit([str(tmp_path / "one.npz"), "--matches", str(tmp_path / "test_matches.json")],
+                    2, capsys, told, posterior.main)
