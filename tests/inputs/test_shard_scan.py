@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 
 import pytest
@@ -227,7 +228,8 @@ def test_a_size_below_zero_is_refused(tmp_path):
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     path = tmp_path / "a.tar"
     path.write_bytes(bytes(header) * 3 + bytes(1024))
-    assert "a size that no file has" in told_of(path)
+    # A newer Python refuses the size itself.
+    assert re.search("a size that no file has|invalid offset", told_of(path))
 
 
 @pytest.fixture(scope="module")
