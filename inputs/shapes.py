@@ -279,7 +279,8 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
 
     sizes: photos per split, DEFAULT_SIZES if None; image_size: width and height in pixels;
     ambiguity: one of DOSES.
-    Raises InputError for a setting that cannot be, and for a root that holds anything else.
+    Raises InputError for a setting that cannot be, and for a root that holds anything else or
+    cannot be written.
     """
     root = Path(root).expanduser().resolve()
     sizes = DEFAULT_SIZES if sizes is None else sizes
@@ -298,19 +299,20 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
                          "--dataset custom")
     if _is_made(root, info):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        folder = Path(scratch) / root.name  # moved into place as a whole, or not at all
-        (folder / "images").mkdir(parents=True)
-        with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
-            for split, size in sizes.items():
-                _write_split(folder, split, size, seed, image_size, ambiguity, bar)
-        (folder / "shapes_info.json").write_text(info)
-        try:
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+            folder = Path(scratch) / root.name  # moved into place as a whole, or not at all
+            (folder / "images").mkdir(parents=True)
+            with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
+                for split, size in sizes.items():
+                    _write_split(folder, split, size, seed, image_size, ambiguity, bar)
+            (folder / "shapes_info.json").write_text(info)
             folder.rename(root)
-        except OSError:  # another process may have been quicker
-            if not _is_made(root, info):
-                raise
+    except OSError as error:
+        if not _is_made(root, info):  # another process may have been quicker
+            raise InputError(f"--data_path {root}: the shapes dataset cannot be made there "
+                             f"({error.strerror}): name another folder") from error
     return root
 
 

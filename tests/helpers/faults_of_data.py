@@ -328,6 +328,11 @@ def photo_folder_a_file(place):
     place.arguments = ["--dataset", "shapes", "--data_path", place.file("photos", "x")]
 
 
+@fault("a folder of shapes below a file", "cannot be made there")
+def shapes_below_a_file(place):
+    place.arguments = ["--dataset", "shapes", "--data_path", place.file("photos", "x") + "/shapes"]
+
+
 # ----------------------------------------------------------------------------- vocabularies, models
 
 @fault("a vocabulary that is not there", "--vocab")
