@@ -1,6 +1,6 @@
 """Galleries: rows of cells, each a photo with its caption and what is said of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ class Library(NamedTuple):
 def negative_rows(
     side: str, library: Library, criterion: FNELoss | None, anchors: Tensor, keys: Tensor,
     bank_keys: Tensor, pairs: Pairs, bank: Pairs, text_keys: tuple[Tensor, Tensor] | None = None,
+    by_evidence: Callable[[int, int], float] | None = None,
 ) -> list[list[Cell]]:
     """A row for each anchor: its own pair, what FNE draws, the hardest, and what may be a match.
 
@@ -84,6 +85,7 @@ def negative_rows(
             candidate's cell shows its other half too, which is not compared.
         anchors, keys: (B, D) of `pairs`; bank_keys: (M, D) of `bank`, slots may be empty.
         text_keys: (B, D) and (M, D) of both, for a posterior by evidence.
+        by_evidence: gives that of a photo and a caption, to be shown beside the other posterior.
     """
     images = torch.cat([pairs.image_ids, bank.image_ids]).tolist()
     texts = torch.cat([pairs.text_ids, bank.text_ids]).tolist()
@@ -101,9 +103,11 @@ def negative_rows(
             if pick.posterior is not None:
                 numbers += f"  p {probability(float(pick.posterior[candidate]))}"
             other, words = images[candidate], texts[candidate]
-            right = library.is_match(image, words) if side == "i2t" else (
-                library.is_match(other, text))
-            return library.cell(heading, numbers, other, words, right, RANKED[side])
+            compared = (image, words) if side == "i2t" else (other, text)
+            if by_evidence is not None:
+                numbers += f"  e {probability(by_evidence(*compared))}"
+            return library.cell(heading, numbers, other, words, library.is_match(*compared),
+                                RANKED[side])
 
         row = [library.cell("own pair", f"s {pick.similarity[number]:.2f}", image, text, None)]
         if pick.drawn is not None:

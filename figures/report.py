@@ -21,6 +21,12 @@ from figures.picks import fixed_choice, suspicion, top_wrong_leads
 from figures.plots import calibration_figure, distribution_figure, svg
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
+from metrics.evidence import (
+    Evidence,
+    fit_evidence,
+    posterior_by_evidence,
+    score_by_evidence,
+)
 from metrics.facts import KINDS, METHOD, run_text
 from metrics.judgements import AGREEMENT, calibration, fitted_posterior
 from metrics.true_matches import metric_label
@@ -51,9 +57,10 @@ def write_report(
     criterion = fitted_criterion(embeddings)
     library = Library(embeddings.split, photos)
     sections = [recalls(metrics), judged(metrics), distributions(embeddings, criterion)]
-    sections += [negatives(side, embeddings, criterion, library) for side in SIDES]
+    evidence = fit_evidence(embeddings)
+    sections += [negatives(side, embeddings, criterion, evidence, library) for side in SIDES]
     sections += [mistakes(side, embeddings, library) for side in SIDES]
-    sections.append(calibrations(embeddings, criterion, metrics))
+    sections.append(calibrations(embeddings, criterion, evidence, metrics))
     content = page(MARK, title, facts_of(embeddings), "\n".join(filter(None, sections)))
     place = report_place(folder, [])
     files.write(place, content.encode(), "--report")
@@ -174,7 +181,8 @@ def early(phase: str) -> str:
 
 
 def negatives(
-    side: str, embeddings: Embeddings, criterion: FNELoss | None, library: Library
+    side: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None,
+    library: Library,
 ) -> str:
     """What FNE would draw if the whole split were its memory bank."""
     split = embeddings.split
@@ -187,9 +195,18 @@ def negatives(
     else:
         bank, bank_keys = Pairs(torch.arange(len(images)), library.first_texts()), images
         anchors, keys = texts[pairs.text_ids], images[pairs.image_ids]
-    rows = negative_rows(side, library, criterion, anchors, keys, bank_keys, pairs, bank)
+
+    def by_evidence(image, text):
+        pair = torch.tensor([image]), torch.tensor([text])
+        return float(score_by_evidence(embeddings, evidence, *pair)[1])
+
+    rows = negative_rows(side, library, criterion, anchors, keys, bank_keys, pairs, bank,
+                         by_evidence=None if evidence is None else by_evidence)
+    told = "" if evidence is None else (
+        " e is the posterior by evidence, which knows the captions' similarity too, fitted to this "
+        "split.")
     return (f"<h2>Negatives, {SIDES[side]}</h2><p>Six pairs and their negatives from the whole "
-            f"split: {told_of(criterion, embeddings.facts.get('phase', FNE))} "
+            f"split: {told_of(criterion, embeddings.facts.get('phase', FNE))}{told} "
             f"{legend(side, split)}</p>" + "\n".join(map(row_html, rows)))
 
 
@@ -252,7 +269,9 @@ def true_share(side: str, split: Split, wrong: Tensor, found: Tensor) -> str:
     return f", yet a true match for {int(matches[wrong, found[wrong]].sum()):,} of them"
 
 
-def calibrations(embeddings: Embeddings, criterion: FNELoss | None, metrics: dict) -> str:
+def calibrations(
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None, metrics: dict
+) -> str:
     """Whether P(false negative) is what it says, by true matches and by people's judgements."""
     parts = []
     matches = embeddings.split.matches
@@ -262,11 +281,15 @@ def calibrations(embeddings: Embeddings, criterion: FNELoss | None, metrics: dic
         similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).double()  # (N_t, N_i)
         # Below the cut-down nobody asks the posterior, and if N+ is wide it rises there again.
         asked = other & (similarity > cut_down_bound(criterion.positive, criterion.margin))
-        rows = calibration(matches[asked.numpy()].astype(float),
-                           fitted_posterior(similarity[asked], embeddings).numpy())
-        parts.append(calibration_html("By the known true matches",
-                                      "All pairs above the cut-down", rows,
-                                      "share of true matches"))
+        true = matches[asked.numpy()].astype(float)
+        found = {"By": fitted_posterior(similarity[asked], embeddings)}
+        if evidence is not None:
+            texts = embeddings.text_embeds @ evidence.mean_texts.T  # (N_t, N_i)
+            found["The posterior by evidence, by"] = posterior_by_evidence(
+                evidence, similarity[asked], texts[asked].double())
+        parts += [calibration_html(f"{title} the known true matches", "All pairs above the "
+                                   "cut-down", calibration(true, posterior.numpy()),
+                                   "share of true matches") for title, posterior in found.items()]
     if "calibration" in metrics.get("judgements", {}):
         rows = metrics["judgements"]["calibration"]
         parts.append(calibration_html("By people's judgements", "All judged pairs", rows,

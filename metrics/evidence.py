@@ -63,4 +63,9 @@ def score_by_evidence(
     captions = embeddings.text_embeds[texts]  # (J, D)
     s = (embeddings.image_embeds[images] * captions).sum(dim=1).double()
     r = (evidence.mean_texts[images] * captions).sum(dim=1).double()
-    return r, false_negative_posterior(s, evidence.same, evidence.different, PRIOR_OF_EVIDENCE, r)
+    return r, posterior_by_evidence(evidence, s, r)
+
+
+def posterior_by_evidence(evidence: Evidence, s: Tensor, r: Tensor) -> Tensor:
+    """P(false negative) of similarities (J,) of photo and caption, and of captions (J,)."""
+    return false_negative_posterior(s, evidence.same, evidence.different, PRIOR_OF_EVIDENCE, r)

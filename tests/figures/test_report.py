@@ -1,7 +1,9 @@
 """The report: one file that asks for nothing, in which text stays text."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 import evaluation
 from common.options import parse_scoring
 from data import Split
+from figures import galleries
 from figures.report import write_report
 from metrics.embeddings import Embeddings, save_embeddings
+from metrics.evidence import fit_evidence, score_by_evidence
 
 FACTS = {"dataset": "shapes", "split": "test", "phase": "FNE", "epoch": 2, "num_epochs": 3,
          "step": 14, "margin": 0.2, "tau": 0.5, "posterior_floor": 1e-3, "nums_right_sims": 200,
@@ -128,10 +132,12 @@ def test_true_matches_are_marked_where_they_are_known(scored, tmp_path):
             assert 0 < marked < candidates
 
 
-def test_calibration_counts_every_unannotated_pair_above_the_cut_down(scored, tmp_path):
+@pytest.mark.parametrize("title", ["<h3>By the known true matches",
+                                   "<h3>The posterior by evidence, by the known true matches"])
+def test_calibration_counts_every_unannotated_pair_above_the_cut_down(scored, tmp_path, title):
     embeddings, photos = scored
     page, html, _ = write(embeddings, photos, tmp_path)
-    rows = html[html.index("By the known true matches"):].split("<tr>")[2:]
+    rows = html[html.index(title):].split("</table>")[0].split("<tr>")[2:]
     rows = [row.replace("</td>", "").split("<td>")[1:] for row in rows]
     asked = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy() > 0.7 - 0.2
     asked[np.arange(24), embeddings.split.image_of_text] = False
@@ -139,6 +145,28 @@ def test_calibration_counts_every_unannotated_pair_above_the_cut_down(scored, tm
     matches = embeddings.split.matches & asked
     found = sum(int(row[1].replace(",", "")) * float(row[3].split(" %")[0]) / 100 for row in rows)
     assert found == pytest.approx(matches.sum(), abs=1)
+    mean = sum(int(row[1].replace(",", "")) * float(row[2]) for row in rows)
+    evidence = fit_evidence(embeddings)
+    texts, images = map(torch.from_numpy, np.nonzero(asked))
+    wanted = score_by_evidence(embeddings, evidence, images, texts)[1].sum()
+    assert (mean == pytest.approx(float(wanted), abs=0.05)) == ("evidence" in title)
+
+
+def test_galleries_show_both_posteriors_where_photos_have_several_captions(scored, tmp_path):
+    embeddings, photos = scored
+    page, _, _ = write(embeddings, photos, tmp_path)
+    evidence = fit_evidence(embeddings)
+    pairs = torch.cartesian_prod(torch.arange(12), torch.arange(24))
+    known = score_by_evidence(embeddings, evidence, *pairs.T)[1].tolist()
+    known = {galleries.probability(value) for value in known}
+    shown = re.findall(r"s -?\d\.\d\d  p (\S+)  e ([\de.-]+)", page.text)
+    assert len(shown) >= 24 and {e for _, e in shown} <= known
+    assert sum(p == e for p, e in shown) < len(shown) / 4
+    one = embeddings.split.image_of_text[::2]
+    split = Split(tmp_path, embeddings.split.images, embeddings.split.captions[::2], one)
+    page, _, _ = write(replace(embeddings, text_embeds=embeddings.text_embeds[::2], split=split),
+                       photos, tmp_path)
+    assert "  e " not in page.text and "by evidence" not in page.text
 
 
 def test_a_released_checkpoint_has_no_statistics_and_the_report_says_so(scored, tmp_path):
