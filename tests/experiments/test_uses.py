@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.runs import assert_same
+from helpers.runs import assert_same, command, expect_exit, final_state
 from helpers.steps import kept, make_run
 
 import train
-from experiments import dose
+from experiments import dose, uses
 from experiments.plan import NEVER, USES
 from experiments.summary import table_of_uses
 from experiments.uses import Likely, infonce_with_likely, put_in_place, step_in_batch
@@ -154,3 +154,20 @@ def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
                                     torch.tensor([[False, False, False, True]]), posterior)
     assert weights[0, 0] == 0 and weights[0, 3] == 0
     assert weights[0, 1] / weights[0, 2] == pytest.approx(math.exp(10), rel=1e-3)
+
+
+@pytest.mark.parametrize("flags, told", [
+    ([], "filter takes the place of --loss triplet: give that"),
+    (["--loss", "triplet", "--resume", "auto"], "--resume: no checkpoint holds what a use")])
+def test_a_slip_of_the_command_is_told_in_a_line(data, tmp_path, capsys, flags, told):
+    expect_exit(["filter", *command(data, tmp_path / "run"), *flags], 2, capsys, told, uses.main)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_as_usual_up_to_the_epoch_after_which_the_use_begins(data, tmp_path):
+    flags = command(data, tmp_path / "use", "--loss", "infonce", "--num_epochs", "2")
+    before = train.training_step, train.build_loss
+    uses.main(["denominator", "--after", "2", *flags])
+    train.main(command(data, tmp_path / "usual", "--loss", "infonce", "--num_epochs", "2"))
+    assert_same(final_state(tmp_path / "use"), final_state(tmp_path / "usual"))
+    assert (train.training_step, train.build_loss) == before
