@@ -22,7 +22,6 @@ from figures.plots import (
     SHADE,
     WEIGHT,
     finished,
-    legend_above,
     png,
     svg,
 )
@@ -30,7 +29,7 @@ from figures.plots import (
 CONFIDENCE = 0.95
 METRICS = {"rsum": "rsum", "t2i_map_at_r": "t2i mAP@R", "i2t_map_at_r": "i2t mAP@R",
            "t2i_r_precision": "t2i R-Precision"}
-SHOWN = "rsum", "t2i_map_at_r"  # in the figure
+SHOWN = "rsum", "t2i_map_at_r", "i2t_map_at_r"  # in the figure
 # Loss and --oracle of what is set beside the same loss without an oracle.
 PAIRED = {("triplet", "exclude"): "hardest in the batch", ("infonce", "exclude"): "InfoNCE",
           ("infonce", "positives"): "InfoNCE, matches as positives", ("fne", "exclude"): "FNE"}
@@ -215,9 +214,9 @@ def difference_text(values: dict) -> str:
 
 
 def figure_of(found: dict) -> Figure:
-    """Two metrics against the dose, and below their paired differences: a colour for each way."""
-    figure = Figure(figsize=(9.0, 7.0), layout="constrained")
-    for column, axes in enumerate(figure.subplots(2, 2, sharex=True).T):
+    """Three metrics against the dose, and below their paired differences: a colour for each way."""
+    figure = Figure(figsize=(12.5, 7.0), layout="constrained")
+    for column, axes in enumerate(figure.subplots(2, len(SHOWN), sharex=True).T):
         metric = SHOWN[column]
         for number, way in enumerate(PAIRED):
             rows = [row for row in found["rows"] if (row["loss"], row["oracle"]) == way]
@@ -237,10 +236,10 @@ def figure_of(found: dict) -> Figure:
             doses = sorted({row["true_matches"] for row in found["rows"]})
             part.set_xticks(doses, [f"{dose:.1f}" for dose in doses])
             part.minorticks_off()
-    upper, lower = figure.axes[0], figure.axes[2]
-    legend_above(upper, *upper.get_legend_handles_labels())
-    if lower.get_legend_handles_labels()[0]:
-        legend_above(lower, *lower.get_legend_handles_labels())
+    upper, lower = figure.axes[0], figure.axes[len(SHOWN)]
+    handles, labels = (first + second for first, second in zip(
+        upper.get_legend_handles_labels(), lower.get_legend_handles_labels()))
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
     return finished(figure)
 
 
