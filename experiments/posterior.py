@@ -83,7 +83,8 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
     """s of photo and caption, r of the captions, and their Gaussians over the whole split.
 
     r is to each of the photo's captions or, with `every`, to their mean. N+ is fitted to a photo
-    with its own captions, r then being to the others; N- to all with captions of other photos.
+    with its own captions, r then being to the others; N- to all with captions of other photos. It
+    holds the similarity of all captions: 200 MB of 5,000.
     """
     images, texts = (of.double() for of in (embeddings.image_embeds, embeddings.text_embeds))
     owners = torch.from_numpy(embeddings.split.image_of_text)  # (N_t,)
@@ -91,11 +92,11 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
     if min(map(len, captions)) != max(map(len, captions)) or len(captions[0]) < 2:
         raise InputError(f"{embeddings.split.source}: this needs photos with the same number of "
                          "captions, at least two")
-    own = torch.stack(captions)  # (N_i, K)
+    own, s_of, r_of = torch.stack(captions), images @ texts.T, texts @ texts.T
+    # (N_i, K), (N_i, N_t) and (N_t, N_t)
     same, different = RunningEvidence(), RunningEvidence()
     for photo, listed in enumerate(own):
-        s = images[photo] @ texts.T  # (N_t,)
-        r = texts[listed] @ texts.T  # (K, N_t)
+        s, r = s_of[photo], r_of[listed]  # (N_t,), (K, N_t)
         within = r[:, listed]  # (K, K)
         apart = ~torch.eye(len(listed), dtype=torch.bool)
         if every:
@@ -105,9 +106,7 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
         add(same, s[listed].expand_as(within)[apart], within[apart])
         add(different, s.expand_as(r)[other], r[other])
     at = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
-    s = (images[at[0]] * texts[at[1]]).sum(dim=1)  # (J,)
-    r = torch.stack([(texts[own[at[0], number]] * texts[at[1]]).sum(dim=1)
-                     for number in range(own.shape[1])], dim=1)  # (J, K)
+    s, r = s_of[at], r_of[own[at[0]], at[1][:, None]]  # (J,), (J, K)
     r = r.mean(dim=1, keepdim=True) if every else r
     return Evidence(torch.stack([s[:, None].expand_as(r), r]), same, different)
 
