@@ -33,6 +33,7 @@ class Use(NamedTuple):
 USES = {
     "filter": Use("triplet", "hardest in the batch, p <= .5", threshold=0.5),
     "filter_low": Use("triplet", "hardest in the batch, p <= .1", threshold=0.1),
+    "filter_lowest": Use("triplet", "hardest in the batch, p <= .05", threshold=0.05),
     "bank": Use("fne", "hardest in batch and bank", in_bank=True, threshold=NEVER),
     "bank_filter": Use("fne", "hardest in batch and bank, p <= .5", in_bank=True, threshold=0.5),
     "bank_filter_low": Use(
