@@ -12,7 +12,7 @@ from helpers.steps import kept, make_run
 import train
 from experiments import dose, uses
 from experiments.plan import NEVER, USES
-from experiments.summary import table_of_uses
+from experiments.summary import METRICS, summary, table_of_uses
 from experiments.uses import Likely, infonce_with_likely, put_in_place, step_in_batch
 from fne_loss import infonce_loss
 from metrics.evidence import PRIOR_OF_EVIDENCE
@@ -171,3 +171,26 @@ def test_the_command_trains_as_usual_up_to_the_epoch_after_which_the_use_begins(
     train.main(command(data, tmp_path / "usual", "--loss", "infonce", "--num_epochs", "2"))
     assert_same(final_state(tmp_path / "use"), final_state(tmp_path / "usual"))
     assert (train.training_step, train.build_loss) == before
+
+
+def result(loss, seed, rsum, use=""):
+    """What the summary reads of a run; runs from before there were uses do not name one."""
+    configuration = {"dose": "3", "seed": seed, "loss": loss, "oracle": "off", "again": False}
+    return {"configuration": configuration | ({"use": use} if use else {}), "true_matches": 2.9,
+            "false_negatives": 10.0 + seed, "test": {metric: rsum for metric in METRICS}}
+
+
+def test_a_use_is_set_beside_its_own_loss_and_the_best_one_seed_by_seed():
+    plain = {"triplet": (100, 110, 90), "infonce": (150, 160, 130), "fne": (140, 170, 120)}
+    results = [result(loss, seed, value) for loss, values in plain.items()
+               for seed, value in enumerate(values)]
+    assert summary(results)["uses"] == []
+    results += [result("triplet", seed, value, "filter")
+                for seed, value in enumerate((103, 113))]
+    [row] = summary(results)["uses"]
+    assert (row["use"], row["seeds"], row["false_negatives"]) == ("filter", [0, 1], 10.5)
+    assert row["rsum"]["plain"] == {"values": [100, 110], "difference": 3.0, "interval": 0.0}
+    # Of the seeds that the use has, both others have a mean of 155: the first of the two is taken.
+    assert row["rsum"]["best_loss"] == "infonce" and row["rsum"]["best"]["difference"] == -47.0
+    assert "| triplet | hardest in the batch, p <= .5 | 2 | 10.5 % | 108.0 | **+3.0 ± 0.0** | " in (
+        table_of_uses(summary(results)))
