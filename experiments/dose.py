@@ -24,17 +24,8 @@ from common import files
 from common.errors import InputError, exit_on_input_error, printable
 from common.flags import AMBIGUITIES, Parser
 from common.terminal import tell, warn
-from experiments.plan import (
-    LOSSES,
-    ORDER,
-    USES,
-    WARM_UP,
-    WAYS,
-    Configuration,
-    Protocol,
-    make_data,
-    words,
-)
+from experiments.flags import LOSSES, USES
+from experiments.plan import ORDER, WARM_UP, WAYS, Configuration, Protocol, make_data, words
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "experiments.one_run"]
@@ -206,8 +197,8 @@ def build_parser() -> Parser:
     parser.add_argument("--doses", nargs="+", choices=AMBIGUITIES, help="default: all four")
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES,
                         help="default: all three")
-    parser.add_argument("--uses", nargs="*", choices=USES, default=[],
-                        help="uses of likely matches, beside the losses (default: none)")
+    parser.add_argument("--uses", nargs="*", choices=USES, default=[], metavar="USE",
+                        help=f"uses of likely matches, beside the losses: {', '.join(USES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 3407 1 2")
     parser.add_argument("--again", type=int, default=1, metavar="N",
                         help="first seeds of which each configuration is run twice, in two orders "

@@ -8,42 +8,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from common.flags import default_data_path
 from inputs import shapes
 
-LOSSES = "triplet", "infonce", "fne"  # without an oracle, and without a use of likely matches
 WARM_UP = "warm-up"  # in place of an oracle
 WAYS = "off", "exclude", "positives"  # of --oracle
-NEVER = 2.0  # a threshold that no probability is above
 ORDER = 1_000_000  # added to the seed for another order of batches and draws
-
-
-class Use(NamedTuple):
-    """What takes the place of which loss; `experiments.uses` tells what each part means."""
-
-    loss: str
-    told: str
-    in_bank: bool = False
-    threshold: float | None = None
-    share: float = 0.0
-
-
-USES = {
-    "filter": Use("triplet", "hardest in the batch, p <= .5", threshold=0.5),
-    "filter_low": Use("triplet", "hardest in the batch, p <= .1", threshold=0.1),
-    "filter_lowest": Use("triplet", "hardest in the batch, p <= .05", threshold=0.05),
-    "bank": Use("fne", "hardest in batch and bank", in_bank=True, threshold=NEVER),
-    "bank_filter": Use("fne", "hardest in batch and bank, p <= .5", in_bank=True, threshold=0.5),
-    "bank_filter_low": Use(
-        "fne", "hardest in batch and bank, p <= .1", in_bank=True, threshold=0.1),
-    "evidence": Use("fne", "FNE, --posterior evidence"),
-    "weights": Use("fne", "FNE, weights times 1 - p", in_bank=True),
-    "denominator": Use("infonce", "InfoNCE, denominator times 1 - p"),
-    "positive_quarter": Use("infonce", "InfoNCE, .25 p as a positive", share=0.25),
-    "positive": Use("infonce", "InfoNCE, p as a positive", share=1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +45,7 @@ class Configuration:
     loss: str  # triplet, infonce, fne; of a warm-up triplet or infonce
     oracle: str  # off, exclude, positives, or WARM_UP
     again: bool = False  # with another order of batches and draws than the same without
-    use: str = ""  # one of USES, in place of `loss`
+    use: str = ""  # one of `experiments.flags.USES`, in place of `loss`
 
     @property
     def name(self) -> str:

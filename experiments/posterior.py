@@ -1,16 +1,27 @@
-"""How right is P(false negative), by which evidence? Against people, or all true matches.
+r"""How right is P(false negative), by which evidence? Against people, or all true
+matches:
 
-    python -m experiments.posterior one.npz two.npz --judgements crowd.json
-    python -m experiments.posterior *.npz --matches data/shapes/shapes_test_matches.json
+    python -m experiments.posterior one.npz two.npz \
+        --judgements flickr8k_crowd_judgements.json
+    python -m experiments.posterior one.npz two.npz \
+        --matches data/shapes/shapes_test_matches.json
 
-Of embeddings that `evaluation.py --save_embeddings` wrote, of runs of `--loss fne`: precision and
-calibration of the posterior by the similarity of photo and caption, by that of captions, and by
-both, on the pairs that are not annotated as matches.
+Of embeddings that `evaluation.py --save_embeddings` wrote, of runs of `--loss
+fne`: precision and calibration of the posterior by the similarity of photo and
+caption, by that of captions, and by both, on the pairs that are not annotated
+as matches.
 """
 
 import json
 from pathlib import Path
 from typing import NamedTuple
+
+from common.errors import InputError, exit_on_input_error, printable, tell_of_imports
+from experiments.flags import build_posterior_parser
+
+if __name__ == "__main__":
+    tell_of_imports()
+    build_posterior_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import numpy as np
 import torch
@@ -18,8 +29,7 @@ from scipy.special import expit, logit
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, exit_on_input_error, printable
-from common.flags import PRIOR_OF_EVIDENCE, Parser
+from common.flags import PRIOR_OF_EVIDENCE
 from common.memory import keep_freed_memory
 from common.terminal import tell
 from data import read_matches
@@ -206,14 +216,7 @@ def tables(results: dict[str, dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("embeddings", type=Path, nargs="+", help="npz files of one split")
-    parser.add_argument("--judgements", type=Path, help="people's answers, as of evaluation.py")
-    parser.add_argument("--matches", type=Path, help="all true matches of the split")
-    parser.add_argument("--margin", type=float, default=0.2,
-                        help="of the training, for the cut-down (%(default)s)")
-    parser.add_argument("--output", type=Path, help="write all that was measured here, as json")
-    options = parser.parse_args(argv)
+    options = build_posterior_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
         if (options.judgements is None) == (options.matches is None):
             raise InputError("give either --judgements or --matches")

@@ -14,7 +14,7 @@ from scipy import stats
 
 from common import files
 from common.errors import InputError
-from experiments.plan import LOSSES, USES
+from experiments.flags import LOSSES, USES
 from figures.plots import (
     NEGATIVE,
     POSITIVE,

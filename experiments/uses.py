@@ -1,15 +1,24 @@
-"""What can be done with a likely match: uses of the posterior by evidence that were tried.
+"""What can be done with a likely match: uses of the posterior by evidence that
+were tried. Train by one, and test, with all flags of train.py:
 
-    python -m experiments.uses filter --dataset flickr8k --loss triplet [flags of train.py]
+    python -m experiments.uses filter --dataset flickr8k --loss triplet
 
-trains and tests as train.py does, by a use; `experiments.dose --uses` has all of them at each dose.
-Each takes the place of one loss after its warm-up. Those of the batch alone see the captions of a
-photo that the run has seen; those of FNE see batch and bank, as `--posterior evidence` does.
+`experiments.dose --uses` has all of them at each dose. Each takes the place of
+one loss after its warm-up. Those of the batch alone see the captions of a photo
+that the run has seen; those of FNE see batch and bank, as `--posterior
+evidence` does.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest import mock
+
+from common.errors import InputError, exit_on_input_error, tell_of_imports
+from experiments.flags import USES, build_uses_parser
+
+if __name__ == "__main__":
+    tell_of_imports()
+    build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
 
 import numpy as np
 import torch
@@ -17,11 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from common.errors import InputError, exit_on_input_error
-from common.flags import PRESETS, PRIOR_OF_EVIDENCE, Parser
+from common.flags import PRESETS, PRIOR_OF_EVIDENCE
 from common.options import parse
 from data import Batch, read_split
-from experiments.plan import USES
 from fne_loss import (
     SETTINGS,
     FNELoss,
@@ -198,12 +205,7 @@ def put_in_place(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("use", choices=USES)
-    parser.add_argument("--after", type=int, default=5,
-                        help="epochs of the usual loss before it (%(default)s); of uses in place "
-                             "of FNE it is --warmup_epochs")
-    told, flags = parser.parse_known_args(argv)
+    told, flags = build_uses_parser(__doc__).parse_known_args(argv)
     with exit_on_input_error():
         use = USES[told.use]
         more = ["--posterior", "evidence"] if use.loss == "fne" else []

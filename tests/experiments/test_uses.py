@@ -11,7 +11,7 @@ from helpers.steps import kept, make_run
 
 import train
 from experiments import dose, uses
-from experiments.plan import NEVER, USES
+from experiments.flags import NEVER, USES
 from experiments.summary import METRICS, summary, table_of_uses
 from experiments.uses import Likely, infonce_with_likely, put_in_place, step_in_batch
 from fne_loss import infonce_loss
