@@ -196,7 +196,7 @@ def build_parser() -> Parser:
                              "(default: experiments/results/dose, or with --quick WORK/results)")
     parser.add_argument("--doses", nargs="+", choices=AMBIGUITIES, help="default: all four")
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES,
-                        help="default: all three")
+                        help="name none to run --uses alone (default: all three)")
     parser.add_argument("--uses", nargs="*", choices=USES, default=[], metavar="USE",
                         help=f"uses of likely matches, beside the losses: {', '.join(USES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 3407 1 2")

@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,7 +95,8 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         command = branch_command(configuration, protocol)
     places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
     how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
-    with data_of(protocol), use_of(configuration, data):
+    use = put_in_place(configuration.use) if configuration.use else contextlib.nullcontext()
+    with data_of(protocol), use:
         train.main([*command, *places, *how])
     if configuration.oracle == WARM_UP:
         return
@@ -117,17 +117,6 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
     for path in folder.glob("*.pth.tar"):
         path.unlink()  # a hundred of them would fill a disk
-
-
-@contextlib.contextmanager
-def use_of(configuration: Configuration, data: Path) -> Iterator[None]:
-    """Inside, train.py has the configuration's use of likely matches, where it has one."""
-    if not configuration.use:
-        yield
-        return
-    with put_in_place(configuration.use, read_split("shapes", "train", data).image_of_text,
-                      "shapes"):
-        yield
 
 
 def command_text(flags: list[str]) -> str:

@@ -13,6 +13,7 @@ as matches.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +39,9 @@ from fne_loss import (
     RunningGaussian,
     cut_down_bound,
     false_negative_posterior,
-    moments,
 )
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
+from metrics.evidence import doubles, fit_evidence
 from metrics.judgements import auroc, average_precision, read_judgements
 
 PRIORS = 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2
@@ -104,25 +105,21 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
                          "captions, at least two")
     own, s_of, r_of = torch.stack(captions), images @ texts.T, texts @ texts.T
     # (N_i, K), (N_i, N_t) and (N_t, N_t)
-    same, different = RunningEvidence(), RunningEvidence()
-    for photo, listed in enumerate(own):
-        s, r = s_of[photo], r_of[listed]  # (N_t,), (K, N_t)
-        within = r[:, listed]  # (K, K)
-        apart = ~torch.eye(len(listed), dtype=torch.bool)
-        if every:
-            within = (within * apart).sum(dim=0, keepdim=True) / (len(listed) - 1)  # (1, K)
-            r, apart = r.mean(dim=0, keepdim=True), torch.ones_like(within, dtype=torch.bool)
-        other = (owners != photo).expand(len(r), -1)
-        add(same, s[listed].expand_as(within)[apart], within[apart])
-        add(different, s.expand_as(r)[other], r[other])
+    if every:
+        _, same, different = fit_evidence(
+            replace(embeddings, image_embeds=images, text_embeds=texts))
+    else:
+        same, different = RunningEvidence(), RunningEvidence()
+        count = own.shape[1]
+        apart = ~torch.eye(count, dtype=torch.bool)  # (K, K)
+        for photo, listed in enumerate(own):
+            s, r, other = s_of[photo], r_of[listed], owners != photo  # (N_t,), (K, N_t), (N_t,)
+            same.add(doubles(s[listed].expand(count, -1)[apart], r[:, listed][apart]))
+            different.add(doubles(s[other].repeat(count), r[:, other].flatten()))
     at = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
     s, r = s_of[at], r_of[own[at[0]], at[1][:, None]]  # (J,), (J, K)
     r = r.mean(dim=1, keepdim=True) if every else r
     return Evidence(torch.stack([s[:, None].expand_as(r), r]), same, different)
-
-
-def add(gaussian: RunningEvidence, s: Tensor, r: Tensor) -> None:
-    gaussian.add(moments(s, r, s.numel()))
 
 
 def marginal(evidence: RunningEvidence, axis: int) -> RunningGaussian:

@@ -9,8 +9,8 @@ that the run has seen; those of FNE see batch and bank, as `--posterior
 evidence` does.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
 from common.errors import InputError, exit_on_input_error, tell_of_imports
@@ -20,15 +20,15 @@ if __name__ == "__main__":
     tell_of_imports()
     build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from common.flags import PRESETS, PRIOR_OF_EVIDENCE
-from common.options import parse
-from data import Batch, read_split
+from common.flags import PRIOR_OF_EVIDENCE
+from common.options import TrainOptions, parse
+from common.ranks import world
+from data import Batch, LoadedSplit
 from fne_loss import (
     SETTINGS,
     FNELoss,
@@ -144,7 +144,7 @@ def step_in_batch(run: Run, batch: Batch, likely: Likely, threshold: float | Non
     loss.backward()
     whole = loss.detach()
     norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
-    run.log_scale.data.clamp_(max=np.log(100.0))
+    run.log_scale.data.clamp_(max=math.log(100.0))
     monitor.watch(run, monitor.Step(batch, similarity, in_batch, None, whole, norm, good, barred))
     return whole
 
@@ -172,36 +172,32 @@ class LikelyInBank(FNELoss):
         return published * (1 - posterior)
 
 
-@contextmanager
-def put_in_place(
-    name: str, image_of_text: np.ndarray, preset: str, after: int = 0
-) -> Iterator[None]:
-    """Inside, `train.main` trains by use `name`, of a training split with (N_t,) photos of its
-    captions; `preset` is its --dataset, `after` the epochs that come before."""
-    use, kept, usual = USES[name], [], train.training_step
+def put_in_place(name: str, after: int = 0) -> AbstractContextManager:
+    """Inside, `train.main` trains by use `name`, once `after` epochs are done."""
+    use, sets, known = USES[name], [], []
+    load, usual = train.load_train_set, train.training_step
+
+    def load_and_keep(*given) -> LoadedSplit:
+        sets.append(load(*given))
+        return sets[-1]
 
     def step(run: Run, batch: Batch) -> Tensor:
         if run.epoch < after:
             return usual(run, batch)
-        if not kept:
-            owners = torch.from_numpy(image_of_text).to(run.device)
-            kept.append(Likely(owners, run.model.embed_size))
-        return step_in_batch(run, batch, kept[0], use.threshold, use.share)
+        if not known:
+            owners = torch.from_numpy(sets[-1].split.image_of_text).to(run.device)
+            known.append(Likely(owners, run.model.embed_size))
+        return step_in_batch(run, batch, known[0], use.threshold, use.share)
 
-    def loss(options) -> FNELoss:
+    def loss(options: TrainOptions) -> FNELoss:
+        published, _ = parse("", ["--dataset", options.dataset])
         return LikelyInBank(
-            options.margin, options.tau, PRIOR_OF_EVIDENCE, options.posterior_floor,
-            options.nums_right_sims, published_prior=PRESETS[preset].get("prior", 1e-4),
-            threshold=use.threshold)
+            options.margin, options.tau, options.prior, options.posterior_floor,
+            options.nums_right_sims, published_prior=published.prior, threshold=use.threshold)
 
     if use.loss != "fne":
-        patched = mock.patch.object(train, "training_step", step)
-    elif use.in_bank:
-        patched = mock.patch.object(train, "build_loss", loss)
-    else:
-        patched = nullcontext()
-    with patched:
-        yield
+        return mock.patch.multiple(train, load_train_set=load_and_keep, training_step=step)
+    return mock.patch.multiple(train, build_loss=loss) if use.in_bank else nullcontext()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -214,8 +210,9 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{told.use} takes the place of --loss {use.loss}: give that")
         if options.resume is not None:
             raise InputError("--resume: no checkpoint holds what a use has learned; start anew")
-        owners = read_split(options.dataset, "train", options.data_path, options.json_path)
-        with put_in_place(told.use, owners.image_of_text, options.dataset, told.after):
+        if use.loss != "fne" and (options.oracle != "off" or world() > 1):
+            raise InputError(f"{told.use} takes no --oracle, and trains in one process")
+        with put_in_place(told.use, told.after):
             train.main([*flags, *more])
 
 

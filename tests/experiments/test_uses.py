@@ -146,7 +146,7 @@ def test_every_use_runs_and_is_told(tmp_path, capsys):
 
 
 def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
-    with put_in_place("bank_filter", OWNERS.numpy(), "shapes"):
+    with put_in_place("bank_filter"):
         run, _ = make_run(tmp_path, "--posterior", "evidence")
     posterior = torch.tensor([[0.9, 0.5, 0.1, 0.2]])
     run.criterion.posterior = lambda similarity, texts: posterior
