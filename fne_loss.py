@@ -9,7 +9,6 @@ rows. "i2t" has image anchors and text candidates, "t2i" the reverse. Needs only
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from memory_bank import (
     NO_NEGATIVE,
+    Asked,
     Captions,
-    Direction,
     MemoryBank,
     Proposing,
+    Side,
     Weighing,
     at_least_float32,
     cosine,
@@ -30,7 +30,6 @@ from memory_bank import (
     list_barred,
     moments,  # noqa: F401
     running_sums,
-    show,
 )
 
 SETTINGS = "margin", "tau", "prior", "posterior_floor", "min_count"
@@ -119,8 +118,7 @@ def rank_in_batch(similarity: Tensor, image_ids: Tensor, excluded: Tensor | None
     similarities, images in rows and texts in columns, and (B,) ids of the photos.
 
     Other captions of a pair's own photo do not compete (Fidelity note 4), nor what (B, B)
-    `excluded` bars further. A tie is not a best.
-    """
+    `excluded` bars further. A tie is not a best."""
     positive = similarity.detach().diagonal()  # (B,)
     barred = excluded_candidates(image_ids, image_ids, excluded)
     allowed = similarity.masked_fill(barred, -torch.inf)  # (B, B)
@@ -150,16 +148,14 @@ def log_density(similarity: Tensor, gaussian: nn.Module, texts: Tensor | None = 
 
 
 def false_negative_posterior(
-    similarity: Tensor, positive: nn.Module, negative: nn.Module, prior: float,
-    texts: Tensor | None = None,
+    similarity: Tensor, positive: nn.Module, negative: nn.Module, prior: float, texts=None
 ) -> Tensor:
     """P(false negative | s) = prior N+(s) / (prior N+(s) + (1 - prior) N-(s)) (section 3.2, Bayes).
 
     Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
     Similarities and probabilities have any shape; `prior` is P(false negative) of a candidate
     before its similarity is known, in (0, 1). With similarities r of the captions, `texts`, it is
-    P(false negative | s, r) of two `RunningEvidence`, which is ours and not the paper's.
-    """
+    P(false negative | s, r) of two `RunningEvidence`, which is ours and not the paper's."""
     odds = log_density(similarity, positive, texts) - log_density(similarity, negative, texts)
     return torch.sigmoid(odds + math.log(prior / (1 - prior)))
 
@@ -172,8 +168,7 @@ def cut_down_bound(positive: RunningGaussian, margin: float) -> Tensor:
 def sampling_weights(
     similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
     positive: RunningGaussian, negative: RunningGaussian, *,
-    margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
-    posterior: Tensor | None = None,
+    margin: float, tau: float, prior: float, posterior_floor: float, min_count: int, posterior=None,
 ) -> Tensor:
     """(B, C) weights in [0, 1] to draw candidates by (paper, section 3.3); a row may be all zero.
 
@@ -184,8 +179,7 @@ def sampling_weights(
 
     Of similarities (B, C), anchors against candidates; s+ (B,), each anchor against its own key;
     excluded (B, C) bool, true where a candidate shows the anchor's own image or is empty; the
-    fitted Gaussians; settings as of `FNELoss`; and posterior (B, C), where it rests on more.
-    """
+    fitted Gaussians; settings as of `FNELoss`; and posterior (B, C), where it rests on more."""
     if posterior is None:
         posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
     suspicious = (posterior > posterior_floor) & (positive.count > min_count)
@@ -201,8 +195,7 @@ def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = N
     The first running sum of a row's weights above a random share of their total wins: one random
     number a row, where a race of C exponentials would cost as much as the similarities do. Of
     weights (B, C), not negative; fallback (B,) int64, taken by a row that has no weight; and share
-    (B,) doubles in [0, 1) to draw with, random ones unless given.
-    """
+    (B,) doubles in [0, 1) to draw with, random ones unless given."""
     if share is None:
         share = torch.rand(len(weights), dtype=torch.float64, device=weights.device)
     sums = running_sums(weights)  # (B, C)
@@ -231,8 +224,7 @@ def triplet_loss(
 
 
 def triplet_from_similarity(
-    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool,
-    excluded: Tensor | None = None,
+    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool, excluded=None
 ) -> Tensor:
     """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up. From
     (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another caption of
@@ -353,8 +345,8 @@ class FNELoss(nn.Module):
         Keys (B, D) are the batch's momentum keys of the other side, keys[i] the match of pair i,
         bank_keys (M, D) the bank's; ids (B,), (M,) of photos; excluded (A, C) bool, barred beside
         those of the own image; captions as of `draw_from`."""
-        side = anchors, keys, bank_keys, excluded
-        return self.draw_from([side], image_ids, bank_ids, first, captions)[0]
+        sides = [Side(anchors, keys, bank_keys)]
+        return self.draw_from(sides, image_ids, bank_ids, first, [excluded], captions)[0]
 
     @torch.no_grad()
     def draw_both(
@@ -368,38 +360,45 @@ class FNELoss(nn.Module):
             if text_ids is None:
                 raise ValueError("the posterior by evidence needs text_ids (B,) of the captions")
             captions = text_keys, bank.text_keys, torch.cat([text_ids, bank.text_ids])
-        return self.draw_from([(image_embeds, text_keys, bank.text_keys, excluded[0]),
-                               (text_embeds, image_keys, bank.image_keys, excluded[1])],
-                              image_ids, bank.image_ids, first, captions)
+        sides = [Side(image_embeds, text_keys, bank.text_keys),
+                 Side(text_embeds, image_keys, bank.image_keys)]
+        return self.draw_from(sides, image_ids, bank.image_ids, first, excluded, captions)
 
     def draw_from(
-        self, sides: list[tuple], image_ids: Tensor, bank_ids: Tensor, first: int, captions=None
+        self, sides: list[Side], image_ids: Tensor, bank_ids: Tensor, first, excluded, captions=None
     ) -> tuple[Draw, ...]:
-        """As `draw`, for each of `sides`; by evidence given captions: (B, D), (M, D), ids (C,)."""
-        ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0][0]))
-        own = Captions.of(image_ids[mine], ids, mine, *captions) if captions else None
-        make = Weighing
-        if image_ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
-            make = partial(Proposing, bound=cut_down_bound(self.positive, self.margin),
-                           barred=list_barred(image_ids[mine], ids))
-        looks = [make(Direction(anchors, cosine_of_pairs(anchors, keys[mine]), image_ids[mine],
-                                keys, bank_keys, ids, excluded, mine, own),
-                      self.weights, sample_negatives)
-                 for anchors, keys, bank_keys, excluded in sides]
-        show(looks)
-        return tuple(self.look_back(look, first) for look in looks)
+        """As `draw`, for each of `sides`, with `excluded` for all or none; by evidence given
+        captions: (B, D), (M, D), ids (C,)."""
+        ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0].anchors))
+        own = torch.cat([cosine_of_pairs(side.anchors, side.keys[mine]) for side in sides])
+        further = None if all(of is None for of in excluded) else torch.cat(tuple(excluded))
+        asked = Asked(sides, own, image_ids[mine].repeat(len(sides)), ids, further, mine,
+                      Captions.of(image_ids[mine], ids, mine, *captions) if captions else None)
+        if ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
+            *barred, further = list_barred(image_ids[mine], ids, further)
+            look = Proposing(asked._replace(excluded=further), self.weights, sample_negatives,
+                             bound=cut_down_bound(self.positive, self.margin), barred=barred)
+        else:
+            look = Weighing(asked, self.weights, sample_negatives)
+        look.show()
+        return self.look_back(look, first)
 
-    def look_back(self, look: Weighing | Proposing, first: int) -> Draw:
-        """What was drawn, once `look` has seen all candidates."""
-        ask, negatives, texts = look.direction, look.negatives(), None
-        keys, rows = gather_drawn(ask.keys, ask.bank_keys, negatives, first)
-        evidence = torch.zeros_like(look.moments).expand(2, 6)
+    def look_back(self, look: Weighing | Proposing, first: int) -> tuple[Draw, ...]:
+        """What was drawn in each direction, once `look` has seen all candidates."""
+        ask, negatives, texts = look.asked, look.negatives(), None
+        by_side = ask.by_side(negatives)
+        gathered = [gather_drawn(side.keys, side.bank_keys, drawn, first)
+                    for side, drawn in zip(ask.sides, by_side)]
+        similarity = torch.cat([cosine_of_pairs(side.anchors, keys[len(rows) :])
+                                for side, (keys, rows) in zip(ask.sides, gathered)])
+        same = torch.zeros_like(look.moments)
         if ask.captions is not None:
-            evidence = torch.stack([ask.captions.moments(ask), look.moments])
-            texts = ask.captions.similarity_to(negatives)
-        similarity = cosine_of_pairs(ask.anchors, keys[rows])
+            same = torch.stack([ask.captions.moments(side) for side in ask.sides])
+            texts = torch.cat([ask.captions.similarity_to(drawn) for drawn in by_side])
         posterior = self.posterior(similarity, texts).where(negatives != NO_NEGATIVE, 0.0)
-        return Draw(negatives, keys, rows, posterior, look.counts, evidence)
+        evidence = torch.stack([same, look.moments], dim=1)  # (S, 2, 6)
+        return tuple(Draw(drawn, *found, *told) for drawn, found, *told in zip(
+            by_side, gathered, ask.by_side(posterior), look.counts, evidence))
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
         """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 EMPTY = -100
 NO_NEGATIVE = -1  # the index drawn for an anchor that has no allowed candidate at all
 # Similarities looked at together; on a CPU as its cache holds, LEAST an anchor, counted by GROUP.
-PART, PART_ON_CPU, LEAST, GROUP = 2**24, 2**18, 2**10, 32
-PROPOSALS = 6  # of an anchor, before all its candidates are weighed
+PART, PART_ON_CPU, LEAST, GROUP = 2**24, 2**20, 2**10, 32
+PROPOSALS = 8  # of an anchor, before all candidates are weighed
 CAPTIONS = 6  # of an anchor's photo that are looked up, at most, its own one among them
 
 
@@ -50,13 +50,9 @@ class MemoryBank(nn.Module):
         return int((self.image_ids != EMPTY).sum())
 
     @torch.no_grad()
-    def enqueue(
-        self, image_keys: Tensor, text_keys: Tensor, image_ids: Tensor,
-        text_ids: Tensor | None = None,
-    ) -> None:
-        """Write a batch over the oldest slots, wrapping at the end.
-
-        A pair whose keys are not finite leaves its slot empty, so that it is never drawn.
+    def enqueue(self, image_keys: Tensor, text_keys: Tensor, image_ids: Tensor, text_ids=None):
+        """Write a batch over the oldest slots, wrapping at the end. A pair with keys that are not
+        finite leaves its slot empty, so that it is never drawn.
 
         Of the momentum encoders' unit rows (B, D), B <= M, the photos' ids (B,), not negative, and
         indices of the captions (B,), or None where nobody will ask for them.
@@ -66,14 +62,12 @@ class MemoryBank(nn.Module):
         """
         size, dim = self.image_keys.shape
         batch = len(image_ids)
-        if image_keys.shape != (batch, dim) or text_keys.shape != (batch, dim):
-            raise ValueError(f"the bank takes keys of shape ({batch}, {dim}), got "
-                             f"{tuple(image_keys.shape)} and {tuple(text_keys.shape)}")
-        if text_ids is None:
-            text_ids = torch.full_like(image_ids, EMPTY)
-        if image_ids.shape != (batch,) or text_ids.shape != (batch,):
-            raise ValueError(f"the bank takes ids of shape ({batch},), got "
-                             f"{tuple(image_ids.shape)} and {tuple(text_ids.shape)}")
+        text_ids = torch.full_like(image_ids, EMPTY) if text_ids is None else text_ids
+        for what, shape, pair in (("keys", (batch, dim), (image_keys, text_keys)),
+                                  ("ids", (batch,), (image_ids, text_ids))):
+            if any(of.shape != shape for of in pair):
+                raise ValueError(f"the bank takes {what} of shape {shape}, got "
+                                 f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}")
         if batch > size:
             raise ValueError(f"a batch of {batch} does not fit a memory bank of {size} slots")
         finite = image_keys.isfinite().all(dim=1) & text_keys.isfinite().all(dim=1)  # (B,)
@@ -81,10 +75,10 @@ class MemoryBank(nn.Module):
         image_ids, text_ids = (ids.where(finite, EMPTY) for ids in (image_ids, text_ids))
         # All of it stays on the device: no slice bound has to be read back from the pointer.
         slots = (self.pointer + torch.arange(batch, device=self.pointer.device)) % size  # (B,)
-        self.image_keys.index_copy_(0, slots, image_keys.to(self.image_keys.dtype))
-        self.text_keys.index_copy_(0, slots, text_keys.to(self.text_keys.dtype))
-        self.image_ids.index_copy_(0, slots, image_ids.to(torch.int64))
-        self.text_ids.index_copy_(0, slots, text_ids.to(torch.int64))
+        for name, rows in (("image_keys", image_keys), ("text_keys", text_keys),
+                           ("image_ids", image_ids), ("text_ids", text_ids)):
+            ring = getattr(self, name)
+            ring.index_copy_(0, slots, rows.to(ring.dtype))
         self.pointer.copy_((self.pointer + batch) % size)
 
     def extra_repr(self) -> str:
@@ -104,27 +98,24 @@ def cosine(embeds: Tensor, others: Tensor) -> Tensor:
         return embeds @ others.T
 
 
-def excluded_candidates(
-    image_ids: Tensor, candidate_ids: Tensor, further: Tensor | None = None
-) -> Tensor:
+def excluded_candidates(image_ids: Tensor, candidate_ids: Tensor, further=None) -> Tensor:
     """(A, C) bool from ids (A,) and (C,): the anchor's own image, `EMPTY` = -100, or `further`."""
     barred = (image_ids[:, None] == candidate_ids) | (candidate_ids == EMPTY)
     return barred if further is None else barred | further
 
 
-def list_barred(image_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def list_barred(image_ids: Tensor, candidate_ids: Tensor, further: Tensor | None = None) -> tuple:
     """What `excluded_candidates` bars, by ids (A,) and (C,): (N,) anchors and (N,) candidates of
-    one photo, in the order of the candidates; and (1, C) bool of empty slots, None without any.
-
-    It reads numbers back, and compares only candidates with the last 16 bits of an anchor's id.
-    """
-    bits = 2**16 - 1
-    known = torch.zeros(bits + 1, dtype=torch.bool, device=image_ids.device)
-    known[image_ids & bits] = True
-    near = known[candidate_ids & bits].nonzero()[:, 0]  # (n,)
+    one photo, in the order of the candidates; and `further` (*, C) with the empty slots, if any.
+    It reads numbers back, and compares only candidates with the last 16 bits of an anchor's id."""
+    known = torch.zeros(2**16, dtype=torch.bool, device=image_ids.device)
+    known[image_ids & 0xFFFF] = True
+    near = known[candidate_ids & 0xFFFF].nonzero()[:, 0]  # (n,)
     candidates, anchors = (candidate_ids[near, None] == image_ids).nonzero(as_tuple=True)
-    empty = candidate_ids[None] == EMPTY
-    return anchors, near[candidates], empty if empty.any() else None
+    empty = candidate_ids[None] == EMPTY  # (1, C)
+    if empty.any():
+        further = empty if further is None else further | empty
+    return anchors, near[candidates], further
 
 
 def rows_of(keys: Tensor, bank_keys: Tensor, indices: Tensor) -> Tensor:
@@ -160,11 +151,10 @@ def other_captions(
     return indices, there & (texts != text_ids[:, None]) & (texts >= 0)
 
 
-def parts(size: int, batch: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Bounds that part the C = B + M candidates so that no (B, c) gets large, nor a step's memory;
+def parts(size: int, batch: int, rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Bounds that part the C = B + M candidates so that no (R, c) gets large, nor a step's memory;
     the first part begins with the batch's own keys."""
-    on_cpu = device.type == "cpu"
-    width = max(PART_ON_CPU // batch, LEAST) if on_cpu else max(PART // batch, 1)
+    width = max(PART_ON_CPU // rows, LEAST) if device.type == "cpu" else max(PART // rows, 1)
     width = math.ceil(size / math.ceil(size / width))
     width += -width % 64 if width > 64 else 0  # which is faster to multiply
     for start in range(0, size, width):
@@ -183,13 +173,16 @@ def running_sums(values: Tensor) -> Tensor:
     return sums
 
 
-def similarity_to_part(
-    rows: Tensor, keys: Tensor, bank_keys: Tensor, start: int, stop: int
-) -> Tensor:
-    """(A, c) of `rows` (A, D) and the candidates from index `start` up to `stop`."""
+def similarity_to_part(rows: Tensor, keys: Tensor, bank_keys: Tensor, start: int, out: Tensor):
+    """`out` (A, c), filled with cosines of `rows` (A, D) and the candidates from `start` on."""
     batch = len(keys)
-    stored = cosine(rows, bank_keys[max(start - batch, 0) : stop - batch])
-    return stored if start else torch.cat([cosine(rows, keys), stored], dim=1)
+    stored = bank_keys[max(start - batch, 0) : start - batch + out.shape[1]]
+    rows = rows.to(out.dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        torch.mm(rows, stored.T.to(out.dtype), out=out[:, -len(stored) :])
+        if not start:
+            torch.mm(rows, keys.T.to(out.dtype), out=out[:, :batch])
+    return out
 
 
 def moments(values: Tensor, others: Tensor, count: Tensor | int) -> Tensor:
@@ -203,8 +196,7 @@ class Captions(NamedTuple):
     """The captions of A anchors' photos in batch and bank. An anchor's similarity to a candidate's
     caption is the mean over them, its own one among them, but not the candidate itself."""
 
-    own: Tensor  # (A, D) sum of their keys
-    count: Tensor  # (A, 1) of them
+    mean: Tensor  # (A, D) of their keys
     others: Tensor  # (A, K) and
     there: Tensor  # (A, K), as by `other_captions`
     same: Tensor  # (A, K) similarity to these, 0 where there is none
@@ -219,201 +211,210 @@ class Captions(NamedTuple):
         found = rows_of(keys, bank_keys, others) * there[..., None]  # (A, K, D)
         own, count = keys[mine] + found.sum(dim=1), 1 + there.sum(dim=1, keepdim=True)
         rest = ((own[:, None] - found) * found).sum(dim=2)  # (A, K), without the candidate itself
-        return cls(own, count, others, there, rest / (count - 1).clamp(min=1), keys, bank_keys)
+        return cls(own / count, others, there, rest / (count - 1).clamp(min=1), keys, bank_keys)
 
     def similarity(self, start: int, stop: int) -> Tensor:
-        return similarity_to_part(self.own / self.count, self.keys, self.bank_keys, start, stop)
+        """(A, c) to the candidates from index `start` up to `stop`."""
+        out = self.mean.new_empty(len(self.mean), stop - start)
+        return similarity_to_part(self.mean, self.keys, self.bank_keys, start, out)
 
     def similarity_to(self, candidates: Tensor) -> Tensor:
         """(A,) to one of the `candidates` (A,) each."""
-        return (rows_of(self.keys, self.bank_keys, candidates) * self.own / self.count).sum(dim=1)
+        return (rows_of(self.keys, self.bank_keys, candidates) * self.mean).sum(dim=1)
 
-    def moments(self, direction: "Direction") -> Tensor:
+    def moments(self, side: "Side") -> Tensor:
         """(6,) `moments` of anchors and the other captions' pairs, of the same photo."""
-        candidates = rows_of(direction.keys, direction.bank_keys, self.others)  # (A, K, D)
-        similarity = (direction.anchors[:, None] * candidates).sum(dim=2)  # (A, K)
+        candidates = rows_of(side.keys, side.bank_keys, self.others)  # (A, K, D)
+        similarity = (side.anchors[:, None] * candidates).sum(dim=2)  # (A, K)
         return moments(similarity * self.there, self.same, self.there.sum())
 
 
-class Direction(NamedTuple):
-    """A anchors of one side, and the C candidates of the other that they draw from."""
+class Side(NamedTuple):
+    """Anchors of one direction, and the keys that they draw from."""
 
     anchors: Tensor  # (A, D)
-    own: Tensor  # (A,) s+, each anchor's similarity to its own key
-    image_ids: Tensor  # (A,)
     keys: Tensor  # (B, D)
     bank_keys: Tensor  # (M, D)
+
+
+class Asked(NamedTuple):
+    """R = S A anchors, those of S directions one after the other, and the C candidates of each."""
+
+    sides: list[Side]  # S
+    own: Tensor  # (R,) s+, each anchor's similarity to its own key
+    image_ids: Tensor  # (R,)
     ids: Tensor  # (C,) photos of the candidates
-    excluded: Tensor | None  # (A, C) bool, barred beside those of the own image
-    mine: slice | Tensor  # which of the batch the anchors are
-    captions: Captions | None = None
+    excluded: Tensor | None  # (R, C) or (1, C) bool, barred beside those of the own image
+    mine: slice  # which A of the batch's B pairs the anchors are of
+    captions: Captions | None = None  # of the A
     generator: torch.Generator | None = None
 
+    def by_side(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """(R, *) as S tensors (A, *), which share its memory."""
+        return rows.chunk(len(self.sides))
+
     def similarity(self, start: int, stop: int) -> Tensor:
-        return similarity_to_part(self.anchors, self.keys, self.bank_keys, start, stop)
+        """(R, c) to the candidates from index `start` up to `stop`."""
+        whole = self.own.new_empty(len(self.own), stop - start)
+        for side, out in zip(self.sides, self.by_side(whole)):
+            similarity_to_part(*side, start, out)
+        return whole
 
-    def of(self, rows: Tensor, generator: torch.Generator) -> "Direction":
-        """To weigh for some `rows` (R,) of the anchors, with random numbers of their own."""
-        excluded = None if self.excluded is None else self.excluded[rows]
-        captions = self.captions and self.captions._replace(
-            own=self.captions.own[rows], count=self.captions.count[rows])
-        places = torch.arange(len(self.keys), device=rows.device)[self.mine][rows]
-        return self._replace(anchors=self.anchors[rows], own=self.own[rows], mine=places,
-                             image_ids=self.image_ids[rows], excluded=excluded, captions=captions,
-                             generator=generator)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """(A, *shape) doubles in [0, 1): the anchors' part of what is drawn for the whole batch."""
-        return torch.rand(len(self.keys), *shape, dtype=torch.float64, device=self.anchors.device,
-                          generator=self.generator)[self.mine]
+    def uniform(self, count: int) -> Tensor:
+        """(R, count) doubles in [0, 1): the anchors' part of what is drawn for the whole batch."""
+        drawn = torch.rand(len(self.sides), len(self.sides[0].keys), count, dtype=torch.float64,
+                           device=self.own.device, generator=self.generator)
+        return drawn[:, self.mine].flatten(0, 1)
 
 
-def show(looks: list) -> None:
-    """Let each of `looks`, a `Weighing` or `Proposing`, look at all its candidates. The similarity
-    of captions serves them all."""
-    first = looks[0].direction
-    for start, stop in parts(len(first.bank_keys), len(first.keys), first.keys.device):
-        texts = first.captions and first.captions.similarity(start, stop)
-        for look in looks:
-            look(start, look.direction.similarity(start, stop), texts)
+class Look:
+    """A draw for each of the R anchors `asked` for, from candidates that are shown part by part.
+
+    `weights` makes (R, c) of similarities (R, c), s+ (R,), barred (R, c) and similarities of
+    captions (R, c), or None; `sample` columns (n,) of some rows (n, c) of these, fallback (n,) and,
+    where the anchors are not the whole batch, random shares (n,)."""
+
+    def __init__(self, asked: Asked, weights: Callable, sample: Callable):
+        self.asked, self.weights, self.sample = asked, weights, sample
+        self.hardest = torch.full_like(asked.own, -torch.inf)  # (R,) of the allowed so far
+        self.hardest_at = torch.full_like(asked.image_ids, NO_NEGATIVE)  # (R,)
+        self.moments = torch.zeros(len(asked.sides), 6, device=asked.own.device).double()
+        self.counts = 0  # (S, 2) candidates that have weight, and that are allowed
+
+    def show(self) -> None:
+        """Look at all candidates."""
+        ask, (_, keys, bank_keys) = self.asked, self.asked.sides[0]
+        sides = len(ask.sides)
+        # Parts as of the whole batch, so that a share of it takes the same random numbers.
+        for start, stop in parts(len(bank_keys), len(keys), sides * len(keys), keys.device):
+            texts = ask.captions and ask.captions.similarity(start, stop).repeat(sides, 1)
+            seen, allowed, *pairs = self(start, ask.similarity(start, stop), texts)
+            self.counts = self.counts + torch.stack([seen, allowed], dim=1)
+            if texts is not None:
+                self.moments += torch.stack(
+                    [moments(*side) for side in zip(*map(ask.by_side, pairs), allowed)])
+
+    def keep_hardest(self, start: int, similarity: Tensor, rows=slice(None)) -> Tensor:
+        """(R,) column of each row's highest in a part; `NO_NEGATIVE` where all are -inf."""
+        highest, at = similarity.max(dim=1)
+        higher = highest > self.hardest[rows]
+        self.hardest_at[rows] = torch.where(higher, start + at, self.hardest_at[rows])
+        self.hardest[rows] = self.hardest[rows].maximum(highest)
+        return at.where(highest.isfinite(), NO_NEGATIVE)
 
 
-class Weighing:
-    """A draw by the weights of all candidates. It waits for no device.
+class Weighing(Look):
+    """By the weights of all candidates. It waits for no device."""
 
-    `weights` makes (A, c) of similarities (A, c), s+ (A,), barred (A, c) and similarities of
-    captions (A, c), or None; `sample` columns (A,) of these, fallback (A,) and random shares (A,).
-    """
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.drawn = self.hardest_at.clone()  # (R,)
+        self.total = torch.zeros_like(self.hardest, dtype=torch.float64)  # (R,) weight so far
 
-    def __init__(self, direction: Direction, weights: Callable, sample: Callable):
-        self.direction, self.weights, self.sample = direction, weights, sample
-        self.hardest = torch.full_like(direction.own, -torch.inf)  # (A,) of the allowed so far
-        self.hardest_at = torch.full_like(direction.image_ids, NO_NEGATIVE)  # (A,)
-        self.drawn = self.hardest_at
-        self.total = torch.zeros_like(self.hardest, dtype=torch.float64)  # (A,) weight so far
-        self.counts = 0  # (2,), as in `fne_loss.Draw`
-        self.moments = torch.zeros(6, dtype=torch.float64, device=direction.own.device)
-
-    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None = None) -> None:
-        """Look at candidates from index `start` on: (A, c) similarities, and those of captions."""
-        ask, stop = self.direction, start + similarity.shape[1]
+    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None) -> tuple:
+        """Look at candidates from index `start` on: (R, c) similarities, and those of captions. How
+        many have weight (S,) and are allowed (S,), and both similarities, 0 where barred."""
+        ask, stop = self.asked, start + similarity.shape[1]
         further = None if ask.excluded is None else ask.excluded[:, start:stop]
-        barred = excluded_candidates(ask.image_ids, ask.ids[start:stop], further)  # (A, c)
-        weights = self.weights(similarity, ask.own, barred, texts)  # (A, c)
-        highest, at = similarity.masked_fill(barred, -torch.inf).max(dim=1)  # (A,), (A,)
-        self.hardest_at = torch.where(highest > self.hardest, start + at, self.hardest_at)
-        self.hardest = self.hardest.maximum(highest)
-        # A part's draw replaces the earlier one with the part's share of the weight so far: the
-        # same as one draw from all candidates.
+        barred = excluded_candidates(ask.image_ids, ask.ids[start:stop], further)  # (R, c)
+        weights = self.weights(similarity, ask.own, barred, texts)  # (R, c)
+        at = self.keep_hardest(start, similarity.masked_fill(barred, -torch.inf))  # (R,)
+        # A part's draw replaces the earlier one with its share of the weight: one draw from all.
         weight = weights.sum(dim=1, dtype=torch.float64)
-        self.total = self.total + weight
-        replace = ask.uniform() * self.total < weight
-        whole = ask.generator is None and len(ask.anchors) == len(ask.keys)
-        share = {} if whole else {"share": ask.uniform()}
-        here = self.sample(weights, at.where(highest.isfinite(), NO_NEGATIVE), **share)
+        self.total += weight
+        replace = ask.uniform(1)[:, 0] * self.total < weight
+        given = [weights, at]
+        if ask.generator or len(ask.own) < len(ask.sides) * len(ask.sides[0].keys):
+            given.append(ask.uniform(1)[:, 0])  # shares
+        here = torch.cat([self.sample(*side) for side in zip(*map(ask.by_side, given))])
         self.drawn = torch.where(replace, start + here, self.drawn)
-        counts = torch.stack([weights.count_nonzero(), (~barred).count_nonzero()])
-        self.counts = self.counts + counts
-        if texts is not None:
-            self.moments += moments(
-                similarity.masked_fill(barred, 0.0), texts.masked_fill(barred, 0.0), counts[1])
+        seen, allowed = (torch.stack([side.count_nonzero() for side in ask.by_side(of)])
+                         for of in (weights, ~barred))
+        pairs = [of if texts is None else of.masked_fill(barred, 0.0) for of in (similarity, texts)]
+        return seen, allowed, *pairs
 
     def negatives(self) -> Tensor:
-        """(A,) indices, of the hardest where nothing has weight; `NO_NEGATIVE` without any."""
+        """(R,) indices, of the hardest where nothing has weight; `NO_NEGATIVE` without any."""
         return torch.where(self.total > 0, self.drawn, self.hardest_at)
 
 
-class Proposing:
-    """The same draw for little more than the similarities' cost, on a CPU: it reads numbers back.
+class Proposing(Look):
+    """The same for little more than the similarities' cost, on a CPU: it reads numbers back.
 
     Rejection sampling: of the candidates above `bound` (), up to which weights are 0, each as
     likely as the others is proposed, and taken with a probability that is its weight, at most 1. So
-    only proposals are weighed, and the first that is taken is drawn as by the weights of all. An
-    anchor that takes none of its PROPOSALS does weigh them all. `barred` is of `list_barred`.
-    """
+    only proposals are weighed, and the first that is taken is drawn as by the weights of all. Where
+    an anchor takes none of its PROPOSALS, all are weighed. `barred` is of `list_barred`."""
 
-    def __init__(self, direction: Direction, weights: Callable, sample: Callable, bound: Tensor,
-                 barred: tuple):
-        self.direction, self.weights, self.sample = direction, weights, sample
-        self.bound = bound.to(direction.own.dtype)
-        self.anchors, self.candidates, self.further = barred  # (N,), (N,), (1, C) or (A, C)
-        if direction.excluded is not None:
-            self.further = direction.excluded | (direction.ids == EMPTY)
-        self.at = torch.full((len(direction.own), PROPOSALS), NO_NEGATIVE)  # (A, P)
-        self.similarity = torch.full_like(self.at, -torch.inf, dtype=direction.own.dtype)
-        self.texts = None if direction.captions is None else self.similarity.clone()  # (A, P)
-        self.moments = torch.zeros(6, dtype=torch.float64)
-        self.seen = torch.zeros(len(self.at), 1, dtype=torch.float64)  # (A, 1) above the bound
-        self.hardest = torch.full_like(direction.own, -torch.inf)  # (A,) of rows that have none
-        self.hardest_at = torch.full_like(direction.image_ids, NO_NEGATIVE)  # (A,)
-        self.allowed, self.room = 0, self.similarity.new_empty(0)
-        self.seed = int(torch.randint(2**62, ()))  # the same in each process, used or not
+    def __init__(self, *arguments, bound: Tensor, barred: tuple):
+        super().__init__(*arguments)
+        self.bound = bound.to(self.hardest.dtype)
+        self.anchors, self.candidates = barred  # (N,), (N,)
+        self.at = torch.full((len(self.hardest), PROPOSALS), NO_NEGATIVE)  # (R, P)
+        self.similarity = torch.full_like(self.at, -torch.inf, dtype=self.hardest.dtype)
+        self.texts = None if self.asked.captions is None else self.similarity.clone()  # (R, P)
+        self.seen = torch.zeros(len(self.at), 1, dtype=torch.float64)  # (R, 1) above the bound
+        seed = int(torch.randint(2**62, ()))  # the same in each process, used or not
+        self.again = self.asked._replace(generator=torch.Generator().manual_seed(seed))
 
-    @property
-    def counts(self) -> Tensor:
-        return torch.stack([self.seen.sum(), torch.tensor(float(self.allowed))]).long()
-
-    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None = None) -> None:
+    def __call__(self, start: int, similarity: Tensor, texts: Tensor | None) -> tuple:
         """As of `Weighing`. Both tensors are changed where a candidate is barred."""
-        bounds = torch.tensor([start, start + similarity.shape[1]])
-        own = slice(*torch.searchsorted(self.candidates, bounds).tolist())
-        own = self.anchors[own], self.candidates[own] - start
-        further = None if self.further is None else self.further[:, slice(*bounds)]
-        similarity[own] = -torch.inf
-        if further is None:
-            allowed = similarity.numel() - len(own[0])
-        else:
-            similarity.masked_fill_(further, -torch.inf)
-            allowed = int((similarity > -torch.inf).count_nonzero())
-        self.allowed += allowed
-        self.propose(start, similarity, texts)
+        ask, stop = self.asked, start + similarity.shape[1]
+        own = slice(*torch.searchsorted(self.candidates, torch.tensor([start, stop])).tolist())
+        own = slice(None), self.anchors[own], self.candidates[own] - start
+        further = None if ask.excluded is None else ask.excluded[:, start:stop]
+
+        def bar(values: Tensor, fill: float) -> None:
+            values.view(len(ask.sides), -1, stop - start)[own] = fill
+            if further is not None:
+                values.masked_fill_(further, fill)
+
+        bar(similarity, -torch.inf)
+        allowed = torch.tensor([
+            side.numel() - len(own[1]) if further is None else (side > -torch.inf).count_nonzero()
+            for side in ask.by_side(similarity)])
+        seen = self.propose(start, similarity, texts)  # (R,)
         bare = (self.seen[:, 0] == 0).nonzero()[:, 0]  # whose hardest may be asked for
         if len(bare):
-            highest, at = similarity[bare].max(dim=1)
-            better = highest > self.hardest[bare]
-            self.hardest_at[bare] = torch.where(better, start + at, self.hardest_at[bare])
-            self.hardest[bare] = self.hardest[bare].maximum(highest)
+            self.keep_hardest(start, similarity[bare], bare)
         if texts is not None:
-            similarity[own] = texts[own] = 0.0
-            if further is not None:
-                similarity, texts = (of.masked_fill(further, 0.0) for of in (similarity, texts))
-            self.moments += moments(similarity, texts, allowed)
+            bar(similarity, 0.0)
+            bar(texts, 0.0)
+        return seen.view(len(allowed), -1).sum(dim=1), allowed, similarity, texts
 
-    def propose(self, start: int, similarity: Tensor, texts: Tensor | None) -> None:
-        """Replace each proposal by one of this part with the part's share of all seen so far."""
+    def propose(self, start: int, similarity: Tensor, texts: Tensor | None) -> Tensor:
+        """Replace each proposal by one of this part with the part's share of all seen so far: (R,)
+        how many this part has above the bound."""
         rows, columns = similarity.shape
         width = math.ceil(columns / GROUP)
-        if self.room.numel() < rows * GROUP * width:
-            self.room = similarity.new_empty(rows * GROUP * width)
-        above = self.room[: rows * GROUP * width].view(rows, -1)
+        above = similarity.new_empty(rows, GROUP * width)
         torch.gt(similarity, self.bound, out=above[:, :columns])  # as floats: fastest to add up
         above[:, columns:] = 0
         above = above.view(rows, GROUP, width)
-        sums = above.sum(dim=1).cumsum(dim=1)  # (A, width) of all groups up to each
+        sums = above.sum(dim=1).cumsum(dim=1)  # (R, width) of all groups up to each
         self.seen += sums[:, -1:]
-        rank = (self.direction.uniform(PROPOSALS) * self.seen).floor_()  # (A, P) this part's first
-        row, slot = (rank < sums[:, -1:]).nonzero(as_tuple=True)  # (R,), (R,)
+        rank = (self.asked.uniform(PROPOSALS) * self.seen).floor_()  # (R, P) this part's first
+        row, slot = (rank < sums[:, -1:]).nonzero(as_tuple=True)  # (n,), (n,)
         rank = rank.to(sums.dtype)
-        group = torch.searchsorted(sums, rank, right=True)[row, slot]  # (R,) with the rank-th
-        members = above[row, :, group].cumsum(dim=1)  # (R, GROUP)
+        group = torch.searchsorted(sums, rank, right=True)[row, slot]  # (n,) with the rank-th
+        members = above[row, :, group].cumsum(dim=1)  # (n, GROUP)
         rank = rank[row, slot] - sums[row, group] + members[:, -1]
         column = torch.searchsorted(members, rank[:, None], right=True)[:, 0] * width + group
         self.at[row, slot] = start + column
         self.similarity[row, slot] = similarity[row, column]
         if texts is not None:
             self.texts[row, slot] = texts[row, column]
+        return sums[:, -1].long()
 
     def negatives(self) -> Tensor:
         """As `Weighing.negatives`."""
-        weights = self.weights(
-            self.similarity, self.direction.own, self.at == NO_NEGATIVE, self.texts)
-        taken = self.direction.uniform(PROPOSALS) < weights  # (A, P)
+        weights = self.weights(self.similarity, self.asked.own, self.at == NO_NEGATIVE, self.texts)
+        taken = self.asked.uniform(PROPOSALS) < weights  # (R, P)
         first, any_taken = taken.byte().argmax(dim=1, keepdim=True), taken.any(dim=1)
         negatives = self.at.gather(1, first)[:, 0].where(any_taken, self.hardest_at)
-        left = ((self.seen[:, 0] > 0) & ~any_taken).nonzero()[:, 0]
-        if len(left):
-            rest = self.direction.of(left, torch.Generator().manual_seed(self.seed))
-            look = Weighing(rest, self.weights, self.sample)
-            show([look])
-            negatives[left] = look.negatives()
+        left = (self.seen[:, 0] > 0) & ~any_taken  # (R,)
+        if left.any():
+            look = Weighing(self.again, self.weights, self.sample)
+            look.show()
+            negatives = look.negatives().where(left, negatives)
         return negatives

@@ -297,7 +297,7 @@ def test_large_steps_on_a_cpu_propose(monkeypatch):
     for size in 8100, 8224:  # the published bank is of the second
         bank, ids = MemoryBank(size, 4), torch.arange(32)
         FNELoss()(*embeddings(32, 4, torch.float32), ids, bank)
-    assert ways == 2 * [memory_bank.Weighing] + 2 * [memory_bank.Proposing]
+    assert ways == [memory_bank.Weighing, memory_bank.Proposing]
 
 
 # ------------------------------------------------------------------- several processes, half a bank
@@ -327,9 +327,9 @@ def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, pa
     assert sum(share for _, share in shares).item() == pytest.approx(loss.item())
     for side in 0, 1:
         parts = [found[side] for found, _ in shares]
-        for told in "negatives", "posterior":
-            assert torch.equal(torch.cat([getattr(draw, told) for draw in parts]),
-                               getattr(whole[side], told))
+        assert torch.equal(torch.cat([draw.negatives for draw in parts]), whole[side].negatives)
+        torch.testing.assert_close(
+            torch.cat([draw.posterior for draw in parts]), whole[side].posterior)
         assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
     assert len({*map(float, after)}) == 1
 
