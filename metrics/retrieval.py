@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from fne_loss import at_least_float32
 
 BLOCK = 2**20  # similarities held at a time (4 MiB in float32, which stay in the cache)
-WIDTH = 2048  # captions among them
+WIDTH = 1024  # captions among them
 ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
 
 
@@ -99,72 +100,89 @@ def ranks_and_folds(
     order = fold_of.argsort(stable=True)  # the captions fold by fold
     copied = bool((fold_of.diff() < 0).any())  # they are not in that order as they are
     owners = image_of_text[order]
-    texts_bar = paired_products(images, texts, owners, order)  # (N_t,) in that order
+    # (N_t,) in that order
+    texts_bar = paired_products(images, texts, owners, order if copied else None)
     images_bar = texts_bar.new_full((len(images),), -torch.inf).scatter_reduce(
         0, owners, texts_bar, "amax")  # (N_i,) the best own caption
     i2t = torch.zeros(2, len(images), dtype=torch.int64, device=images.device)  # all, within folds
     t2i = torch.zeros(2, len(texts), dtype=torch.int64, device=images.device)
     width = min(BLOCK, WIDTH)
+    room = images.new_empty(BLOCK)
     for fold, columns in parts(fold_of.bincount().tolist(), width):
         some = texts[order[columns] if copied else columns]  # (c, D)
-        for other, rows in parts([len(images) // folds] * folds, BLOCK // width):
-            if only_folds and other != fold:
+        before, size = fold * (len(images) // folds), len(images) // folds
+        around = [before, size, len(images) - before - size]  # photos before, in and after the fold
+        for part, rows in parts(around, BLOCK // width):
+            if only_folds and part != 1:
                 continue
-            into = slice(0, 2 if other == fold else 1)
-            pair = images[rows], some
-            similarity = pair[0] @ some.T  # (b, c), for both directions
+            into = slice(0, 2 if part == 1 else 1)
             own = owners[columns] - rows.start  # (c,) the row of each caption's photo
+            block = Block(images[rows], some, images[rows] @ some.T, own, room)
             for ranks, bar, along in ((i2t[into, rows], images_bar[rows, None], 1),
                                       (t2i[into, columns], texts_bar[None, columns], 0)):
-                ranks += better(pair, similarity, own, bar, along, close, tie)
+                ranks += better(block, bar, along, close, tie)
     back = order.argsort()
     return [(photos.cpu().numpy(), captions[back].cpu().numpy())
             for photos, captions in zip(i2t, t2i)][1 if only_folds else 0:]
 
 
-def better(pair: tuple[Tensor, Tensor], similarity: Tensor, own: Tensor, bar: Tensor, along: int,
-           close: float, tie: float) -> Tensor:
-    """How many wrong candidates along a dimension of `similarity` (b, c) reach the bar.
+class Block(NamedTuple):
+    """Scores of b photos and c captions, which serve both directions."""
 
-    Args:
-        pair: rows (b, D) and (c, D) whose product it is; own: (c,) the row that is each column's.
-        bar: (b, 1) or (1, c), in double.
-    """
-    above = similarity > (bar + close).to(similarity.dtype)  # never the own one
-    near = above ^ (similarity >= (bar - close).to(similarity.dtype))
-    found = above.view(torch.uint8).sum(along, dtype=torch.int32)  # bools add up far more slowly
-    rows, columns = positions(near)  # (P,), (P,): with the own ones
-    wrong = own[columns] != rows
-    rows, columns = rows[wrong], columns[wrong]
-    reached = paired_products(*pair, rows, columns) >= bar.expand_as(near)[rows, columns] - tie
-    return found.index_add_(0, columns if along == 0 else rows, reached.int())
+    images: Tensor  # (b, D)
+    texts: Tensor  # (c, D)
+    similarity: Tensor  # (b, c)
+    own: Tensor  # (c,) the row of each caption's photo, which may be none of the b
+    room: Tensor  # (b c,) or more, to work in
 
 
-def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (P,) where a mask (b, c) is true. It seldom is: eight are read at once."""
-    if mask.shape[1] % 8:
-        return mask.nonzero(as_tuple=True)
-    rows, eights = mask.view(torch.int64).nonzero(as_tuple=True)
-    hits, places = mask.view(len(mask), -1, 8)[rows, eights].nonzero(as_tuple=True)
-    return rows[hits], 8 * eights[hits] + places
+def better(block: Block, bar: Tensor, along: int, close: float, tie: float) -> Tensor:
+    """How many wrong candidates along a dimension of a block reach the `bar`, (b, 1) or (1, c) in
+    double, of its rows or columns: (b,) or (c,) int64."""
+    similarity, own = block.similarity, block.own
+    low, high = (bar - close).to(similarity.dtype), (bar + close).to(similarity.dtype)
+    # As floats: bools compare and add up far more slowly.
+    flags = block.room[: similarity.numel()].view_as(similarity)
+    found = torch.gt(similarity, high, out=flags).sum(along)  # never the own one
+    near = torch.ge(similarity, low, out=flags).sum(along) - found  # with the own ones
+    columns = ((own >= 0) & (own < len(similarity))).nonzero()[:, 0]  # (n,)
+    rows = own[columns]  # (n,)
+    lines, score = (columns, rows)[along], similarity[rows, columns]  # (n,), (n,)
+    at_bar = (score >= low.flatten()[lines]) & (score <= high.flatten()[lines])
+    near.index_add_(0, lines, at_bar.to(near.dtype), alpha=-1)
+    found, lines = found.long(), near.nonzero()[:, 0]
+    if len(lines):  # which is seldom: they are told apart in double
+        some = similarity.index_select(1 - along, lines)
+        low, high = low.index_select(1 - along, lines), high.index_select(1 - along, lines)
+        rows, columns = ((some >= low) & (some <= high)).nonzero(as_tuple=True)  # (n,), (n,)
+        rows, columns = (lines[rows], columns) if along else (rows, lines[columns])
+        wrong = own[columns] != rows
+        rows, columns = rows[wrong], columns[wrong]
+        lines = (columns, rows)[along]
+        products = paired_products(block.images, block.texts, rows, columns)
+        found.index_add_(0, lines, (products >= bar.flatten()[lines] - tie).long())
+    return found
 
 
 def parts(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:
-    """(fold, slice) of at most `step` items, one after the other, none of which are in two folds of
+    """(number, slice) of at most `step` items, one after the other, each of one of the groups of
     these sizes."""
     start = 0
-    for fold, size in enumerate(sizes):
+    for number, size in enumerate(sizes):
         for first in range(start, start + size, step):
-            yield fold, slice(first, min(first + step, start + size))
+            yield number, slice(first, min(first + step, start + size))
         start += size
 
 
-def paired_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(P,) products images[rows] . texts[columns] in float64."""
-    if len(rows) > ALL_AT_ONCE * len(images) * len(texts):  # a collapsed model's
-        return (images.double() @ texts.double().T)[rows, columns]
-    return torch.cat([(images[r].double() * texts[c].double()).sum(dim=1)
-                      for r, c in zip(rows.split(256), columns.split(256))])
+def paired_products(
+    images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor | None = None
+) -> Tensor:
+    """(P,) products images[rows] . texts[columns] in float64; of all `texts` (P, D) without any."""
+    if columns is not None and len(rows) > ALL_AT_ONCE * len(images) * len(texts):
+        return (images.double() @ texts.double().T)[rows, columns]  # of a collapsed model
+    some = texts.split(64) if columns is None else (texts[part] for part in columns.split(64))
+    return torch.cat([(images[part].double() * others.double()).sum(dim=1)
+                      for part, others in zip(rows.split(64), some)])
 
 
 def metrics_of_ranks(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:

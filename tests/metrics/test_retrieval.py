@@ -86,15 +86,6 @@ def test_ranks_are_those_of_a_sort_in_blocks_of_any_size(monkeypatch, seed, bloc
     check_ranks(retrieval_ranks(*case), *sorted_ranks(*case))
 
 
-@pytest.mark.parametrize("width", [8, 13, 64])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_positions_are_all_that_are_true(width, share):
-    mask = torch.rand(30, width, generator=torch.Generator().manual_seed(0)) < share
-    found = sorted(zip(*(part.tolist() for part in retrieval.positions(mask))))
-    assert found == [(row, column) for row in range(30) for column in range(width)
-                     if mask[row, column]]
-
-
 @pytest.mark.parametrize(("ranks", "median"), [([0], 1), ([0, 1], 1), ([1, 2], 2), ([0, 4], 3)])
 def test_median_rank_is_a_whole_number(ranks, median):
     assert metrics_of_ranks(np.array(ranks), np.array([0]))["i2t_medr"] == median
