@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -91,13 +91,26 @@ def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) 
 
 
 def through_pil(operation: Callable) -> Callable:
-    """An operation on PIL images, for tensors (3, R, R): plane by plane, since whole planes are
-    copied faster than the pixels of three are put together."""
+    """An operation that treats each colour alone, for tensors (3, R, R) and by PIL, which takes
+    planes faster than it puts pixels of three together."""
     def on_planes(pixels: Tensor) -> Tensor:
-        image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels.numpy()])
-        return torch.from_numpy(np.stack([np.asarray(plane) for plane in operation(image).split()]))
+        return torch.from_numpy(np.stack([
+            np.asarray(operation(Image.fromarray(plane))) for plane in pixels.numpy()]))
 
     return on_planes
+
+
+def sharpen(pixels: Tensor, factor: float) -> Tensor:
+    """Away from a smooth copy, by weights of 1 around a 5; the border stays. A third of PIL's time,
+    and its pixels: the smooth ones are rounded, and the result is cut off."""
+    inner, values = (slice(None), slice(1, -1), slice(1, -1)), pixels.numpy().astype(np.float32)
+    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]  # (3, R - 2, R)
+    smooth = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * values[inner]
+    smooth = np.floor(smooth * np.float32(1 / 13) + np.float32(0.5))
+    sharp = smooth + np.float32(factor) * (values[inner] - smooth)
+    result = pixels.clone()
+    result.numpy()[inner] = sharp.clip(0, 255)
+    return result
 
 
 def random_sign() -> int:
@@ -147,7 +160,7 @@ OPERATIONS = (
     through_pil(ImageOps.autocontrast),
     through_pil(ImageOps.equalize),
     lambda pixels: TF.adjust_brightness(pixels, 1.36),
-    through_pil(lambda image: ImageEnhance.Sharpness(image).enhance(1.36)),
+    lambda pixels: sharpen(pixels, 1.36),
     lambda pixels: shear(pixels, 0.21, 0.0),
     lambda pixels: shear(pixels, 0.0, 0.21),
     lambda pixels: translate(pixels, 7, 0),
