@@ -27,7 +27,7 @@ import torchvision
 import transformers
 from photo_input import input_rows
 from timing import Row, in_turns, row
-from training_step import training_rows
+from training_step import compile_rows, training_rows
 
 from common.options import parse
 from encoders.processors import load_tokenizer
@@ -186,7 +186,8 @@ def caption_rows(short: bool, repeats: int, device: str) -> list[Row]:
 # --------------------------------------------------------------------------------------- the script
 
 SECTIONS = {"loss": loss_rows, "training": training_rows, "input": input_rows,
-            "captions": caption_rows, "evaluation": evaluation_rows}
+            "captions": caption_rows, "evaluation": evaluation_rows, "compile": compile_rows}
+USUAL = [name for name in SECTIONS if name != "compile"]  # which takes minutes, and a C compiler
 
 
 def table(rows: list[Row]) -> str:
@@ -219,8 +220,8 @@ def keep(kind: str, command: str, text: str) -> None:
 def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS),
-                        help="what to measure")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=USUAL,
+                        help="what to measure (all but compile)")
     parser.add_argument("--repeats", type=int, default=7, help="times that each is measured")
     parser.add_argument("--threads", type=int, help="threads of PyTorch on a CPU")
     parser.add_argument("--cpu_time", action="store_true",

@@ -93,14 +93,17 @@ def matrix_rate(repeats: int, size: int = 8192) -> float:
     return 2 * size**3 / min(seconds)
 
 
+def small(short: bool) -> list[str]:
+    return [*SMALL, *(["--batch_size_train", "4", "--queue_size", "8"] if short else [])]
+
+
 def training_rows(short: bool, repeats: int, device: str) -> list[Row]:
     """A step beside the bare encoders; on a GPU the published setting, on a CPU `shapes`."""
     if device == "cuda":
         rate = matrix_rate(repeats)
         encoders.BUILT_IN.update(PUBLISHED_ENCODERS)
         return [row for batch in (32, 128, 512) for row in gpu_rows(batch, rate, repeats)]
-    run = make_run([*SMALL, *(["--batch_size_train", "4", "--queue_size", "8"] if short else [])],
-                   device)
+    run = make_run(small(short), device)
     return [row("training", f"a step on shapes, B {run.options.batch_size_train}",
                 "the bare encoders", beside_encoders(run, repeats))]
 
@@ -120,10 +123,30 @@ def gpu_rows(batch: int, rate: float, repeats: int) -> list[Row]:
                         memory_of_steps(run), unit="MiB"))
     if batch == 32:
         plain = make_run([*flags, "--precision", "fp32"], "cuda")
-        rows.append(row("training", what, "the float32 step takes (times ours)", in_turns(
-            repeats, lambda: step(run, random_batch(run)),
-            lambda: step(plain, random_batch(plain)), "cuda"), inverse=True))
+        rows.append(row("training", what, "the float32 step takes (times ours)",
+                        of_both(run, plain, repeats), inverse=True))
     return rows
+
+
+def compile_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """A step with `--compile` beside the same without."""
+    settings = [small(short)]
+    if device == "cuda":
+        encoders.BUILT_IN.update(PUBLISHED_ENCODERS)
+        settings = [[*PUBLISHED, "--batch_size_train", str(batch)] for batch in (32, 128)]
+    rows = []
+    for flags in settings:
+        compiled, plain = make_run([*flags, "--compile"], device), make_run(flags, device)
+        rows.append(row("compile", f"a step with --compile, {' '.join(flags)}",
+                        "without it takes (times ours)", of_both(compiled, plain, repeats),
+                        inverse=True))
+    return rows
+
+
+def of_both(run: Run, other: Run, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of a step of each."""
+    return in_turns(repeats, lambda: step(run, random_batch(run)),
+                    lambda: step(other, random_batch(other)), run.device.type)
 
 
 def beside_encoders(run: Run, repeats: int) -> tuple[list[float], list[float]]:

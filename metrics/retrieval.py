@@ -15,6 +15,7 @@ from fne_loss import at_least_float32
 
 BLOCK = 2**20  # similarities held at a time (4 MiB in float32, which stay in the cache)
 WIDTH = 1024  # captions among them
+BLOCK_ON_GPU, WIDTH_ON_GPU = 2**24, 2**13  # where each operation has to be launched
 ALL_AT_ONCE = 1 / 32  # share of pairs from which a whole product is faster than one by one
 
 
@@ -106,13 +107,13 @@ def ranks_and_folds(
         0, owners, texts_bar, "amax")  # (N_i,) the best own caption
     i2t = torch.zeros(2, len(images), dtype=torch.int64, device=images.device)  # all, within folds
     t2i = torch.zeros(2, len(texts), dtype=torch.int64, device=images.device)
-    width = min(BLOCK, WIDTH)
-    room = images.new_empty(BLOCK)
+    size, width = (BLOCK_ON_GPU, WIDTH_ON_GPU) if images.is_cuda else (BLOCK, min(BLOCK, WIDTH))
+    room = images.new_empty(size)
     for fold, columns in parts(fold_of.bincount().tolist(), width):
         some = texts[order[columns] if copied else columns]  # (c, D)
-        before, size = fold * (len(images) // folds), len(images) // folds
-        around = [before, size, len(images) - before - size]  # photos before, in and after the fold
-        for part, rows in parts(around, BLOCK // width):
+        inside = len(images) // folds
+        around = [fold * inside, inside, (folds - fold - 1) * inside]  # photos before, in and after
+        for part, rows in parts(around, size // width):
             if only_folds and part != 1:
                 continue
             into = slice(0, 2 if part == 1 else 1)

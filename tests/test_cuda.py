@@ -14,6 +14,7 @@ from helpers.steps import make_run, run_with_a_bank, take_step
 import train
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
+from metrics import retrieval
 from training.clock import StepClock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -67,6 +68,21 @@ def test_evidence_is_that_of_the_cpu():
 
 def unit(*shape):
     return torch.nn.functional.normalize(torch.randn(shape), dim=1)
+
+
+@pytest.mark.parametrize("block", [2**24, 2000])
+def test_ranks_on_a_gpu_are_those_of_the_cpu(monkeypatch, block):
+    """Also where scores are as good as equal."""
+    monkeypatch.setattr(retrieval, "BLOCK_ON_GPU", block)
+    monkeypatch.setattr(retrieval, "WIDTH_ON_GPU", 100)
+    torch.manual_seed(0)
+    image_of_text = torch.arange(60).repeat_interleave(5)
+    spread = unit(60, 16), unit(300, 16)
+    near = [unit(1, 16) + 2e-8 * torch.randn(count, 16) for count in (60, 300)]
+    for images, texts in spread, near:
+        found = [retrieval.metrics_and_five_fold(images.to(device), texts.to(device), image_of_text)
+                 for device in ("cpu", "cuda")]
+        assert found[0] == found[1]
 
 
 def test_the_clock_on_a_gpu():
