@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from common.errors import NOT_DETERMINISTIC, InputError, one_line, pass_on
 from common.options import TrainOptions
+from common.terminal import warn
 from encoders.families import choose_pooling, find_family
 from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
 from encoders.hub import from_cache, why_not
@@ -336,6 +338,10 @@ def try_gradients(model: DualEncoder, options: TrainOptions, device: torch.devic
 
 def compile_encoders(*models: DualEncoder) -> None:
     """torch.compile the encoders in place; the names of their weights stay."""
+    version = transformers.__version__
+    if (5, 9) <= tuple(map(int, version.split(".")[:2])) < (5, 18):
+        warn(f"--compile: transformers {version} gives a compiled ViT a mask, and its attention is "
+             "slow with one on a GPU: pip install 'transformers>=5.18'")
     # PyTorch counts the graphs of all modules together, since what it compiles is the code that
     # calls any of them. Each encoder needs up to `GRAPHS`; past the limit it would not be compiled.
     dynamo = torch._dynamo.config

@@ -37,6 +37,14 @@ def test_each_compiled_encoder_runs_as_one_graph():
     assert status_of(in_a_child(check_graphs)) == 0
 
 
+@pytest.mark.parametrize(("version", "told"), [
+    ("4.57.1", False), ("5.8.0", False), ("5.9.0", True), ("5.17.2", True), ("5.18.0.dev0", False)])
+def test_a_version_whose_compiled_attention_is_slow_is_told(version, told, monkeypatch, capsys):
+    monkeypatch.setattr(transformers, "__version__", version)
+    compile_encoders()
+    assert ("transformers>=5.18" in capsys.readouterr().err) == told
+
+
 def check_graphs():
     """All four encoders share the code that PyTorch counts graphs of; past its limit they would not
     be compiled."""
