@@ -114,7 +114,9 @@ def loss_rows(short: bool, repeats: int, device: str) -> list[Row]:
                 cosine(anchors, keys)
                 cosine(anchors, stored)
 
-        times = in_turns(repeats if size < 1e5 else min(repeats, 3), step, products, device, fresh)
+        # Short work is disturbed most, and costs least to repeat.
+        times = in_turns(4 * repeats if size < 1e4 else repeats if size < 1e5 else min(repeats, 3),
+                         step, products, device, fresh)
         name = "FNE loss" if posterior == "published" else "FNE loss by evidence"
         rows.append(row("loss", f"{name} and gradient, B {batch:,}, M {size:,}, D {dim}, "
                         f"{left:.0%} left by the cut-down", "its similarity products", times))
@@ -142,7 +144,8 @@ def evaluation_rows(short: bool, repeats: int, device: str) -> list[Row]:
         size = f"{images:,} x {5 * images:,}, D {dim}"
         for what, work in ((f"all metrics of {size}", retrieval_metrics),
                            (f"with five folds, {size}", metrics_and_five_fold)):
-            times = in_turns(repeats, work, product, device, fresh)
+            turns = 4 * repeats if images < 5000 else repeats
+            times = in_turns(turns, work, product, device, fresh)
             rows.append(row("evaluation", what, "one matrix product", times))
     return rows
 
