@@ -152,8 +152,7 @@ def other_captions(
 
 
 def parts(size: int, batch: int, rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Bounds that part the C = B + M candidates so that no (R, c) gets large, nor a step's memory;
-    the first part begins with the batch's own keys."""
+    """Bounds that part the C = B + M candidates, the batch's keys first: no (R, c) gets large."""
     width = max(PART_ON_CPU // rows, LEAST) if device.type == "cpu" else max(PART // rows, 1)
     width = math.ceil(size / math.ceil(size / width))
     width += -width % 64 if width > 64 else 0  # which is faster to multiply
@@ -260,9 +259,9 @@ class Asked(NamedTuple):
             similarity_to_part(*side, start, out)
         return whole
 
-    def uniform(self, count: int) -> Tensor:
-        """(R, count) doubles in [0, 1): the anchors' part of what is drawn for the whole batch."""
-        drawn = torch.rand(len(self.sides), len(self.sides[0].keys), count, dtype=torch.float64,
+    def uniform(self, sides: int, *shape: int) -> Tensor:
+        """(sides A, *shape) doubles in [0, 1): the anchors' part of what the whole batch draws."""
+        drawn = torch.rand(sides, len(self.sides[0].keys), *shape, dtype=torch.float64,
                            device=self.own.device, generator=self.generator)
         return drawn[:, self.mine].flatten(0, 1)
 
@@ -271,8 +270,8 @@ class Look:
     """A draw for each of the R anchors `asked` for, from candidates that are shown part by part.
 
     `weights` makes (R, c) of similarities (R, c), s+ (R,), barred (R, c) and similarities of
-    captions (R, c), or None; `sample` columns (n,) of some rows (n, c) of these, fallback (n,) and,
-    where the anchors are not the whole batch, random shares (n,)."""
+    captions (R, c), or None; `sample` columns (A,) of one direction's (A, c) of these, fallback
+    (A,) and, of a part of the batch, random shares (A,)."""
 
     def __init__(self, asked: Asked, weights: Callable, sample: Callable):
         self.asked, self.weights, self.sample = asked, weights, sample
@@ -322,12 +321,13 @@ class Weighing(Look):
         # A part's draw replaces the earlier one with its share of the weight: one draw from all.
         weight = weights.sum(dim=1, dtype=torch.float64)
         self.total += weight
-        replace = ask.uniform(1)[:, 0] * self.total < weight
-        given = [weights, at]
-        if ask.generator or len(ask.own) < len(ask.sides) * len(ask.sides[0].keys):
-            given.append(ask.uniform(1)[:, 0])  # shares
-        here = torch.cat([self.sample(*side) for side in zip(*map(ask.by_side, given))])
-        self.drawn = torch.where(replace, start + here, self.drawn)
+        chances, here = [], []
+        for side in zip(ask.by_side(weights), ask.by_side(at)):
+            chances.append(ask.uniform(1))
+            whole = ask.generator is None and len(side[0]) == len(ask.sides[0].keys)
+            here.append(self.sample(*side) if whole else self.sample(*side, ask.uniform(1)))
+        replace = torch.cat(chances) * self.total < weight  # (R,)
+        self.drawn = torch.where(replace, start + torch.cat(here), self.drawn)
         seen, allowed = (torch.stack([side.count_nonzero() for side in ask.by_side(of)])
                          for of in (weights, ~barred))
         pairs = [of if texts is None else of.masked_fill(barred, 0.0) for of in (similarity, texts)]
@@ -393,9 +393,9 @@ class Proposing(Look):
         above = above.view(rows, GROUP, width)
         sums = above.sum(dim=1).cumsum(dim=1)  # (R, width) of all groups up to each
         self.seen += sums[:, -1:]
-        rank = (self.asked.uniform(PROPOSALS) * self.seen).floor_()  # (R, P) this part's first
+        rank = self.asked.uniform(len(self.asked.sides), PROPOSALS) * self.seen  # (R, P)
         row, slot = (rank < sums[:, -1:]).nonzero(as_tuple=True)  # (n,), (n,)
-        rank = rank.to(sums.dtype)
+        rank = rank.floor_().to(sums.dtype)  # this part's are the first
         group = torch.searchsorted(sums, rank, right=True)[row, slot]  # (n,) with the rank-th
         members = above[row, :, group].cumsum(dim=1)  # (n, GROUP)
         rank = rank[row, slot] - sums[row, group] + members[:, -1]
@@ -409,7 +409,7 @@ class Proposing(Look):
     def negatives(self) -> Tensor:
         """As `Weighing.negatives`."""
         weights = self.weights(self.similarity, self.asked.own, self.at == NO_NEGATIVE, self.texts)
-        taken = self.asked.uniform(PROPOSALS) < weights  # (R, P)
+        taken = self.asked.uniform(len(self.asked.sides), PROPOSALS) < weights  # (R, P)
         first, any_taken = taken.byte().argmax(dim=1, keepdim=True), taken.any(dim=1)
         negatives = self.at.gather(1, first)[:, 0].where(any_taken, self.hardest_at)
         left = (self.seen[:, 0] > 0) & ~any_taken  # (R,)
