@@ -224,7 +224,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                        help="of several processes each keeps a share of Adam's moments, for one "
                             "more sending of the weights in a step")
     group.add_argument("--compile", action=OnOff,
-                       help="torch.compile the encoders: a slow start, then faster steps")
+                       help="torch.compile the encoders: a slow start, then steps that may be "
+                            "faster (docs/speed.md)")
     group.add_argument("--deterministic", action=OnOff,
                        help="on a GPU: a run that is repeated, or goes on, ends in the same bits; "
                             "slower")
