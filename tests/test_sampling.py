@@ -289,6 +289,22 @@ def test_an_anchor_that_is_not_finite_draws_nothing_and_no_other_is_disturbed(
     assert (i2t.negatives[[0, 1, 3, 4, 5, 6, 7]] >= 0).all() and (t2i.negatives >= 0).all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_both_directions_together_draw_what_one_after_the_other_does(monkeypatch, name):
+    """With the same random numbers, so that a run is repeated by any version that draws so."""
+    look_by(monkeypatch, "weighing", 2**18)
+    case = make_case(name)
+    images, texts, image_keys, text_keys, ids = case.inputs
+    for seed in range(20):
+        torch.manual_seed(seed)
+        together = [draw.negatives for draw in case.criterion.draw_both(*case.inputs, case.bank)]
+        torch.manual_seed(seed)
+        apart = [case.criterion.draw(anchors, keys, bank_keys, ids, case.bank.image_ids).negatives
+                 for anchors, keys, bank_keys in ((images, text_keys, case.bank.text_keys),
+                                                  (texts, image_keys, case.bank.image_keys))]
+        torch.testing.assert_close(together, apart, rtol=0, atol=0)
+
+
 def test_large_steps_on_a_cpu_propose(monkeypatch):
     ways = []
     for way in memory_bank.Weighing, memory_bank.Proposing:
