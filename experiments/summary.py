@@ -267,12 +267,12 @@ def draw_differences(
         axes.plot([left] * len(seeds), seeds, ".", color=COLOURS[way], alpha=0.5)
 
 
-def write_summary(folder: Path) -> str:
+def write_summary(folder: Path) -> str | None:
     """Write `<folder>.json`, `.md`, `.svg` and `.png` beside the folder of the results; the table.
-    """
+    None where no two runs are to be compared."""
     found = summary(read_results(folder))
     if not found["rows"]:
-        raise InputError(f"--results {folder} holds no two runs with and without the oracle yet")
+        return None
     text, figure = table(found), figure_of(found)
     if found["uses"]:
         text += f"\n{table_of_uses(found)}"

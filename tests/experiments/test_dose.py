@@ -241,6 +241,20 @@ def test_the_report_renders_what_is_there_without_a_run(tmp_path, monkeypatch, c
     assert (tmp_path / "results.svg").read_bytes() == first
 
 
+def test_runs_without_their_oracle_are_kept_and_make_no_table(tmp_path, monkeypatch, capsys):
+    """As `--losses --uses ...` leaves them in a new folder: that is no mistake, but to ask for a
+    report of them is one."""
+    monkeypatch.setattr(dose, "do", lambda options, protocol: None)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "one.json").write_text(json.dumps(result("10", 1, "fne", "off", 100)))
+    places = ["--work", str(tmp_path / "work"), "--results", str(folder)]
+    dose.main(places)
+    assert capsys.readouterr().out.startswith("No table: ")
+    expect_one_line([*places, "--report"], "holds no two runs", capsys, dose.main)
+    assert not (tmp_path / "results.md").exists()
+
+
 # ----------------------------------------------------------------------------------------- mistakes
 
 
