@@ -374,8 +374,8 @@ class Proposing(Look):
             side.numel() - len(own[1]) if further is None else (side > -torch.inf).count_nonzero()
             for side in ask.by_side(similarity)])
         seen = self.propose(start, similarity, texts)  # (R,)
-        bare = (self.seen[:, 0] == 0).nonzero()[:, 0]  # whose hardest may be asked for
-        if len(bare):
+        if not self.seen.all():  # the hardest of these may be asked for
+            bare = (self.seen[:, 0] == 0).nonzero()[:, 0]
             self.keep_hardest(start, similarity[bare], bare)
         if texts is not None:
             bar(similarity, 0.0)

@@ -93,7 +93,8 @@ class Products(TorchDispatchMode):
         self.counts = Counter()
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        mm = torch.ops.aten.mm
+        if function in (mm.default, mm.out, torch.ops.aten.addmm.default):
             left, right = arguments[-2:]
             self.counts[tuple(left.shape), tuple(right.shape)] += 1
         return function(*arguments, **(keywords or {}))
