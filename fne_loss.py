@@ -367,11 +367,13 @@ class FNELoss(nn.Module):
     def draw_from(
         self, sides: list[Side], image_ids: Tensor, bank_ids: Tensor, first, excluded, captions=None
     ) -> tuple[Draw, ...]:
-        """As `draw`, for each of `sides`, with `excluded` for all or none; by evidence given
-        captions: (B, D), (M, D), ids (C,)."""
+        """As `draw`, for each of `sides`; by evidence given captions: (B, D), (M, D), ids (C,)."""
         ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0].anchors))
         own = torch.cat([cosine_of_pairs(side.anchors, side.keys[mine]) for side in sides])
-        further = None if all(of is None for of in excluded) else torch.cat(tuple(excluded))
+        further = None
+        if any(of is not None for of in excluded):
+            none = torch.zeros(len(sides[0].anchors), len(ids), dtype=torch.bool, device=ids.device)
+            further = torch.cat([none if of is None else of for of in excluded])
         asked = Asked(sides, own, image_ids[mine].repeat(len(sides)), ids, further, mine,
                       Captions.of(image_ids[mine], ids, mine, *captions) if captions else None)
         if ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
@@ -385,20 +387,18 @@ class FNELoss(nn.Module):
 
     def look_back(self, look: Weighing | Proposing, first: int) -> tuple[Draw, ...]:
         """What was drawn in each direction, once `look` has seen all candidates."""
-        ask, negatives, texts = look.asked, look.negatives(), None
-        by_side = ask.by_side(negatives)
-        gathered = [gather_drawn(side.keys, side.bank_keys, drawn, first)
-                    for side, drawn in zip(ask.sides, by_side)]
-        similarity = torch.cat([cosine_of_pairs(side.anchors, keys[len(rows) :])
-                                for side, (keys, rows) in zip(ask.sides, gathered)])
-        same = torch.zeros_like(look.moments)
-        if ask.captions is not None:
-            same = torch.stack([ask.captions.moments(side) for side in ask.sides])
-            texts = torch.cat([ask.captions.similarity_to(drawn) for drawn in by_side])
-        posterior = self.posterior(similarity, texts).where(negatives != NO_NEGATIVE, 0.0)
-        evidence = torch.stack([same, look.moments], dim=1)  # (S, 2, 6)
-        return tuple(Draw(drawn, *found, *told) for drawn, found, *told in zip(
-            by_side, gathered, ask.by_side(posterior), look.counts, evidence))
+        ask, draws = look.asked, []
+        for side, negatives, counts, different in zip(
+                ask.sides, ask.by_side(look.negatives()), look.counts, look.moments):
+            keys, rows = gather_drawn(side.keys, side.bank_keys, negatives, first)
+            texts, same = None, torch.zeros_like(different)
+            if ask.captions is not None:
+                texts, same = ask.captions.similarity_to(negatives), ask.captions.moments(side)
+            similarity = cosine_of_pairs(side.anchors, keys[rows])
+            posterior = self.posterior(similarity, texts).where(negatives != NO_NEGATIVE, 0.0)
+            evidence = torch.stack([same, different])
+            draws.append(Draw(negatives, keys, rows, posterior, counts, evidence))
+        return tuple(draws)
 
     def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
         """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""

@@ -109,9 +109,9 @@ def loaded(folder: Path, workers: int) -> dict[str, float]:
     return result
 
 
-def ordered(pairs: int, plain: bool) -> dict[str, float]:
-    """Seconds to the first batch of an epoch of these pairs, and MiB on top, at most."""
-    sampler, before = EpochSampler(pairs, 32, 3407), highest()
+def ordered(plain: bool) -> dict[str, float]:
+    """Seconds to the first batch of an epoch of `ORDER` pairs, and MiB on top, at most."""
+    sampler, before = EpochSampler(ORDER, 32, 3407), highest()
     began, cpu = time.perf_counter(), used()
     next(iter(plain_order(sampler) if plain else sampler))
     return {"seconds": time.perf_counter() - began, "cpu": used() - cpu,
@@ -146,8 +146,7 @@ def memory_of(process: int, kind: str = "Pss:") -> float:
 
 WORK = {"started": lambda folder, _: started(folder),
         "loaded": lambda folder, workers: loaded(folder, int(workers)),
-        "ordered": lambda _, pairs: ordered(int(pairs), plain=False),
-        "ordered from lists": lambda _, pairs: ordered(int(pairs), plain=True)}
+        "ordered": lambda folder, plain: ordered(plain == "plain")}
 
 
 def alone(work: str, folder: Path, argument: object = "") -> dict[str, float]:
@@ -173,7 +172,7 @@ def pair_rows(pairs: int) -> list[str]:
         kept = sum(path.stat().st_size for path in files)
         text = (folder / "train.jsonl").stat().st_size
         none, some = (alone("loaded", folder, workers) for workers in (0, WORKERS))
-        short, plain = (alone(f"ordered{kind}", folder, ORDER) for kind in ("", " from lists"))
+        short, plain = (alone("ordered", folder, kind) for kind in ("", "plain"))
     lines = ["| of simulated pairs | |", "|---|---|",
              f"| pairs, one a photo; the split file | {pairs:,}; {text / 1e6:,.0f} MB |",
              f"| kept and mapped, bytes a pair | {kept / pairs:.1f} |"]

@@ -39,6 +39,7 @@ from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from model import build_model
 
 RESULTS = Path(__file__).parent / "results"
+OFTEN = 4  # times as often is short work measured: it is disturbed most
 
 
 def unit_rows(count: int, dim: int, device: str, near: torch.Tensor | None = None) -> torch.Tensor:
@@ -114,9 +115,9 @@ def loss_rows(short: bool, repeats: int, device: str) -> list[Row]:
                 cosine(anchors, keys)
                 cosine(anchors, stored)
 
-        # Short work is disturbed most, and costs least to repeat.
-        times = in_turns(4 * repeats if size < 1e4 else repeats if size < 1e5 else min(repeats, 3),
-                         step, products, device, fresh)
+        turns = repeats if short or size >= 1e4 else OFTEN * repeats
+        turns = turns if size < 1e5 else min(repeats, 3)
+        times = in_turns(turns, step, products, device, fresh)
         name = "FNE loss" if posterior == "published" else "FNE loss by evidence"
         rows.append(row("loss", f"{name} and gradient, B {batch:,}, M {size:,}, D {dim}, "
                         f"{left:.0%} left by the cut-down", "its similarity products", times))
@@ -144,7 +145,7 @@ def evaluation_rows(short: bool, repeats: int, device: str) -> list[Row]:
         size = f"{images:,} x {5 * images:,}, D {dim}"
         for what, work in ((f"all metrics of {size}", retrieval_metrics),
                            (f"with five folds, {size}", metrics_and_five_fold)):
-            turns = 4 * repeats if images < 5000 else repeats
+            turns = repeats if short or images >= 5000 else OFTEN * repeats
             times = in_turns(turns, work, product, device, fresh)
             rows.append(row("evaluation", what, "one matrix product", times))
     return rows

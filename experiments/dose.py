@@ -250,8 +250,8 @@ def main(argv: list[str] | None = None) -> None:
             do(options, protocol)
         from experiments.summary import write_summary  # loads matplotlib and SciPy
 
-        table, why = write_summary(Path(protocol.results)), (
-            f"--results {protocol.results} holds no two runs with and without the oracle yet")
+        table = write_summary(Path(protocol.results))
+        why = f"--results {protocol.results} holds no two runs with and without the oracle yet"
         if table is None and options.report:
             raise InputError(why)
         tell(table or f"No table: {why}. What ran is kept there.")

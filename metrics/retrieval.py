@@ -118,7 +118,8 @@ def ranks_and_folds(
                 continue
             into = slice(0, 2 if part == 1 else 1)
             own = owners[columns] - rows.start  # (c,) the row of each caption's photo
-            block = Block(images[rows], some, images[rows] @ some.T, own, room)
+            there = ((own >= 0) & (own < rows.stop - rows.start)).nonzero()[:, 0]
+            block = Block(images[rows], some, images[rows] @ some.T, own, there, room)
             for ranks, bar, along in ((i2t[into, rows], images_bar[rows, None], 1),
                                       (t2i[into, columns], texts_bar[None, columns], 0)):
                 ranks += better(block, bar, along, close, tie)
@@ -134,6 +135,7 @@ class Block(NamedTuple):
     texts: Tensor  # (c, D)
     similarity: Tensor  # (b, c)
     own: Tensor  # (c,) the row of each caption's photo, which may be none of the b
+    there: Tensor  # (n,) the captions whose photo is one of the b
     room: Tensor  # (b c,) or more, to work in
 
 
@@ -146,9 +148,8 @@ def better(block: Block, bar: Tensor, along: int, close: float, tie: float) -> T
     flags = block.room[: similarity.numel()].view_as(similarity)
     found = torch.gt(similarity, high, out=flags).sum(along)  # never the own one
     near = torch.ge(similarity, low, out=flags).sum(along) - found  # with the own ones
-    columns = ((own >= 0) & (own < len(similarity))).nonzero()[:, 0]  # (n,)
-    rows = own[columns]  # (n,)
-    lines, score = (columns, rows)[along], similarity[rows, columns]  # (n,), (n,)
+    rows = own[block.there]  # (n,)
+    lines, score = (block.there, rows)[along], similarity[rows, block.there]  # (n,), (n,)
     at_bar = (score >= low.flatten()[lines]) & (score <= high.flatten()[lines])
     near.index_add_(0, lines, at_bar.to(near.dtype), alpha=-1)
     found, lines = found.long(), near.nonzero()[:, 0]

@@ -100,6 +100,19 @@ def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, w
                     assert weights[anchor, drawn] > 0 or not weights[anchor].any()
 
 
+@pytest.mark.parametrize("way", ["weighing", "proposing"])
+def test_one_direction_alone_may_have_excluded_further(monkeypatch, way):
+    look_by(monkeypatch, way, 2**18)
+    case = make_case("wrapped")
+    shape = len(case.ids), len(case.candidate_ids)
+    for side in 0, 1:
+        mask = [None, None]
+        mask[side] = torch.ones(shape, dtype=torch.bool)
+        draws = case.criterion.draw_both(*case.inputs, case.bank, excluded=mask)
+        assert (draws[side].negatives == NO_NEGATIVE).all()
+        assert (draws[1 - side].negatives >= 0).all()
+
+
 def test_the_bound_of_the_cut_down_is_mean_minus_margin():
     bound = fne_loss.cut_down_bound(gaussian(0.7, 0.01), 0.2)
     assert bound.shape == () and bound.item() == pytest.approx(0.5, abs=1e-15)
@@ -343,9 +356,9 @@ def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, pa
     assert sum(share for _, share in shares).item() == pytest.approx(loss.item())
     for side in 0, 1:
         parts = [found[side] for found, _ in shares]
-        assert torch.equal(torch.cat([draw.negatives for draw in parts]), whole[side].negatives)
-        torch.testing.assert_close(
-            torch.cat([draw.posterior for draw in parts]), whole[side].posterior)
+        for told in "negatives", "posterior":
+            assert torch.equal(torch.cat([getattr(draw, told) for draw in parts]),
+                               getattr(whole[side], told))
         assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
     assert len({*map(float, after)}) == 1
 

@@ -13,12 +13,12 @@ def test_growth_gives_a_row_for_each_size(capsys):
 
 def test_pairs_are_simulated_read_and_loaded(monkeypatch, capsys):
     """Enough to be kept would be 100,000; here it is seen that every line is there."""
-    monkeypatch.setattr(large_data, "ORDER", 12_000)
+    monkeypatch.setattr(large_data, "BATCHES", 2)
     growth.main(["--banks", "--photos", "--pairs", "300"])
     printed = capsys.readouterr().out
     for line in ("| pairs, one a photo; the split file | 300; ", "| first start", "| second start",
                  "| memory while 0 workers load", "| memory while 4 workers load",
-                 "12,000 pairs: ", "12,000 pairs, from lists: "):
+                 "12,000,000 pairs: ", "12,000,000 pairs, from lists: "):
         assert line in printed
 
 
