@@ -19,11 +19,10 @@ from common import files
 from common.errors import InputError, exit_on_input_error
 from common.flags import Parser, add_column_flags
 from common.terminal import tell
-from inputs.formats import KARPATHY_SPLITS, read_records
-from inputs.records import Columns, Record
-from inputs.split_files import OWN_NAMES, own_files
+from inputs.records import SPLIT_NAMES, Columns, Record, read_records, split_of_word
+from inputs.sources import own_files
 
-SPLITS = tuple(OWN_NAMES)
+SPLITS = tuple(SPLIT_NAMES)
 BEGIN = '[\n{"image": '  # of the files that are written here, and of no others
 
 
@@ -59,9 +58,7 @@ def as_told(records: list[Record], path: Path) -> dict[str, str]:
                          "these shall have")
     split_of = {}
     for record in records:
-        told = (record.split or "").strip().lower()
-        part = next((part for part in SPLITS
-                     if told in KARPATHY_SPLITS[part] or told in OWN_NAMES[part]), None)
+        part = split_of_word(record.split)
         if part is None:
             raise InputError(f"{path}: {record.place}: split {record.split!r} is none of train, "
                              "val and test")

@@ -14,9 +14,14 @@ from common.files import check_path, is_unicode
 from common.terminal import warn
 from evaluation import encode_captions
 from inputs.captions import clean_caption
-from inputs.formats import read_records
-from inputs.records import Columns
-from inputs.text_files import lines_of, numbered_lines, read_text, text_of
+from inputs.records import (
+    Columns,
+    lines_of,
+    numbered_lines,
+    read_records,
+    read_text,
+    text_of,
+)
 from model import DualEncoder
 
 STDIN = "-"
@@ -102,7 +107,7 @@ def lines(text: str) -> list[str]:
 
 def read_captions(path: Path, columns: Columns) -> list[str]:
     """The captions of a file, each once, in its order: the lines of a `.txt`, of "-" those of
-    standard input, and what `inputs.formats` reads of any other file.
+    standard input, and what `inputs.records` reads of any other file.
 
     Raises:
         InputError: it cannot be read, or holds none.

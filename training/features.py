@@ -18,7 +18,6 @@ from common.options import ModelOptions
 from common.terminal import say, warn
 from common.weights import add_to_digest
 from inputs.photos import Photo
-from inputs.shards import TarPhoto
 from training import storage
 from training.run import Run
 
@@ -55,9 +54,8 @@ def photos_digest(photos: Sequence[Photo], root: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for photo in photos:
-        if isinstance(photo, TarPhoto):
-            digest.update(f"{photo.name!r} {photo.offset} {photo.size} {photo.shard.size} "
-                          f"{photo.shard.changed}\n".encode())
+        if not isinstance(photo, Path):
+            digest.update(f"{photo.state()}\n".encode())
             continue
         state, name = photo.stat(), photo.relative_to(root).as_posix()
         digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())
