@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.files import read_json
-from common.options import SourceOptions, TrainOptions
+from common.options import EncodingOptions, SourceOptions
 from common.processes import gather
 from common.ranks import own_rows, world
 from inputs.arrays import Texts
@@ -228,6 +228,16 @@ class LoadedSplit(NamedTuple):
     captions: Captions  # (N_t,)
 
 
+class LoadingOptions(Protocol):
+    """Options of training that decide how its pairs are loaded, as `training.options` has them
+    beside the `EncodingOptions`; this file may not import them from there."""
+
+    augment: str
+    freeze: str | None
+    batch_size_train: int
+    seed: int
+
+
 def photos_place(options: SourceOptions, split: str) -> Path:
     """The folder or shards of a split's photos.
 
@@ -281,7 +291,7 @@ def photos_of(
 
 
 def load_split(
-    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None,
+    options: EncodingOptions, name: str, tokenizer, captions_per_image: int | None = None,
     every_photo: bool = True,
 ) -> LoadedSplit:
     """Read, check and tokenise the split `name` as the options say.
@@ -299,7 +309,7 @@ def load_split(
     return LoadedSplit(split, photos, captions)
 
 
-def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+def load_train_set(options: LoadingOptions, tokenizer) -> LoadedSplit:
     """`load_split` for training. Of very many photos a sample is checked, where another pair can
     stand in for one that turns out broken.
 
@@ -310,13 +320,13 @@ def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
     return load_split(options, "train", tokenizer, every_photo=sees_photos_once(options))
 
 
-def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
+def load_eval_set(options: EncodingOptions, name: str, tokenizer) -> LoadedSplit:
     """`load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     return load_split(options, name, tokenizer, limit)
 
 
-def load_test_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+def load_test_set(options: EncodingOptions, tokenizer) -> LoadedSplit:
     """`load_eval_set` of the test split, beside a training split that --data_path names."""
     check_places(options, ("train", "test"))
     return load_eval_set(options, "test", tokenizer)
@@ -348,12 +358,12 @@ def photos_of_both(one: LoadedSplit, other: LoadedSplit) -> list[Photo]:
     return [photo for photo in small.photos if photo in perhaps] if perhaps else []
 
 
-def sees_photos_once(options: TrainOptions) -> bool:
+def sees_photos_once(options: LoadingOptions) -> bool:
     """Whether no step could tell a photo's features from those of the first time."""
     return options.freeze == "image" and options.augment == "none"
 
 
-def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
     """Batches of the training split, of each the rows that are this process's; without pixels where
     `sees_photos_once`.
 

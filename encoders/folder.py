@@ -20,7 +20,8 @@ from torch import Tensor
 
 from common.errors import InputError, one_line, pass_on
 from common.files import read_json
-from common.options import LONGEST_PREFIX
+from common.flags import flags_of
+from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.preparation import Preparation
 from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
 from encoders.stored import KEY, SIDES, config_text, tokenizer_text, words_of
@@ -188,9 +189,9 @@ def check_config(config: dict, folder: Path) -> None:
         kinds |= {name: isinstance(model[name], str) for name in ("image_pooling", "text_pooling")}
         kinds["projection"] = type(model["projection"]) is int and 0 <= model["projection"] < 2**16
         kinds["prefix"] = kinds["prefix"] and len(prepared["prefix"]) <= LONGEST_PREFIX
-        kinds["image_res"] = kinds["image_res"] and 1 <= prepared["image_res"] <= 8192
-        for name, least in ("max_words", 1), ("max_tokens", 3):
-            kinds[name] = kinds[name] and least <= prepared[name] <= 10**6
+        flags = flags_of(SourceOptions) | flags_of(DataOptions)
+        for name in "image_res", "max_words", "max_tokens":
+            kinds[name] = kinds[name] and flags[name].is_in_range(prepared[name])
         kinds["about"] = isinstance(about["options"], dict)
         prepared["mean"], prepared["std"] = list(prepared["mean"]), list(prepared["std"])
         wrong = [name for name, good in kinds.items() if not good]

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from common import files
 from common.errors import InputError, exit_on_input_error
-from common.flags import Parser, add_column_flags
+from common.options import SourceOptions
+from common.parser import Parser, add_flags
 from common.terminal import tell
 from inputs.formats import KARPATHY_SPLITS, read_records
 from inputs.records import Columns, Record
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test", type=int, metavar="PHOTOS",
                         help="size of test; all other photos are trained on")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
-    add_column_flags(parser)
+    add_flags(parser, SourceOptions, "image_column", "caption_column")
     options = parser.parse_args(argv)
     with exit_on_input_error():
         files.check_path(options.captions, "CAPTIONS")

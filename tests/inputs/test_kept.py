@@ -20,12 +20,12 @@ import inputs.kept
 import inputs.pairs
 import train
 from common.errors import InputError
-from common.options import parse
 from data import load_split, read_split
 from inputs.arrays import Texts
 from inputs.captions import Captions
 from inputs.kept import cache_folder, kept
 from inputs.records import USUAL, Columns
+from training.options import parse
 
 RAW = ["A red cat, runs.", "dog", "a BLUE dog sits; a red cat runs", "zebra-cat"] * 3
 TABLE = "file_name,text,title\n" + "".join(
