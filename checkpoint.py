@@ -13,14 +13,9 @@ import numpy as np
 import torch
 
 from common.errors import InputError, one_line, pass_on
-from common.flags import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
-from common.options import (
-    FROM_CHECKPOINT,
-    Brought,
-    ScoringOptions,
-    TrainOptions,
-    settle_data_path,
-)
+from common.flags import check_values, flags_of, names_from_checkpoint
+from common.options import EncodingOptions, LoadedParts, set_data_path
+from common.presets import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
 from common.processes import from_main
 from common.ranks import is_main, world
 from common.terminal import say, warn
@@ -31,6 +26,7 @@ from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
+from training.options import TrainOptions, options_class
 from training.restore import PROGRESS, check_bank, load_optimizer, load_progress, load_weights
 from training.run import Run
 
@@ -38,11 +34,11 @@ FORMAT = "fne-1"
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
                 "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
-                "caption_prefix")
+                "caption_prefix", "captions")
 # What a run cannot change when it goes on. A test may, but for the width of the projection.
 FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-         "image_pooling", "text_pooling", "caption_prefix", "queue_size", "bank_dtype",
-         "loss", "posterior", "dataset", "ambiguity", "batch_size_train", "seed")
+         "image_pooling", "text_pooling", "caption_prefix", "captions", "exif", "queue_size",
+         "bank_dtype", "loss", "posterior", "dataset", "ambiguity", "batch_size_train", "seed")
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -142,40 +138,58 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published"} | released_options(state)
     # Which had no such options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
-    return earlier | {name: value for name, value in state["options"].items()
-                      if name in FROM_CHECKPOINT}
+    allowed = names_from_checkpoint(options_class())
+    return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
 
-def merge_options(
-    options: TrainOptions | ScoringOptions, given: set[str], state: dict, path: Path
-) -> None:
-    """Fill `options` from a checkpoint, except what the command line gave.
+def options_of_run(options: EncodingOptions, state: dict) -> TrainOptions:
+    """Return the options of the run that made a checkpoint, as the command with `options` sees it.
 
-    `options.stored` becomes what the checkpoint brings along of its encoders.
+    Those of `options` come first: the command may have been given other ones. A command that does
+    not train has only a part of them; the others are the checkpoint's, or the published setting.
+
+    Raises:
+        InputError: the checkpoint holds a value that its flag cannot give.
+    """
+    if isinstance(options, TrainOptions):
+        return options
+    known = flags_of(options_class()).keys()
+    values = {name: value for name, value in vars(options).items() if name in known}
+    of_run = options_class()(**stored_options(state) | values)
+    check_values(of_run)
+    return of_run
+
+
+def merge_options(options: EncodingOptions, given: set[str], state: dict, path: Path) -> None:
+    """Fill `options` in place from a checkpoint, except what the command line gave.
+
+    `options.stored_encoders` becomes what the checkpoint brings along of its encoders.
 
     Raises:
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
     stored = stored_options(state)
+    testing = not isinstance(options, TrainOptions) or options.test
     fixed = set(FIXED) - set(FREE_IN_RELEASED if is_released(state) else ())
     for name, value in stored.items():
-        if name not in options:
-            continue  # of a later or an earlier version
+        if not hasattr(options, name):
+            continue  # the command has no such option
         if name not in given:
             setattr(options, name, value)
         elif getattr(options, name) != value and (
-                name == "embed_size" or name in (("oracle",) if options.test else fixed)):
+                name == "embed_size" or name in (("oracle",) if testing else fixed)):
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
-                             + ("" if options.test else ", or start a new run"))
-    settle_data_path(options, given)
+                             + ("" if testing else ", or start a new run"))
+    set_data_path(options, given)
     if not is_released(state):
-        options.stored = stored_encoders.read_stored(state, state["model"], str(path), given)
+        options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(path),
+                                                              given)
 
 
 def begin_from(options: TrainOptions, given: set[str]) -> None:
     """Have a new run begin with the weights of --init: fill `options` with what they need, except
-    what the command line gave, and set `first_weights`.
+    what the command line gave, and set `init_weights`.
 
     Raises:
         InputError: it is no model's folder and no checkpoint of ours.
@@ -187,15 +201,16 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
     for name in WITH_WEIGHTS:
         if name in state["options"] and name not in given:
             setattr(options, name, state["options"][name])
-    options.first_weights = state["model"]
-    options.stored = stored_encoders.read_stored(state, state["model"], str(options.init), given)
+    options.init_weights = state["model"]
+    options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(options.init),
+                                                          given)
 
 
 def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
     """The model that a run is built with, in training mode: with weights of --init, of pretrained
     encoders, or with random ones for a checkpoint to fill."""
-    weights = options.first_weights
-    model = build_model(options, tokenizer, pretrained and weights is None)
+    weights = options.init_weights
+    model = build_model(options, tokenizer, pretrained and weights is None, options.freeze)
     if weights is not None:
         load_weights(model, weights, options.init)
     return model
@@ -205,7 +220,7 @@ def pack(run: Run) -> dict:
     """Everything that a `Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
-              if name not in ("resume", "test", "init", *Brought.__annotations__)}
+              if name not in ("resume", "test", "init", *LoadedParts.__annotations__)}
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
@@ -225,7 +240,9 @@ def pack(run: Run) -> dict:
     return state
 
 
-def model_for_testing(options: TrainOptions, state: dict, path: Path, tokenizer) -> DualEncoder:
+def model_for_testing(
+    options: EncodingOptions, state: dict, path: Path, tokenizer
+) -> DualEncoder:
     """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
     if is_released(state):
         return released_dual_encoder(options, state, path)
@@ -303,7 +320,12 @@ def folder_statistics(state: dict) -> np.ndarray | None:
 
 
 def facts(options: TrainOptions, state: dict) -> dict[str, object]:
-    """What a report may say of a checkpoint; of a released one little is known."""
+    """What a report may say of a checkpoint; of a released one little is known.
+
+    Args:
+        options: of `options_of_run`.
+        state: content of the checkpoint.
+    """
     if is_released(state):
         return {"checkpoint": "released"} | run_facts(options, None)
     return run_facts(options, state)
@@ -349,7 +371,7 @@ def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
 
 
 def released_dual_encoder(
-    options: TrainOptions, state: dict, path: Path, momentum: bool = False
+    options: EncodingOptions, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
     """The online towers of a released checkpoint, or with `momentum` their momentum copies.
 

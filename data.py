@@ -17,17 +17,19 @@ that gives a `Split`; nothing behind it asks where a split came from.
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
-from common.options import SourceOptions, TrainOptions
+from common.options import EncodingOptions, SourceOptions
 from common.processes import gather
 from common.ranks import own_rows, world
+from common.terminal import warn
 from inputs import sources
 from inputs.augmentation import train_pixels
 from inputs.captions import Captions
@@ -59,10 +61,9 @@ def read_split(
     Raises:
         InputError: the file is missing, cannot be read, is empty, or a record lacks something.
     """
-    values = dict(dataset=dataset, data_path=Path(data_path), val_path=None, test_path=None,
-                  json_path=None if json_path is None else Path(json_path), image_column=None,
-                  caption_column=None, follow_links=False, cache=None) | options
-    return sources.read_split(SourceOptions(**values), split, captions_per_image)
+    source = SourceOptions(dataset=dataset, data_path=Path(data_path), **options,
+                           json_path=None if json_path is None else Path(json_path))
+    return sources.read_split(source, split, captions_per_image)
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -174,6 +175,16 @@ class LoadedSplit(NamedTuple):
     captions: Captions  # (N_t,)
 
 
+class LoadingOptions(Protocol):
+    """Options of training that decide how its pairs are loaded, as `training.options` has them
+    beside the `EncodingOptions`; this file may not import them from there."""
+
+    augment: str
+    freeze: str | None
+    batch_size_train: int
+    seed: int
+
+
 def check_place(options: SourceOptions, split: str) -> Path:
     """Return the folder or shards of a split's photos.
 
@@ -223,7 +234,7 @@ def photos_of_names(names: Sequence[str], source: Path, options: SourceOptions, 
 
 
 def load_split(
-    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None,
+    options: EncodingOptions, name: str, tokenizer, captions_per_image: int | None = None,
     every_photo: bool = True,
 ) -> LoadedSplit:
     """Read, check and tokenise the split `name` as the options say.
@@ -238,14 +249,41 @@ def load_split(
     """
     check_place(options, name)
     split = sources.read_split(options, name, captions_per_image)
+    if name == "train" and options.missing_photos == "skip":
+        split = without_missing_photos(split)
     check_photos(split.photos, split.source, every_photo)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
                         padded=options.text_pooling == "padded", prefix=options.caption_prefix,
-                        cache=cache_folder(options.cache))
+                        cleaning=options.captions, cache=cache_folder(options.cache))
     return LoadedSplit(split, split.photos, captions)
 
 
-def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+def without_missing_photos(split: Split) -> Split:
+    """Return the split without the photos that are not there, and without their captions; a warning
+    says how many these are.
+
+    Raises:
+        InputError: no photo is there.
+    """
+    found = [number for number in range(len(split.photos)) if not split.photos.missing(number)]
+    count = len(split.photos)
+    if len(found) in (0, count):
+        return split  # of which `check_photos` says what is missing, if anything
+    number_of = np.full(count, -1)
+    number_of[found] = np.arange(len(found))
+    texts = np.flatnonzero(number_of[split.image_of_text] >= 0)
+    first = int(np.flatnonzero(number_of < 0)[0])
+    warn(f"{split.source}: {count - len(found):,} of {count:,} photos are not there, and are left "
+         f"out (--missing_photos skip), the first: {split.images[first]}")
+    return Split(
+        split.source, [split.images[number] for number in found],
+        [split.captions[number] for number in texts.tolist()],
+        number_of[split.image_of_text[texts]],
+        None if split.matches is None else split.matches[np.ix_(texts, found)],
+        split.photos.subset(found))
+
+
+def load_train_set(options: LoadingOptions, tokenizer) -> LoadedSplit:
     """Call `load_split` for training. Of very many photos a sample is checked, where another pair
     can stand in for one that turns out broken.
 
@@ -256,13 +294,13 @@ def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
     return load_split(options, "train", tokenizer, every_photo=sees_photos_once(options))
 
 
-def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
+def load_eval_set(options: EncodingOptions, name: str, tokenizer) -> LoadedSplit:
     """Call `load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     return load_split(options, name, tokenizer, limit)
 
 
-def load_test_set(options: TrainOptions, tokenizer) -> LoadedSplit:
+def load_test_set(options: EncodingOptions, tokenizer) -> LoadedSplit:
     """Call `load_eval_set` for the test split, beside a training split that --data_path names."""
     check_places(options, ("train", "test"))
     return load_eval_set(options, "test", tokenizer)
@@ -297,12 +335,12 @@ def identity(photo: Photo) -> object:
     return photo if isinstance(photo, Path) else photo.identity
 
 
-def sees_photos_once(options: TrainOptions) -> bool:
+def sees_photos_once(options: LoadingOptions) -> bool:
     """Whether no step could tell a photo's features from those of the first time."""
     return options.freeze == "image" and options.augment == "none"
 
 
-def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
     """Return a loader of the training split, which gives of each batch the rows that belong to this
     process; without pixels where `sees_photos_once`.
 

@@ -8,7 +8,6 @@
 evaluation.py and train.py take it as a checkpoint.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -17,19 +16,19 @@ import shutil
 from pathlib import Path
 
 from common.errors import pass_on, tell_of_imports
-from common.flags import build_export_parser
+from common.options import ExportOptions, check, check_paths, parse_export, parse_scoring
 
 if __name__ == "__main__":
     tell_of_imports()
-    build_export_parser(__doc__).parse_args()  # --help need not wait for the imports below
+    parse_export(__doc__)  # --help need not wait for the imports below
 
 import torch
 from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import check_path, read_json
-from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
+from common.files import read_json
+from common.flags import names_from_checkpoint
 from common.processes import refuse_others
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
@@ -37,6 +36,7 @@ from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
 from encoders.sentence import layout
 from model import DualEncoder
+from training.options import TrainOptions
 from training.storage import BEST, RESULTS
 
 ONNX_TOLERANCE = 1e-4  # largest difference of an embedding's numbers from PyTorch's
@@ -61,13 +61,17 @@ def output_folder(out: Path, source: Path) -> Path:
 
 def read_model(
     path: Path, image_encoder: str | None = None, text_encoder: str | None = None
-) -> tuple[DualEncoder, ScoringOptions, dict]:
-    """The model of a checkpoint or of a folder, in evaluation mode with its `preparation`; its
-    options, and what was read.
+) -> tuple[DualEncoder, TrainOptions, dict]:
+    """Return the model of a checkpoint or of a folder, its options, and the content that was read.
 
     Args:
+        path: the checkpoint or the folder.
         image_encoder, text_encoder: folder or Hub name of the configurations, for a checkpoint
             that has none.
+
+    Returns:
+        The model in evaluation mode, with its `preparation`; the options of its run; and the
+        content of the checkpoint.
     """
     state = checkpoint.read(path, way_out="name one of train.py's, a released one, or a folder "
                             "that export.py wrote")
@@ -77,20 +81,22 @@ def read_model(
     checkpoint.merge_options(options, given, state, path)
     options.data_path = options.data_path or Path(".")  # nothing is read there
     check(options)
+    run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
-        options.caption_prefix, options.text_pooling == "padded", facts(options, state, path))
-    return model, options, state
+        options.caption_prefix, options.text_pooling == "padded", facts(run_options, state, path),
+        cleaning=options.captions)
+    return model, run_options, state
 
 
-def facts(options: ScoringOptions, state: dict, path: Path) -> dict:
+def facts(options: TrainOptions, state: dict, path: Path) -> dict:
     """What the folder tells of its training: options, recalls, FNE's statistics."""
     if "folder" in state:
         return state["folder"]["about"]
-    told = {name: getattr(options, name) for name in sorted(FROM_CHECKPOINT) if name in options}
+    told = {name: getattr(options, name) for name in sorted(names_from_checkpoint(type(options)))}
     for name in "image_encoder", "text_encoder", "vocab":
         told[name] = without_folders(told[name])
     told = {name: value for name, value in told.items() if not isinstance(value, Path)}
@@ -148,6 +154,7 @@ Weights: {dtype}, {parameters:.1f} million. {recalls}
 from pathlib import Path
 
 from model import DualEncoder
+from training.options import TrainOptions
 
 model = DualEncoder.from_pretrained("FOLDER")
 captions = model.preparation.captions(["Two friends walk by the sea."])
@@ -281,7 +288,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------- command
 
 
-def export(arguments: argparse.Namespace) -> str:
+def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all; a line that tells its size.
 
     Raises:
@@ -316,11 +323,10 @@ def export(arguments: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = build_export_parser(__doc__).parse_args(argv)
+    arguments = parse_export(__doc__, argv)
     with exit_on_input_error():
         refuse_others("export.py")
-        for name in "checkpoint", "out":
-            check_path(getattr(arguments, name), name)
+        check_paths(arguments)
         tell(export(arguments))
 
 

@@ -11,12 +11,13 @@ auto` to go on where the run stopped.
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
-from common.options import SOURCES, TrainOptions, check, check_paths, parse
+from common.flags import flags_to_repeat
+from common.options import check_paths
+from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
     tell_of_imports()
@@ -242,10 +243,9 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
         storage.save_twice(folder / storage.BEST, folder / storage.NEWEST, state)
     else:
         storage.save(folder / storage.NEWEST, state)
-    reading = "".join(f" --{name} {shlex.quote(str(getattr(run.options, name)))}"
-                      for name in SOURCES if getattr(run.options, name) is not None)
     return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
-            f"auto, or with: python train.py --resume {folder / storage.NEWEST}{reading}")
+            f"auto, or with: python train.py --resume {folder / storage.NEWEST}"
+            f"{flags_to_repeat(run.options)}")
 
 
 # ------------------------------------------------------------------------------------------- set-up

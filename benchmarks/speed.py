@@ -29,7 +29,6 @@ from photo_input import input_rows
 from timing import Row, in_turns, row
 from training_step import compile_rows, training_rows
 
-from common.options import parse
 from encoders.processors import load_tokenizer
 from evaluation import encode_captions
 from fne_loss import FNELoss, cosine
@@ -37,6 +36,7 @@ from inputs.captions import Captions, pad_captions
 from memory_bank import MemoryBank
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from model import build_model
+from training.options import parse
 
 RESULTS = Path(__file__).parent / "results"
 OFTEN = 4  # times as often is short work measured: it is disturbed most

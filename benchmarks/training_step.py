@@ -4,12 +4,12 @@ import torch
 from timing import Row, in_turns, row
 from transformers import BertConfig, ViTConfig
 
-from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders import towers as encoders
 from encoders.processors import load_tokenizer
 from inputs.photos import normalize
 from train import build_run, training_step
+from training.options import parse
 from training.run import Run
 
 # The published encoders' configurations, with random weights: no hub is asked.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from common.flags import HelpFormatter, Parser
+from common.parser import HelpFormatter, Parser
 
 LOSSES = "triplet", "infonce", "fne"  # without an oracle, and without a use of likely matches
 NEVER = 2.0  # a threshold that no probability is above

@@ -24,7 +24,7 @@ import evaluation
 import train
 from common import files
 from common.errors import exit_on_input_error
-from common.flags import PRIOR_OF_EVIDENCE
+from common.presets import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
 from experiments.plan import (

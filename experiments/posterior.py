@@ -30,8 +30,8 @@ from scipy.special import expit, logit
 from torch import Tensor
 
 from common import files
-from common.flags import PRIOR_OF_EVIDENCE
 from common.memory import keep_freed_memory
+from common.presets import PRIOR_OF_EVIDENCE
 from common.terminal import tell
 from data import read_matches
 from fne_loss import (

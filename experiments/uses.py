@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from common.flags import PRIOR_OF_EVIDENCE
-from common.options import TrainOptions, parse
+from common.presets import PRIOR_OF_EVIDENCE
 from common.ranks import world
 from data import Batch, LoadedSplit
 from fne_loss import (
@@ -42,6 +41,7 @@ from fne_loss import (
     triplet_from_similarity,
 )
 from training import guard, monitor
+from training.options import TrainOptions, parse
 from training.run import Run
 
 SHARPNESS = 100.0  # of a draw that takes the hardest: .01 of similarity is a factor of e

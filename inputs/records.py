@@ -22,7 +22,7 @@ import numpy as np
 
 from common.errors import InputError, one_line
 from common.files import is_unicode, leads_out_of_folder, read_bytes, read_json
-from common.terminal import note, warn
+from common.terminal import say, warn
 
 TRIPLE = "image", "caption"
 # The names of columns, or keys, that people give to photos and to captions. Capitals, spaces and
@@ -95,7 +95,8 @@ class Record(NamedTuple):
 
 
 def read_records(
-    path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse"
+    path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse",
+    announce: Callable[[str], None] = say,
 ) -> list[Record]:
     """Read all records of a captions file, in the file's order.
 
@@ -104,16 +105,19 @@ def read_records(
             this split are returned.
         columns: the user's names of columns.
         bad_rows: "refuse", or "skip" to leave out what is not in order and say so in a warning.
+        announce: is called with a line that says which columns were taken, where these are not the
+            plain ones.
 
     Raises:
         InputError: the file cannot be read or holds no record, or, unless `bad_rows` is "skip", a
             record is not in order. The message names the row and the column.
     """
-    return list(each_record(path, split, columns, bad_rows))
+    return list(each_record(path, split, columns, bad_rows, announce))
 
 
 def each_record(
-    path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse"
+    path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse",
+    announce: Callable[[str], None] = say,
 ) -> Iterator[Record]:
     """Yield the records of `read_records` one after another.
 
@@ -122,7 +126,7 @@ def each_record(
     skip = bad_rows == "skip"
     suffix = path.suffix.lower()
     if suffix == ".json":
-        yield from json_records(read_json(path), path, split, columns, skip)
+        yield from json_records(read_json(path), path, split, columns, skip, announce)
         return
     lines = numbered_lines(raw_lines(path))
     first = next(lines, None)
@@ -130,12 +134,12 @@ def each_record(
     if first is None:
         raise InputError(f"{path} is empty")
     if suffix == ".jsonl":
-        yield from line_records(path, columns, skip)
+        yield from line_records(path, columns, skip, announce)
     elif TOKEN_LINE.fullmatch(first[1]):
         refuse_columns(columns, path)
         yield from token_records(path, skip)
     else:
-        yield from table_records(lambda: raw_lines(path), path, columns, skip)
+        yield from table_records(lambda: raw_lines(path), path, columns, skip, announce)
 
 
 # ------------------------------------------------------------------------------------ files of text
@@ -328,17 +332,20 @@ def find_keys(names: list[str], columns: Columns, path: Path) -> Keys:
         raise
     if image in captions:
         raise InputError(f"--image_column and --caption_column both name {image!r} of {path}")
-    say_choice(image, captions, columns, path)
     return Keys(image, captions, split_key(names, columns.split, path))
 
 
-def say_choice(image: str, captions: tuple[str, ...], columns: Columns, path: Path) -> None:
-    """Say which columns are taken where these are not the plain ones and nobody named them."""
-    plain_image = columns.image is not None or image.lower() in PLAIN_IMAGE_COLUMNS
+def announce_keys(
+    keys: Keys, columns: Columns, path: Path, announce: Callable[[str], None]
+) -> None:
+    """Announce which columns were taken, where these are not the plain ones and nobody named them.
+    """
+    plain_image = columns.image is not None or keys.image.lower() in PLAIN_IMAGE_COLUMNS
     plain_caption = columns.caption is not None or (
-        len(captions) == 1 and captions[0].lower() in PLAIN_CAPTION_COLUMNS)
+        len(keys.captions) == 1 and keys.captions[0].lower() in PLAIN_CAPTION_COLUMNS)
     if not (plain_image and plain_caption):
-        note(f"{path}: photos from {image!r}, captions from {listed(list(captions))}")
+        announce(f"{path}: photos from column {keys.image!r}, captions from "
+                 f"{listed(list(keys.captions))}")
 
 
 def find_key(
@@ -436,7 +443,7 @@ def split_of_word(word: str | None) -> str | None:
 
 def json_records(
     content: object, path: Path, split: str | None = None, columns: Columns = USUAL,
-    skip: bool = False,
+    skip: bool = False, announce: Callable[[str], None] = say,
 ) -> Iterator[Record]:
     """Yield the records of a parsed json file: triples, Karpathy's format or COCO's."""
     if isinstance(content, dict):
@@ -452,6 +459,7 @@ def json_records(
     yield from check_rows(
         enumerate(content), lambda number, record: check_record(record, "record", number, path,
                                                                 keys), "record", skip, path)
+    announce_keys(keys, columns, path, announce)
 
 
 def triple_keys(first: object, columns: Columns, path: Path) -> Keys:
@@ -462,9 +470,8 @@ def triple_keys(first: object, columns: Columns, path: Path) -> Keys:
     if columns[:2] == USUAL[:2] and {*TRIPLE} <= first.keys():
         numbered = [name for name in first if (match := NUMBERED.fullmatch(plain(name)))
                     and match[1] == TRIPLE[1]]
-        captions = (TRIPLE[1], *numbered)
-        say_choice(TRIPLE[0], captions, columns, path)
-        return Keys(TRIPLE[0], captions, split_key(list(first), columns.split, path))
+        return Keys(TRIPLE[0], (TRIPLE[1], *numbered),
+                    split_key(list(first), columns.split, path))
     try:
         return find_keys(list(first), columns, path)
     except InputError:
@@ -532,7 +539,9 @@ def coco_records(content: dict, path: Path) -> list[Record]:
 # ------------------------------------------------------------------------------------------- lines
 
 
-def line_records(path: Path, columns: Columns, skip: bool) -> Iterator[Record]:
+def line_records(
+    path: Path, columns: Columns, skip: bool, announce: Callable[[str], None]
+) -> Iterator[Record]:
     """Yield the records of a jsonl file, one an object a line; the first line's keys serve for all.
     """
     def parsed(where: str, line: str) -> dict:
@@ -559,6 +568,7 @@ def line_records(path: Path, columns: Columns, skip: bool) -> Iterator[Record]:
     yield from check_rows(
         numbered_lines(raw_lines(path)), lambda where, line: check_record(
             parsed(where, line), "line", where, path, keys), "line", skip, path)
+    announce_keys(keys, columns, path, announce)
 
 
 def token_records(path: Path, skip: bool) -> Iterator[Record]:
@@ -618,7 +628,8 @@ class Repairs:
 
 
 def table_records(
-    lines: Callable[[], Iterator[str]], path: Path, columns: Columns, skip: bool = False
+    lines: Callable[[], Iterator[str]], path: Path, columns: Columns, skip: bool = False,
+    announce: Callable[[str], None] = say,
 ) -> Iterator[Record]:
     """Yield the records of a table, one a row.
 
@@ -650,6 +661,7 @@ def table_records(
         yield record
     if not count:
         raise InputError(f"{path} has a header and no row under it")
+    announce_keys(table.keys, columns, path, announce)
     repairs.say()
 
 

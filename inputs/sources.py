@@ -32,6 +32,7 @@ from inputs.records import (
 from inputs.shard_index import find_in_shards, pairs_of_shards, shard_index
 from inputs.shards import find_shards, is_shards
 
+OWN_DATASETS = "custom",  # anybody's data, for which no pipeline was published
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 # The captions as their owners publish them, and Flickr8k's own lists of photos.
 OWNERS = {"flickr": ("results_20130124.token",), "flickr8k": ("Flickr8k.token.txt",),
@@ -90,7 +91,8 @@ def split_of_shards(
     """
     place = photos_place(options, name)
     index = shard_index(find_shards(place), options.caption_column, cache_folder(options.cache))
-    return pairs_of_shards(index, place, name != "train", captions_per_image)
+    return pairs_of_shards(index, place, name != "train", captions_per_image,
+                           turns_photos(options))
 
 
 # From options, the name of a split and a number of captions per photo to a `Split`.
@@ -115,8 +117,8 @@ def photos_at(names: Sequence[str], place: Path, options: SourceOptions) -> Phot
 
 
 def turns_photos(options: SourceOptions) -> bool:
-    """Whether photos are turned as their EXIF orientation says."""
-    return False
+    """Whether photos are turned as their EXIF orientation says: the published pipeline does not."""
+    return options.exif == "apply" or options.exif == "auto" and options.dataset in OWN_DATASETS
 
 
 def cache_folder(asked: Path | None) -> Path | None:
@@ -126,7 +128,7 @@ def cache_folder(asked: Path | None) -> Path | None:
 
 def columns_of(options: SourceOptions) -> Columns:
     """Return what the user calls the columns of a captions file."""
-    return Columns(options.image_column, options.caption_column)
+    return Columns(options.image_column, options.caption_column, options.split_column)
 
 
 # ------------------------------------------------------------------------------------- split files
@@ -143,7 +145,7 @@ def split_file_records(path: Path, options: SourceOptions, split: str) -> Iterat
     if dataset == "custom":
         # Names in an imagefolder's metadata start in its own folder.
         before = f"{path.parent.name}/" if path.name in METADATA else ""
-        for record in each_record(path, split, columns):
+        for record in each_record(path, split, columns, options.bad_rows):
             if path.suffix != ".json" and split_of_word(record.split) not in (None, split):
                 raise InputError(f"{path}: {record.place} says split {record.split!r}, in a file "
                                  f"of {split}: split it with python -m scripts.split {path} --out "
@@ -154,11 +156,11 @@ def split_file_records(path: Path, options: SourceOptions, split: str) -> Iterat
         yield from owners_records(dataset, split, path.parent)
         return
     if path.name != karpathy_name(dataset):
-        yield from each_record(path, split, columns)
+        yield from each_record(path, split, columns, options.bad_rows)
         return
     content = read_json(path)
     if has_sentences(content) or not owners_files(dataset, path.parent):
-        yield from json_records(content, path, split, columns)
+        yield from json_records(content, path, split, columns, options.bad_rows == "skip")
     else:
         yield from owners_records(dataset, split, path.parent)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.flags import PRIOR_OF_EVIDENCE
+from common.presets import PRIOR_OF_EVIDENCE
 from fne_loss import RunningEvidence, false_negative_posterior, moments
 from metrics.embeddings import Embeddings
 from metrics.retrieval import BLOCK

@@ -22,9 +22,9 @@ from torch._subclasses import FakeTensorMode
 import checkpoint
 import memory_bank
 import train
-from common.options import parse
 from fne_loss import NO_NEGATIVE, FNELoss, RunningEvidence, false_negative_posterior
 from memory_bank import EMPTY, MemoryBank
+from training.options import parse
 
 IDS = [1, 1, 2, 3, 3, 3, 4, 5, 6, 7]  # of photos; the captions are numbered on
 TEXTS = [10, 11, 20, 30, 31, 32, 40, 50, 60, 70]

@@ -16,11 +16,11 @@ from helpers.steps import recorded
 import checkpoint
 import train
 from common.errors import InputError
-from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from inputs.captions import Captions, pad_captions
 from model import update_momentum
+from training.options import parse
 
 FOLDER = GOLDEN / "released_checkpoint"
 RELEASED, IMAGE, TEXT = (str(FOLDER / name)

@@ -10,15 +10,15 @@ from helpers.shards import PHOTO, jpeg, pack, write_shard
 from helpers.stopping import signal_after
 from helpers.together import Processes
 
-import checkpoint
 import evaluation
 import train
-from common.options import SOURCES, parse
+from common.flags import flags_of, names_from_checkpoint
 from data import check_places, read_split
 from inputs.shard_index import FOLDER
 from metrics.embeddings import read_embeddings
 from scripts import check_data
 from training.features import photos_digest
+from training.options import TrainOptions, parse
 
 SMALL = ["--dataset", "custom", "--image_encoder", "small-convnext", "--text_encoder", "tiny-bert",
          "--vocab", "vocab/shapes.txt", "--image_res", "64"]
@@ -49,7 +49,7 @@ def on_shards(shards, folder, *more):
 def trained(folder):
     """A run's last state, but for where its data lies."""
     state = final_state(folder)
-    for name in SOURCES:
+    for name in [name for name, flag in flags_of(TrainOptions).items() if flag.repeat]:
         state["options"].pop(name, None)
     return state
 
@@ -257,4 +257,4 @@ def test_the_index_lies_beside_the_shards_once(shards):
 
 
 def test_a_checkpoint_of_shards_tells_no_place(on_files):
-    assert not {"val_path", "test_path"} & checkpoint.FROM_CHECKPOINT
+    assert not {"val_path", "test_path"} & names_from_checkpoint(TrainOptions)

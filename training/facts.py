@@ -1,7 +1,7 @@
 """What a report may say of a checkpoint and the run it is from, by the names of `metrics.facts`."""
 
-from common.options import TrainOptions
 from training import oracle
+from training.options import TrainOptions
 from training.schedule import phase, position
 
 OF_A_MODEL = "image_encoder", "text_encoder", "embed_size", "image_res"

@@ -23,7 +23,7 @@ from training.run import Run
 
 FEATURES = "photo_features.pt"
 # What the way to a feature depends on, beside the device and the precision that is in use.
-OPTIONS = {"image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
+OPTIONS = {"exif", "image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
     "device", "precision"}
 
 

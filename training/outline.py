@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError
-from common.flags import PRESETS, default_data_path, preset_lines
-from common.options import TrainOptions, default_folder
+from common.presets import PRESETS, default_data_path, preset_lines
 from common.ranks import world
 from common.terminal import say, warn
 from training import oracle
+from training.options import TrainOptions, default_folder
 from training.run import Run
 from training.schedule import FNE, phase, phases
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.options import MethodOptions, TrainOptions
 from common.ranks import rank
 from data import LoadedSplit
 from fne_loss import FNELoss
 from memory_bank import MemoryBank
 from model import DualEncoder, MomentumUpdate
 from training.clock import StepClock
+from training.objectives.options import FNEOptions
+from training.options import TrainOptions
 from training.schedule import learning_rate_factor, phase, position
 
 
@@ -122,13 +123,13 @@ class Run:
             model.train()
 
 
-def build_loss(options: MethodOptions) -> FNELoss:
+def build_loss(options: FNEOptions) -> FNELoss:
     """The FNE loss that the options describe; of a run, or as a file tells of them."""
     return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
                    options.nums_right_sims, options.posterior)
 
 
-def check_captions(options: MethodOptions, train_set: LoadedSplit) -> None:
+def check_captions(options: FNEOptions, train_set: LoadedSplit) -> None:
     """Raise InputError where no photo has what --posterior evidence is fitted to: captions."""
     split = train_set.split
     if options.posterior == "evidence" and len(train_set.captions) == len(split.images):

@@ -3,7 +3,7 @@
 Pure functions, so that there is no scheduler whose state could be lost.
 """
 
-from common.options import TrainOptions
+from training.options import TrainOptions
 
 # Phases of a run, as they are shown: the in-batch triplet loss, the method, the InfoNCE control.
 ALL_NEGATIVES, HARDEST_NEGATIVE = "triplet, all negatives", "triplet, hardest negative"

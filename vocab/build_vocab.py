@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, 
 
 from common import files  # noqa: E402
 from common.errors import InputError, exit_on_input_error, tell_of_imports  # noqa: E402
-from common.flags import Parser, add_column_flags  # noqa: E402
+from common.options import SourceOptions  # noqa: E402
+from common.parser import Parser, add_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
 
 LARGEST = 10**7  # tokens
@@ -30,7 +31,7 @@ def build_vocab_parser() -> Parser:
                         help="a training split: json, any file of captions, or tar shards")
     parser.add_argument("output", type=Path, help="vocabulary file to write")
     parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
-    add_column_flags(parser)
+    add_flags(parser, SourceOptions, "image_column", "caption_column", "bad_rows")
     return parser
 
 
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
             captions = read_split("custom", "train", options.split,
                                   caption_column=options.caption_column).captions
         else:
-            captions = [text for record in read_records(options.split, "train", columns)
+            captions = [text for record in read_records(options.split, "train", columns,
+                                                           options.bad_rows)
                         for text in record.captions]
         place = files.output_place(options.output, "output", is_vocabulary, [options.split])
         tokens = build_vocabulary(captions, options.size)

@@ -13,8 +13,8 @@ import export
 import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
-from common.options import check, parse
 from common.ranks import own_rows, rank, world
+from training.options import check, parse
 
 N = 3
 WHOLE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

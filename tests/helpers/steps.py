@@ -5,11 +5,11 @@ import torch.nn.functional as F
 
 import checkpoint
 import train
-from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from helpers.runs import command
 from inputs.captions import Captions
+from training.options import parse
 
 B = 16
 SIZES, COLOURS = ("", "small ", "large "), ("red", "green", "blue", "black")

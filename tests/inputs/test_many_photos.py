@@ -9,9 +9,9 @@ import data as data_module
 import inputs.photos
 import train
 from common.errors import InputError
-from common.options import parse
 from data import load_eval_set, load_train_set, photos_of_both
 from inputs.photos import find_photos, load_from
+from training.options import parse
 
 NAMES = [f"{number:02}.png" for number in range(20)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.options import parse
+from training.options import parse
 from training.schedule import (
     ALL_NEGATIVES,
     FNE,
