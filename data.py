@@ -2,7 +2,7 @@
 
     row     what a file says of a photo                  inputs/records.py   each_record
     record  a photo's name, captions of it               inputs/records.py   check_record
-    split   N_i photos, N_t captions, who is whose       inputs/sources.py   read_split
+    split   N_i photos, N_t captions, who is whose       inputs/sources.py   read_split, a `Split`
     photo   a file, or bytes inside a tar or table       inputs/photos.py    load_photo
     pixels  uint8 (3, R, R), augmented or not            inputs/augmentation.py  train_pixels
     tokens  (L,) ids of a caption                        inputs/captions.py  Captions
@@ -36,9 +36,15 @@ from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
 from inputs.loader import EpochSampler, make_loader
 from inputs.photos import Photo, PhotoSequence, check_photos, eval_pixels, load_from
-from inputs.records import Split as Split  # is public here
 from inputs.shards import is_shards
-from inputs.sources import cache_folder, captions_in_shards, photos_at, photos_place
+from inputs.sources import (
+    cache_folder,
+    captions_in_arrow,
+    captions_in_shards,
+    photos_at,
+    photos_place,
+)
+from inputs.splits import Split as Split  # is public here
 
 NO_PHOTO = -1
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
@@ -192,7 +198,8 @@ def check_place(options: SourceOptions, split: str) -> Path:
         InputError: the path is neither.
     """
     place = photos_place(options, split)
-    if not is_shards(place) and not place.is_dir():
+    in_tables = options.dataset == "hub" or captions_in_arrow(options, split)
+    if not in_tables and not is_shards(place) and not place.is_dir():
         flag = "data_path" if place == options.data_path else f"{split}_path"
         raise InputError(f"--{flag} {place} is neither a folder of photos nor tar shards")
     return place

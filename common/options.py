@@ -44,10 +44,12 @@ class SourceOptions:
     title = "data"
     dataset: str = option(
         "flickr", "which split files to read; for train.py also which preset to start from; "
-        "custom: your own, in the published setting", choices=PRESETS, from_checkpoint=True)
+        "custom: your own, and hub: of the Hugging Face Hub, in the published setting",
+        choices=PRESETS, from_checkpoint=True)
     data_path: Path | None = option(
         None, "folder of the photos (shapes: train.py makes them there; default: data/shapes), or "
-        "tar shards, in quotes: 'shards/{00000..00331}.tar'", aliases=("--image_root",),
+        "tar shards, in quotes: 'shards/{00000..00331}.tar'; of own data also a folder or pattern "
+        "of .parquet or .arrow files; of hub a name, or name:config", aliases=("--image_root",),
         repeat=True)
     val_path: Path | None = option(
         None, "folder or shards of val's photos, where not under --data_path", repeat=True)
@@ -79,8 +81,8 @@ class SourceOptions:
         repeat=True)
     exif: str = option(
         "auto", "orientation that a photo's EXIF data give: apply it, or ignore it; auto: ignore "
-        "it for the published data sets, apply it for custom", choices=("auto", "apply", "ignore"),
-        from_checkpoint=True)
+        "it for the published data sets, apply it for custom and hub",
+        choices=("auto", "apply", "ignore"), from_checkpoint=True)
     captions: str = option(
         "published", "text of the captions: cleaned as published, to lower case and without "
         "punctuation, or raw, as it is, of which only --max_tokens are kept",

@@ -27,8 +27,9 @@ from common.pools import in_processes
 from common.terminal import note, progress, warn
 from inputs.loader import usable_cores
 from inputs.photos import SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
-from inputs.records import Split, is_blank, listed
+from inputs.records import is_blank, listed
 from inputs.shards import Shard, TarPhoto, key_and_suffix, member_name, read_at
+from inputs.splits import Split
 
 VERSION = 2  # goes up whenever the same shard gives another index
 FOLDER = ".fne-index"

@@ -3,9 +3,12 @@
 `SOURCES` lists them, and `read_split` chooses. Whatever reads a `Split` never asks where it came
 from. Flickr30K, COCO and Flickr8k come as triples or as Karpathy's file, or as their owners publish
 them: captions without a split, which Karpathy's file or Flickr8k's lists then say. `custom` is
-anybody's own data: a file for each split, or tar shards.
+anybody's own data: a file for each split, tar shards, or Parquet and Arrow files; `hub` is a data
+set of the Hugging Face Hub.
 """
 
+import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,33 +17,34 @@ from common.errors import InputError
 from common.files import read_json, user_cache
 from common.options import SourceOptions
 from common.terminal import progress
+from inputs import arrow
 from inputs.photos import Photos, PhotoSequence
 from inputs.records import (
     SPLIT_NAMES,
     Columns,
     Record,
-    Split,
     check_record,
     each_record,
     flatten_karpathy,
     json_records,
     numbered_lines,
+    own_files,
     raw_lines,
-    split_of_records,
     split_of_word,
 )
 from inputs.shard_index import find_in_shards, pairs_of_shards, shard_index
 from inputs.shards import find_shards, is_shards
+from inputs.splits import Split, split_of_records
 
-OWN_DATASETS = "custom",  # anybody's data, for which no pipeline was published
+OWN_DATASETS = "custom", "hub"  # anybody's data, for which no pipeline was published
 FILE_PREFIX = {"flickr": "flickr30k", "mscoco": "coco", "flickr8k": "flickr8k", "shapes": "shapes"}
 # The captions as their owners publish them, and Flickr8k's own lists of photos.
 OWNERS = {"flickr": ("results_20130124.token",), "flickr8k": ("Flickr8k.token.txt",),
           "mscoco": ("captions_train2014.json", "captions_val2014.json")}
 LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
          "test": "Flickr_8k.testImages.txt"}
-# The suffixes of the files of own data.
-OWN_SUFFIXES = ".json", ".jsonl", ".csv", ".tsv"
+LARGE = 2**24  # bytes of a captions file whose captions are mapped: about 100,000
+VERSION = 1  # goes up whenever the same captions file gives other records
 METADATA = "metadata.csv", "metadata.jsonl"  # of an imagefolder
 
 
@@ -64,8 +68,12 @@ def source_of(options: SourceOptions, name: str) -> str:
     Raises:
         InputError: --json_path is no folder.
     """
+    if options.dataset == "hub":
+        return "hub"
     if captions_in_shards(options, name):
         return "shards"
+    if captions_in_arrow(options, name):
+        return "arrow"
     return "files"
 
 
@@ -75,10 +83,39 @@ def split_of_files(
     """Return the split that a captions file names, whose photos are in a folder or in shards."""
     place = photos_place(options, name)
     path = find_split_file(options.dataset, name, place, options.json_path)
-    records = split_file_records(path, options, name)
-    split = split_of_records(progress(records, f"reading {path.name}"), path, captions_per_image)
+    records = progress(split_file_records(path, options, name), f"reading {path.name}")
+    if is_large(path) and arrow.has_library():
+        table = arrow.mapped_records(records, records_key(path, options, name), options.cache)
+        split = arrow.split_of_table(table, path, Columns("image", "caption"), options, None, place,
+                                     captions_per_image=captions_per_image)
+    else:
+        split = split_of_records(records, path, captions_per_image)
     split.photos = photos_at(split.images, place, options)
     return split
+
+
+def is_large(path: Path) -> bool:
+    """Whether a captions file is so large that its captions are mapped and not in lists."""
+    matches = path.with_name(f"{path.stem}_matches.json")
+    return path.stat().st_size >= LARGE and not matches.is_file()
+
+
+def records_key(path: Path, options: SourceOptions, name: str) -> str:
+    """Return a text that is another one wherever the records of a split may be.
+
+    The files' content is in it, and not their time: a copy can have the time of the original.
+    """
+    files = [path, *owners_files(options.dataset, path.parent)]
+    if options.dataset in OWNERS:
+        lists = [folder / file for folder in karpathy_folders(path.parent)
+                 for file in (LISTS[name], karpathy_name(options.dataset))]
+        files += [file for file in lists if file.is_file()]
+    digests = []
+    for file in dict.fromkeys(files):
+        with open(file, "rb") as content:
+            digests.append((os.path.abspath(file),
+                            hashlib.file_digest(content, "sha256").hexdigest()))
+    return repr((VERSION, digests, options.dataset, name, columns_of(options), options.bad_rows))
 
 
 def split_of_shards(
@@ -95,10 +132,20 @@ def split_of_shards(
                            turns_photos(options))
 
 
+def split_of_arrow_files(
+    options: SourceOptions, name: str, captions_per_image: int | None = None
+) -> Split:
+    """Return the split that is in Parquet or Arrow files, in `save_to_disk`, or on the Hub."""
+    return arrow.split_of_arrow(options, name, photos_place(options, name), turns_photos(options),
+                                captions_per_image)
+
+
 # From options, the name of a split and a number of captions per photo to a `Split`.
 SOURCES = {
     "files": split_of_files,  # json, jsonl, tables and Flickr's own captions; photos elsewhere
     "shards": split_of_shards,  # photos and captions in tar files
+    "arrow": split_of_arrow_files,  # Parquet, Arrow, `save_to_disk`; photos inside or beside
+    "hub": split_of_arrow_files,  # a name of the Hugging Face Hub
 }
 
 
@@ -212,11 +259,6 @@ def karpathy_name(dataset: str) -> str | None:
 # ---------------------------------------------------------------------------------------- own data
 
 
-def own_files(split: str, folder: Path) -> list[Path]:
-    """Return what a split of own data may be called in a folder, whether or not it is there."""
-    return [folder / f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in OWN_SUFFIXES]
-
-
 def find_own_file(
     split: str, folders: list[Path], data_path: Path, json_path: Path | None
 ) -> Path:
@@ -271,6 +313,15 @@ def captions_in_shards(options: SourceOptions, split: str) -> bool:
     return own_file(split, split_folders(place, json_path)) is None
 
 
+def captions_in_arrow(options: SourceOptions, split: str) -> bool:
+    """Whether a split of own data is in Parquet or Arrow files, where no other file says what is in
+    it."""
+    place = photos_place(options, split)
+    if options.dataset != "custom" or not arrow.is_arrow_data(place):
+        return False
+    return own_file(split, split_folders(place, options.json_path)) is None
+
+
 # ---------------------------------------------------------------------- captions from their owners
 
 
@@ -313,7 +364,7 @@ def split_members(
         if not members:
             raise InputError(f"{path} names no photo")
         return path, members
-    for place in folder, folder.parent, Path("json"):
+    for place in karpathy_folders(folder):
         path = place / karpathy_name(dataset)
         if path.is_file():
             content = read_json(path)
@@ -326,6 +377,11 @@ def split_members(
             return path, members
     raise InputError(f"{captions} says nothing of splits: put {karpathy_name(dataset)}"
                      f"{f' or {LISTS[split]}' if dataset == 'flickr8k' else ''} beside it")
+
+
+def karpathy_folders(folder: Path) -> list[Path]:
+    """Return where Karpathy's file is looked for that says what of `folder` is in a split."""
+    return [folder, folder.parent, Path("json")]
 
 
 def has_sentences(content: object) -> bool:

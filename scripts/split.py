@@ -23,9 +23,14 @@ from common.errors import InputError, exit_on_input_error
 from common.options import SourceOptions
 from common.parser import Parser, add_flags
 from common.terminal import tell, warn
-from inputs.photos import Photos, whereabouts
-from inputs.records import SPLIT_NAMES, Columns, Record, read_records, split_of_word
-from inputs.sources import own_files
+from inputs.records import (
+    SPLIT_NAMES,
+    Columns,
+    Record,
+    own_files,
+    read_records,
+    split_of_word,
+)
 
 SPLITS = tuple(SPLIT_NAMES)
 BEGIN = '[\n{"image": '  # of the files that are written here, and of no others
@@ -93,6 +98,8 @@ def present(captions_of: dict[str, list[str]], folder: Path) -> dict[str, list[s
     Raises:
         InputError: none is there.
     """
+    from inputs.photos import Photos, whereabouts  # PyTorch too, which --help need not wait for
+
     photos = Photos(list(captions_of), folder)
     if not folder.is_dir():
         raise InputError(f"--photos {folder} is not a folder of photos")

@@ -27,7 +27,8 @@ import checkpoint
 from common.errors import InputError
 from data import read_split
 from inputs.photos import load_photo, photo_fault
-from inputs.records import read_matches, read_records
+from inputs.records import read_records
+from inputs.splits import read_matches
 from metrics.embeddings import read_embeddings
 from metrics.judgements import read_judgements
 from training import storage

@@ -15,9 +15,9 @@ from helpers.runs import assert_same, command, final_state
 import inputs.captions
 import train
 from common.errors import InputError
-from common.options import parse
 from inputs.captions import Captions, kept_arrays
 from inputs.sources import cache_folder
+from training.options import parse
 
 RAW = ["A red cat, runs.", "dog", "a BLUE dog sits; a red cat runs", "zebra-cat"] * 3
 ASKED = dict(texts=RAW, tokenizer=word_tokenizer(), max_words=30, max_tokens=30, prefix="",
