@@ -44,7 +44,8 @@ class SourceOptions:
     title = "data"
     dataset: str = option(
         "flickr", "which split files to read; for train.py also which preset to start from; "
-        "custom: your own, in the published setting", choices=PRESETS, from_checkpoint=True)
+        "custom: your own, in the published setting", choices=PRESETS, from_checkpoint=True,
+        fixed=True)
     data_path: Path | None = option(
         None, "folder of the photos (shapes: train.py makes them there; default: data/shapes), or "
         "tar shards, in quotes: 'shards/{00000..00331}.tar'", aliases=("--image_root",),
@@ -56,7 +57,7 @@ class SourceOptions:
     ambiguity: str = option(
         USUAL_AMBIGUITY, "of shapes: share, in percent and about, of the other photos that a "
         "caption is true of; each has its own folder, data/shapes_10, say", choices=AMBIGUITIES,
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     json_path: Path | None = option(
         None, "folder of the split files (default: json/, or beside the photos)", repeat=True)
     image_column: str | None = option(
@@ -83,14 +84,14 @@ class DataOptions:
 
     title = "photos and captions"
     image_res: int = option(
-        384, "photo side in pixels", low=1, high=8192, from_checkpoint=True)
+        384, "photo side in pixels", low=1, high=8192, from_checkpoint=True, fixed=True)
     image_stats: str = option(
         "auto", "mean and std of the pixels: CLIP's, or the image encoder's own; auto: its own "
         "where it has them, and CLIP's for the published encoder",
         choices=("auto", "clip", "encoder"), from_checkpoint=True)
     caption_prefix: str = option(
         "", "put before each caption, as some encoders were trained with: 'query: ', say",
-        metavar="TEXT", from_checkpoint=True)
+        metavar="TEXT", from_checkpoint=True, fixed=True)
     max_tokens: int = option(
         30, "tokens kept of a caption, special ones included", low=3, high=10**6,
         from_checkpoint=True)
@@ -110,24 +111,25 @@ class ModelOptions:
     title = "model"
     image_encoder: str = option(
         IMAGE_ENCODER, "Hugging Face name or folder, or small-convnext, small-vit",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     text_encoder: str = option(
         TEXT_ENCODER, "Hugging Face name or folder, or small-bert, tiny-bert",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     vocab: str = option(
         "vocab/flickr30k.txt", "WordPiece vocabulary of a built-in text encoder",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     embed_size: int = option(
         0, "D of a linear projection of both towers; 0 for none", low=0, high=2**16,
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     image_pooling: str = option(
         "auto", "mean over tokens or places, the class token, or the encoder's own; auto: what "
         "docs/encoders.md lists first for the encoder", choices=("auto", "mean", "cls", "own"),
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     text_pooling: str = option(
         "auto", "mean over real tokens, or over all --max_tokens, as released; the first token; "
         "the last; or the encoder's own; auto: what docs/encoders.md lists first for the encoder",
-        choices=("auto", "tokens", "padded", "cls", "last", "own"), from_checkpoint=True)
+        choices=("auto", "tokens", "padded", "cls", "last", "own"), from_checkpoint=True,
+        fixed=True)
     device: str = option(
         "auto", "auto takes a GPU where there is one", choices=("auto", "cuda", "cpu"))
     precision: str = option(

@@ -35,7 +35,7 @@ from common.presets import PRIOR_OF_EVIDENCE
 from common.terminal import tell
 from data import read_matches
 from fne_loss import (
-    RunningEvidence,
+    RunningBivariateGaussian,
     RunningGaussian,
     cut_down_bound,
     false_negative_posterior,
@@ -86,8 +86,8 @@ class Evidence(NamedTuple):
     """What one form sees of the pairs, and its Gaussians."""
 
     seen: Tensor  # (2, J, K): s and r for each of K own captions of the photo; K is 1 of all
-    same: RunningEvidence
-    different: RunningEvidence
+    same: RunningBivariateGaussian
+    different: RunningBivariateGaussian
 
 
 def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
@@ -109,7 +109,7 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
         _, same, different = fit_evidence(
             replace(embeddings, image_embeds=images, text_embeds=texts))
     else:
-        same, different = RunningEvidence(), RunningEvidence()
+        same, different = RunningBivariateGaussian(), RunningBivariateGaussian()
         count = own.shape[1]
         apart = ~torch.eye(count, dtype=torch.bool)  # (K, K)
         for photo, listed in enumerate(own):
@@ -122,7 +122,7 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
     return Evidence(torch.stack([s[:, None].expand_as(r), r]), same, different)
 
 
-def marginal(evidence: RunningEvidence, axis: int) -> RunningGaussian:
+def marginal(evidence: RunningBivariateGaussian, axis: int) -> RunningGaussian:
     """The Gaussian of s (0) or r (1) alone."""
     gaussian = RunningGaussian()
     gaussian.count.copy_(evidence.count)

@@ -34,7 +34,7 @@ def state_of(run):
 
 
 def without_dropout(run):
-    for model in filter(None, (run.model, run.momentum_model)):
+    for model in filter(None, (run.model, run.objective.momentum_model)):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -214,9 +214,9 @@ def test_a_step_that_is_not_finite_in_one_is_left_out_by_all(data, tmp_path):
     def before(run):
         own = FNELoss.hinge_of
         spoilt = rank() == 1 and run.global_step == 8
-        run.criterion.hinge_of = (
-            (lambda *given: own(run.criterion, *given) * torch.nan) if spoilt
-            else own.__get__(run.criterion))
+        run.objective.criterion.hinge_of = (
+            (lambda *given: own(run.objective.criterion, *given) * torch.nan) if spoilt
+            else own.__get__(run.objective.criterion))
 
     kept = finish(2, command(data, tmp_path / "run"), tmp_path, before=before)
     assert_same({name: value for name, value in kept[0].items() if name != LOSSES},
@@ -239,7 +239,7 @@ def test_processes_that_come_apart_end_the_run(data, tmp_path):
     """As on machines that round otherwise: seen at the next validation, and not saved."""
     def before(run):
         if rank() == 1 and run.global_step == 8:
-            run.bank.text_keys[12, 0] += 1e-7  # which no batch replaces until then
+            run.objective.bank.text_keys[12, 0] += 1e-7  # which no batch replaces until then
 
     group = start(2, command(data, tmp_path / "run"), tmp_path, before=before)
     assert group.statuses() == [2, 2]

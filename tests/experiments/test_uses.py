@@ -149,8 +149,8 @@ def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
     with put_in_place("bank_filter"):
         run, _ = make_run(tmp_path, "--posterior", "evidence")
     posterior = torch.tensor([[0.9, 0.5, 0.1, 0.2]])
-    run.criterion.posterior = lambda similarity, texts: posterior
-    weights = run.criterion.weights(torch.tensor([[0.9, 0.5, 0.4, 0.8]]), torch.tensor([0.6]),
+    run.objective.criterion.posterior = lambda similarity, texts: posterior
+    weights = run.objective.criterion.weights(torch.tensor([[0.9, 0.5, 0.4, 0.8]]), torch.tensor([0.6]),
                                     torch.tensor([[False, False, False, True]]), posterior)
     assert weights[0, 0] == 0 and weights[0, 3] == 0
     assert weights[0, 1] / weights[0, 2] == pytest.approx(math.exp(10), rel=1e-3)

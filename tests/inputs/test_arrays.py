@@ -108,7 +108,7 @@ def test_photos_are_paths(tmp_path):
     assert photos[5].name == "5.jpg"
 
 
-LOOKS = """
+SAMPLERS = """
 import os, sys
 from inputs.arrays import Texts
 
@@ -134,7 +134,7 @@ print(os.read(ends[0], 100).decode())
 def test_a_worker_that_looks_at_texts_copies_none():
     """A forked process that looks at each caption of a list copies them all, since it counts its
     look in each; of arrays it has next to nothing of its own."""
-    told = [subprocess.run([sys.executable, "-c", LOOKS, kind], cwd=ROOT, capture_output=True,
+    told = [subprocess.run([sys.executable, "-c", SAMPLERS, kind], cwd=ROOT, capture_output=True,
                            text=True, check=True).stdout.split() for kind in ("arrays", "list")]
     (letters, own), (the_same, copied) = ([int(number) for number in line] for line in told)
     assert letters == the_same > 6_000_000

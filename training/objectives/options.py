@@ -33,10 +33,10 @@ class FNEOptions(TripletOptions):
         1, "epochs of the in-batch triplet loss before FNE", low=0, high=LARGEST_COUNT,
         from_checkpoint=True)
     queue_size: int = option(
-        8224, "M, slots of the memory bank", low=1, high=2**28, from_checkpoint=True)
+        8224, "M, slots of the memory bank", low=1, high=2**28, from_checkpoint=True, fixed=True)
     bank_dtype: str = option(
         "float32", "of the keys in the bank: bfloat16 takes half the memory, and half the room in "
-        "a checkpoint", choices=("float32", "bfloat16"), from_checkpoint=True)
+        "a checkpoint", choices=("float32", "bfloat16"), from_checkpoint=True, fixed=True)
     momentum: float = option(
         0.995, "m, share that the momentum encoders keep in each step", low=0, below=1,
         from_checkpoint=True)
@@ -49,7 +49,7 @@ class FNEOptions(TripletOptions):
         "published", "evidence: P(false negative) also from the similarity of the captions, fitted "
         "to other captions of a photo, which is ours; --prior is then "
         f"{PRIOR_OF_EVIDENCE} unless given", choices=("published", "evidence"),
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True, exclusive=True)
     prior: float = option(
         1e-4, "P(false negative) of any candidate", above=0, below=1, from_checkpoint=True)
     posterior_floor: float = option(
@@ -62,6 +62,19 @@ class InfoNCEOptions:
     """The options of --loss infonce: it has none, since its temperature is learned."""
 
     title = "InfoNCE"
+
+
+@dataclass(kw_only=True)
+class SigmoidOptions:
+    """The options of the pairwise sigmoid loss: --loss sigmoid."""
+
+    title = "sigmoid loss"
+    sigmoid_scale: float = option(
+        10.0, "scale of the similarities that the loss begins with; it is learned, up to 100",
+        above=0, high=100, from_checkpoint=True)
+    sigmoid_bias: float = option(
+        -10.0, "bias of the similarities that the loss begins with; it is learned", low=-1e3,
+        high=1e3, from_checkpoint=True)
 
 
 def set_prior(options: FNEOptions, given: Collection[str]) -> None:
