@@ -229,9 +229,14 @@ class LoadedSplit(NamedTuple):
 
 
 class LoadingOptions(Protocol):
-    """Options of training that decide how its pairs are loaded, as `training.options` has them
-    beside the `EncodingOptions`; this file may not import them from there."""
+    """The options that decide how training pairs are loaded.
 
+    `training.options.TrainOptions` has them, beside the `EncodingOptions` that `load_split` reads.
+    It is not imported here, since `training` builds on this file.
+    """
+
+    image_res: int
+    workers: int
     augment: str
     freeze: str | None
     batch_size_train: int

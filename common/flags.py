@@ -128,7 +128,8 @@ class Flag:
         """The flag's range: "at least 0 and below 1"."""
         ends = (("at least", self.low), ("above", self.above), ("at most", self.high),
                 ("below", self.below))
-        return " and ".join(f"{name} {end:g}" for name, end in ends if end is not None)
+        return " and ".join(f"{name} {end:,}" if isinstance(end, int) else f"{name} {end:g}"
+                            for name, end in ends if end is not None)
 
 
 def flags_of(options_class: type) -> dict[str, Flag]:

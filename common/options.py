@@ -11,7 +11,7 @@ A parser gives what the command line names, so that a checkpoint can fill in the
 """
 
 from collections.abc import Collection
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from common.errors import InputError
@@ -31,7 +31,7 @@ from common.presets import (
 # filling the memory, or counting for ever.
 LARGEST_COUNT = 2**53
 LARGEST_BATCH = 2**20
-LARGEST_FACTOR = 1e6
+LARGEST_FLOAT = 1e6
 LONGEST_PREFIX = 1000  # letters, which are cleaned and tokenised with each caption
 
 # ------------------------------------------------------------------------------------------- groups
@@ -145,8 +145,9 @@ class LoadedParts:
     with the options, and no checkpoint saves them.
     """
 
-    stored_encoders: object | None = None  # an `encoders.stored.Stored`
-    init_weights: dict | None = None  # the weights of --init, by name
+    # An `encoders.stored.Stored`, and the weights of --init by name.
+    stored_encoders: object | None = field(default=None, repr=False, compare=False)
+    init_weights: dict | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)

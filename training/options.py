@@ -14,7 +14,7 @@ from common.flags import flags_of, option
 from common.options import (
     LARGEST_BATCH,
     LARGEST_COUNT,
-    LARGEST_FACTOR,
+    LARGEST_FLOAT,
     EncodingOptions,
     set_data_path,
     with_preset,
@@ -60,7 +60,7 @@ class TrainingOptions:
         32, "B, pairs in a step of all processes together", low=1, high=LARGEST_BATCH,
         from_checkpoint=True, fixed=True)
     learning_rate: float = option(
-        2e-5, "of Adam", low=0, high=LARGEST_FACTOR, from_checkpoint=True)
+        2e-5, "of Adam", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
     lr_milestones: list[int] = option(
         [5, 15], "after these many epochs the learning rate falls to a tenth", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)

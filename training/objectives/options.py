@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from common.flags import option
-from common.options import LARGEST_COUNT, LARGEST_FACTOR
+from common.options import LARGEST_COUNT, LARGEST_FLOAT
 from common.presets import PRIOR_OF_EVIDENCE
 
 
@@ -14,7 +14,7 @@ class TripletOptions:
 
     title = "triplet loss, in the batch"
     margin: float = option(
-        0.2, "margin of the hinge", low=0, high=LARGEST_FACTOR, from_checkpoint=True)
+        0.2, "margin of the hinge", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
     max_violation: bool = option(
         False, "in-batch triplet loss on the hardest negative, not the sum over all",
         from_checkpoint=True)
@@ -44,7 +44,7 @@ class FNEOptions(TripletOptions):
         200, "confident pairs an epoch must exceed before the posterior is used", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)
     tau: float = option(
-        0.5, "tau of the sampling weights", low=0, high=LARGEST_FACTOR, from_checkpoint=True)
+        0.5, "tau of the sampling weights", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
     posterior: str = option(
         "published", "evidence: P(false negative) also from the similarity of the captions, fitted "
         "to other captions of a photo, which is ours; --prior is then "
@@ -54,7 +54,7 @@ class FNEOptions(TripletOptions):
         1e-4, "P(false negative) of any candidate", above=0, below=1, from_checkpoint=True)
     posterior_floor: float = option(
         1e-3, "posteriors up to this are taken for 0: similarity sets the weight", low=0,
-        high=LARGEST_FACTOR, from_checkpoint=True)
+        high=LARGEST_FLOAT, from_checkpoint=True)
 
 
 @dataclass(kw_only=True)
