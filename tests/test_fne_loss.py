@@ -21,6 +21,8 @@ from torch._subclasses import FakeTensorMode
 import fne_loss
 from fne_loss import NO_NEGATIVE, FNELoss
 from memory_bank import EMPTY, MemoryBank
+from negative_sampling import Direction, positive_and_drawn_keys
+from training.objectives.sigmoid import sigmoid_loss
 
 # The whole step
 
@@ -200,10 +202,11 @@ def test_hinge_gives_no_gradient_to_keys():
     torch.testing.assert_close(anchors.grad, lead)
 
 
-def test_gather_drawn_takes_rows_of_the_joined_candidates():
+def test_drawn_keys_are_rows_of_the_joined_candidates():
     keys, bank_keys = torch.randn(5, 3), torch.randn(4, 3)
     negatives = torch.tensor([4, 0, 5, 8, NO_NEGATIVE])
-    gathered, rows = fne_loss.gather_drawn(keys, bank_keys, negatives)
+    gathered, rows = positive_and_drawn_keys(
+        Direction(None, keys, bank_keys), slice(5), negatives)
     joined = torch.cat([keys, bank_keys])
     assert torch.equal(gathered[:5], keys)
     assert torch.equal(gathered[rows[:4]], joined[negatives[:4]])
@@ -247,18 +250,21 @@ def test_infonce_is_the_oracles(name, log_scale, dtype, tolerance):
 def test_what_is_excluded_further_is_no_negative_of_the_in_batch_losses(name):
     case = make_case(name)
     images, texts, _, _, ids = case.inputs
-    similarity, barred = fne_loss.cosine(images, texts), excluded_in_batch(case)
+    similarity, excluded = fne_loss.cosine(images, texts), excluded_in_batch(case)
     embeds = oracle.lists(images, texts)
     for hardest in True, False:
-        got = fne_loss.triplet_from_similarity(similarity, ids, 0.4, hardest, barred)
+        got = fne_loss.triplet_from_similarity(similarity, ids, 0.4, hardest, excluded)
         assert got.item() == pytest.approx(
-            oracle.triplet(*embeds, case.ids, 0.4, hardest, barred.tolist()), abs=1e-10)
-    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(2.5), barred)
+            oracle.triplet(*embeds, case.ids, 0.4, hardest, excluded.tolist()), abs=1e-10)
+    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(2.5), excluded)
     assert got.item() == pytest.approx(
-        oracle.infonce(*embeds, case.ids, math.exp(2.5), barred.tolist()), rel=1e-6)
+        oracle.infonce(*embeds, case.ids, math.exp(2.5), excluded.tolist()), rel=1e-6)
+    got = sigmoid_loss(similarity, ids, torch.tensor(2.5), torch.tensor(-7.0), excluded)
+    assert got.item() == pytest.approx(
+        oracle.sigmoid(*embeds, case.ids, math.exp(2.5), -7.0, excluded.tolist()), rel=1e-6)
 
 
-@pytest.mark.parametrize("use", ["triplet_hardest", "triplet_all", "infonce"])
+@pytest.mark.parametrize("use", ["triplet_hardest", "triplet_all", "infonce", "sigmoid"])
 def test_gradients_of_the_in_batch_losses(use):
     images, texts, _, _, ids = make_case("captions_of_one_photo").inputs
     inputs = images.requires_grad_(), texts.requires_grad_()
@@ -270,6 +276,14 @@ def test_gradients_of_the_in_batch_losses(use):
         infonce(*inputs, log_scale).backward()
         assert log_scale.grad.abs() > 1e-3
         torch.autograd.gradcheck(infonce, (*inputs, log_scale))
+    elif use == "sigmoid":
+        def sigmoid(images, texts, log_scale, bias):
+            return sigmoid_loss(fne_loss.cosine(images, texts), ids, log_scale, bias)
+
+        bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+        sigmoid(*inputs, log_scale, bias).backward()
+        assert log_scale.grad.abs() > 1e-3 and bias.grad.abs() > 1e-3
+        torch.autograd.gradcheck(sigmoid, (*inputs, log_scale, bias))
     else:
         hardest = use == "triplet_hardest"
         loss = fne_loss.triplet_loss(*inputs, ids, 0.4, hardest)

@@ -14,7 +14,7 @@ import train
 from common import errors, terminal
 from figures import galleries, tensorboard
 from figures.tensorboard import Board, validation_lines
-from training import monitor
+from training.objectives import fne
 
 SIDES = "i2t", "t2i"
 

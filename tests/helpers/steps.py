@@ -20,13 +20,13 @@ SHAPES = "circle", "square", "star", "cross", "triangle"
 TEXTS = [f"a {SIZES[n % 3]}{COLOURS[n % 4]} {SHAPES[n % 5]}" for n in range(B)]  # all different
 
 
-def make_run(folder, *more):
+def make_run(folder, *more, train_set=None):
     """A run at its start whose photos nobody reads, and two batches for it."""
     torch.manual_seed(0)
     options, _ = parse("", command(folder, folder, *more))
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     model = checkpoint.model_for_training(options, None, None, tokenizer)
-    run = build_run(options, model, tokenizer, 7)
+    run = build_run(options, model, tokenizer, 7, train_set)
     run.photos = [folder / f"photo_{number}.jpg" for number in range(24)]
     captions = Captions(TEXTS, tokenizer, 30, 30)
     ids, mask = captions.padded([captions[number] for number in range(B)])
