@@ -21,9 +21,9 @@ from figures.plots import (
     POSTERIOR,
     SHADE,
     WEIGHT,
-    finished,
-    png,
-    svg,
+    png_bytes,
+    style_axes,
+    svg_element,
 )
 
 CONFIDENCE = 0.95
@@ -240,7 +240,7 @@ def figure_of(found: dict) -> Figure:
     handles, labels = (first + second for first, second in zip(
         upper.get_legend_handles_labels(), lower.get_legend_handles_labels()))
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
-    return finished(figure)
+    return style_axes(figure)
 
 
 def draw_values(axes, rows: list[dict], metric: str, way: tuple[str, str]) -> None:
@@ -278,7 +278,7 @@ def write_summary(folder: Path) -> str | None:
         text += f"\n{table_of_uses(found)}"
     label = "What the oracle gives, against how many false negatives there are"
     for ending, content in (("json", json.dumps(found, indent=2).encode() + b"\n"),
-                            ("md", text.encode()), ("png", png(figure)),
-                            ("svg", svg(figure, label).encode())):
+                            ("md", text.encode()), ("png", png_bytes(figure)),
+                            ("svg", svg_element(figure, label).encode())):
         files.write(folder.with_name(f"{folder.name}.{ending}"), content, "--results")
     return text

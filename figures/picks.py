@@ -1,7 +1,7 @@
-"""Which candidates the figures show: what FNE draws, the hardest, likely false negatives.
+"""Which candidates the figures show: what FNE draws, the hardest, and likely false negatives.
 
-`picks` asks the method itself (`FNELoss.draw`) what it would draw, so a gallery cannot tell another
-story than the training does. No random number of the training's stream is taken.
+`picks` asks the method itself (`FNELoss.draw`) for its draw, so a gallery cannot tell another story
+than the training does. It takes no random number from the training's stream.
 """
 
 from typing import NamedTuple
@@ -21,20 +21,28 @@ from metrics.retrieval import BLOCK
 
 
 class Picks(NamedTuple):
-    """What one anchor's gallery shows of its C candidates."""
+    """The candidates that the gallery of one anchor shows, of C.
 
-    drawn: int | None  # None where there is no candidate, or no FNE
-    hardest: list[int]  # most similar first
-    suspects: list[int]  # others whose posterior is above `suspicion`, highest first
-    similarity: Tensor  # (C,)
-    posterior: Tensor | None  # (C,), None before it is used
+    Attributes:
+        drawn: the negative that FNE draws; None without FNE, or where every candidate is excluded.
+        hardest: the most similar candidates, the most similar first.
+        suspects: further candidates whose posterior is above `suspicion`, the highest first.
+        similarity: (C,) cosines of the anchor and each candidate.
+        posterior: (C,) P(false negative) of each candidate; None before the posterior is used.
+    """
+
+    drawn: int | None
+    hardest: list[int]
+    suspects: list[int]
+    similarity: Tensor
+    posterior: Tensor | None
 
 
 def suspicion(criterion: FNELoss) -> float:
-    """The posterior above which a candidate is shown as one that may be a false negative.
+    """Return the posterior above which a candidate is shown as a possible false negative.
 
-    Above the prior, its similarity speaks for a match. Up to the floor FNE takes no notice of it.
-    (The floor alone says little where the prior is above it: then every candidate passes.)
+    Above the prior, the similarity speaks for a match; up to the floor, FNE ignores the posterior.
+    (The floor alone would say little where the prior is above it: every candidate would pass.)
     """
     return max(criterion.prior, criterion.posterior_floor)
 
@@ -42,95 +50,124 @@ def suspicion(criterion: FNELoss) -> float:
 @torch.no_grad()
 def picks(
     criterion: FNELoss | None, anchors: Tensor, keys: Tensor, bank_keys: Tensor,
-    image_ids: Tensor, bank_ids: Tensor, shown: Tensor, count: int = 3,
+    image_ids: Tensor, bank_ids: Tensor, item_ids: Tensor, count: int = 3,
     captions: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> list[Picks]:
-    """For each anchor what FNE draws, the hardest candidates, and likely false negatives.
+    """Return for each anchor what FNE draws, the hardest candidates, and likely false negatives.
 
     Args:
-        criterion: the loss with its fitted statistics; None shows the hardest alone.
-        anchors, keys, bank_keys, image_ids, bank_ids: as `FNELoss.draw` takes them.
-        shown: (C,) what a candidate is, for a photo with five captions may be in the bank five
-            times: no number in it is picked twice as hardest, nor as suspect.
-        count: the most hardest ones, and the most suspects.
-        captions: keys (B, D) and (M, D) and ids (C,) of all candidates' captions, without which a
-            posterior by evidence is not known.
+        criterion: the loss with its fitted statistics; with None only the hardest are chosen.
+        anchors: (B, D) unit rows.
+        keys: (B, D) keys of the anchors' own pairs, the first B candidates.
+        bank_keys: (M, D) keys of the memory bank, the other candidates.
+        image_ids: (B,) photos of the anchors.
+        bank_ids: (M,) photos of the bank; -100 marks an empty slot.
+        item_ids: (C,) the photo or caption that each candidate is. A photo with five captions may
+            be in the bank five times: it is picked once as hardest, and once as suspect.
+        count: the most candidates picked as hardest, and the most picked as suspects.
+        captions: keys (B, D) and (M, D) of all candidates' captions and their ids (C,). Without
+            them a posterior by evidence is not known.
+
+    Returns:
+        A `Picks` for each of the B anchors.
     """
     similarity = torch.cat([cosine(anchors, keys), cosine(anchors, bank_keys)], dim=1)  # (B, C)
-    ids = torch.cat([image_ids, bank_ids])  # (C,)
-    excluded = excluded_candidates(image_ids, ids)  # (B, C)
+    candidate_ids = torch.cat([image_ids, bank_ids])  # (C,)
+    excluded = excluded_candidates(image_ids, candidate_ids)  # (B, C)
     drawn, posterior = [None] * len(anchors), None
     if criterion is not None:
-        fitted, texts, captions = criterion.positive, None, criterion.by_evidence and captions
+        fitted, caption_similarity = criterion.positive, None
+        captions = criterion.by_evidence and captions
         if captions:
-            known = Captions.of(image_ids, ids, slice(len(anchors)), *captions)
-            fitted, texts = criterion.same, known.similarity(0, len(ids))  # (B, C)
+            caption_keys = Captions.of(image_ids, candidate_ids, slice(len(anchors)), *captions)
+            fitted = criterion.same
+            caption_similarity = caption_keys.similarity(0, len(candidate_ids))  # (B, C)
         drawn = draw_aside(criterion, anchors, keys, bank_keys, image_ids, bank_ids,
                            captions=captions)
         if min(fitted.count, criterion.positive.count) > criterion.min_count:
-            posterior = criterion.posterior(similarity, texts)  # (B, C)
+            posterior = criterion.posterior(similarity, caption_similarity)  # (B, C)
     result = []
-    for row, own in enumerate(drawn):
+    for row, drawn_candidate in enumerate(drawn):
         allowed = ~excluded[row]
-        hardest = best_distinct(similarity[row], allowed, shown, count)
+        hardest = best_distinct(similarity[row], allowed, item_ids, count)
         suspects = []
         if posterior is not None:
-            # Where N+ is the wider one, the posterior rises again far below both; that is cut down.
+            # Where N+ is wider than N-, the posterior rises again far below both. Nothing so
+            # dissimilar is ever drawn, so nothing below the cut-down is a suspect.
             bound = cut_down_bound(criterion.positive, criterion.margin)
             suspicious = (allowed & (posterior[row] > suspicion(criterion))
-                          & (similarity[row] > bound))
-            for seen in hardest[:1] + [own] * (own is not None):
-                suspicious &= shown != shown[seen]
-            suspects = best_distinct(posterior[row], suspicious, shown, count)
-        result.append(Picks(own, hardest, suspects, similarity[row],
+                          & (similarity[row] > bound))  # (C,)
+            already_shown = hardest[:1]
+            if drawn_candidate is not None:
+                already_shown = [*already_shown, drawn_candidate]
+            for candidate in already_shown:
+                suspicious &= item_ids != item_ids[candidate]
+            suspects = best_distinct(posterior[row], suspicious, item_ids, count)
+        result.append(Picks(drawn_candidate, hardest, suspects, similarity[row],
                             None if posterior is None else posterior[row]))
     return result
 
 
-def draw_aside(criterion: FNELoss, *arguments: Tensor, **more) -> list[int | None]:
-    """What `FNELoss.draw` draws, one candidate or None for each anchor; training draws as if this
-    had not been asked."""
+def draw_aside(criterion: FNELoss, *arguments: Tensor, **options) -> list[int | None]:
+    """Return the candidate that `FNELoss.draw` draws for each anchor, or None where it draws none.
+
+    The random state is restored afterwards, so the training draws as if nothing had been asked.
+    """
     devices = [arguments[0].device] if arguments[0].is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        negatives = criterion.draw(*arguments, **more).negatives.tolist()
+        negatives = criterion.draw(*arguments, **options).negatives.tolist()
     return [None if index == NO_NEGATIVE else index for index in negatives]
 
 
-def best_distinct(scores: Tensor, allowed: Tensor, shown: Tensor, count: int) -> list[int]:
-    """The `count` highest of the allowed scores (C,), no two with one number in `shown` (C,)."""
+def best_distinct(scores: Tensor, allowed: Tensor, item_ids: Tensor, count: int) -> list[int]:
+    """Return the `count` highest allowed scores (C,), no two with the same entry of `item_ids`.
+
+    Args:
+        scores: (C,) numbers.
+        allowed: (C,) bool, which candidates may be returned.
+        item_ids: (C,) the item that each candidate is a copy of.
+
+    Returns:
+        Candidates, the highest score first; fewer than `count` where there are no more.
+    """
     # Few of the best are copies of each other: ten times as many are enough to look at.
     best = scores.masked_fill(~allowed, -torch.inf).topk(min(10 * count, len(scores)))
-    found, seen = [], set()
-    for score, index in zip(best.values.tolist(), best.indices.tolist()):
-        number = int(shown[index])
-        if score > -torch.inf and number not in seen and len(found) < count:
-            seen.add(number)
-            found.append(index)
-    return found
+    chosen, chosen_items = [], set()
+    for score, candidate in zip(best.values.tolist(), best.indices.tolist()):
+        item = int(item_ids[candidate])
+        if score > -torch.inf and item not in chosen_items and len(chosen) < count:
+            chosen_items.add(item)
+            chosen.append(candidate)
+    return chosen
 
 
 @torch.no_grad()
-def top_wrong_leads(queries: Tensor, items: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the best wrong item of each query is above its best right one, and which it is.
+def top_wrong_leads(queries: Tensor, items: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far the best wrong item of each query is above its best match, and which it is.
 
     Args:
-        queries: (N_q, D); items: (N_g, D) unit rows.
-        right: (N_q, N_g) bool.
+        queries: (N_q, D) unit rows.
+        items: (N_g, D) unit rows.
+        matches: (N_q, N_g) bool, at least one in each row.
 
     Returns:
-        (N_q,) difference of similarities and (N_q,) item.
+        (N_q,) differences of similarities, and (N_q,) the best wrong items.
     """
-    leads, found = [], []
-    step = max(1, BLOCK // len(items))
-    for block, own in zip(queries.split(step), right.split(step)):
+    leads, best = [], []
+    rows_per_block = max(1, BLOCK // len(items))
+    for block, block_matches in zip(queries.split(rows_per_block), matches.split(rows_per_block)):
         similarity = cosine(block, items)  # (b, N_g)
-        wrong, index = similarity.masked_fill(own, -torch.inf).max(dim=1)
-        leads.append(wrong - similarity.masked_fill(~own, -torch.inf).amax(dim=1))
-        found.append(index)
-    return torch.cat(leads), torch.cat(found)
+        wrong, wrong_item = similarity.masked_fill(block_matches, -torch.inf).max(dim=1)
+        right = similarity.masked_fill(~block_matches, -torch.inf).amax(dim=1)
+        leads.append(wrong - right)
+        best.append(wrong_item)
+    return torch.cat(leads), torch.cat(best)
 
 
-def fixed_choice(number: int, of: int) -> list[int]:
-    """The same `number` of `range(of)` each time, from a generator of its own."""
-    return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:number].tolist()
+def fixed_choice(count: int, total: int) -> list[int]:
+    """Return `count` of the numbers below `total`, in random order and the same ones each time.
+
+    They come from a generator of their own, so no other random number changes.
+    """
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].tolist()

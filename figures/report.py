@@ -1,7 +1,7 @@
-"""The report of a scored split: one html file with everything in it, for any browser, offline.
+"""The report of a scored split: one html file for any browser, without network.
 
-`python evaluation.py CHECKPOINT --report DIR` writes `DIR/report.html`. Photos are in it as small
-JPEGs, so it may be as private as they are. Every text that comes from data is escaped.
+`python evaluation.py CHECKPOINT --report DIR` writes `DIR/report.html`. The file holds small JPEGs
+of the photos, so it may be as private as they are. Every text that comes from data is escaped.
 """
 
 import datetime
@@ -18,7 +18,7 @@ from data import Split
 from figures.galleries import ASKING, CAPTION, PHOTO, RANKED, Cell, Library, Pairs, negative_rows
 from figures.pages import data_uri, is_page, page
 from figures.picks import fixed_choice, suspicion, top_wrong_leads
-from figures.plots import calibration_figure, distribution_figure, svg
+from figures.plots import calibration_figure, distribution_figure, svg_element
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import (
@@ -34,122 +34,165 @@ from training.monitor import BINS, count_similarities
 from training.run import build_loss
 from training.schedule import FNE
 
-EXAMPLES, MISTAKES = 6, 9  # rows of a gallery, and shown of the mistakes, in each direction
-SIDES = {"i2t": "photo to captions", "t2i": "caption to photos"}
-MARK = "evaluation.py --report"  # report.html tells itself by it
+NEGATIVE_ROWS, MISTAKE_ROWS = 6, 9  # most rows of the galleries, in each direction
+DIRECTIONS = {"i2t": "photo to captions", "t2i": "caption to photos"}
+RECALL_KEYS = "r1", "r5", "r10", "medr", "meanr"
+GENERATOR = "evaluation.py --report"  # stands in every report, and `is_page` recognises it by this
+# Facts that have a row of their own, so that the row "run" does not repeat them.
+FACTS_ELSEWHERE = {"dataset", "split", "date", "commit", "checkpoint", "phase", "oracle", "epoch",
+                   "step"}
 
 
 def write_report(
     embeddings: Embeddings, metrics: dict, title: str, photos: list[Path] | None, folder: Path
 ) -> Path:
-    """Write `report.html` into `folder`, which is made, and return its path.
+    """Write `report.html` into `folder`, which is made if need be, and return the file's path.
 
-    What it says of the run is in the embeddings' facts: it knows of no options.
+    All that the report says of the training comes from the facts beside the embeddings, never from
+    the options of the command that writes it.
 
     Args:
-        embeddings: of the split; with FNE's statistics there are distributions and posteriors.
-        metrics: of `evaluation.all_metrics`.
-        photos: (N_i) files, or None for a report without pictures.
+        embeddings: of the split. Distributions and posteriors are shown if they carry FNE's
+            statistics.
+        metrics: the scores, as `evaluation.all_metrics` returns them.
+        title: plain text of the heading.
+        photos: the N_i photo files, or None for a report without pictures.
+        folder: where `report.html` is written.
+
+    Returns:
+        The path of the report.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or something else is there already.
     """
     criterion = fitted_criterion(embeddings)
-    library = Library(embeddings.split, photos)
-    sections = [recalls(metrics), judged(metrics), distributions(embeddings, criterion)]
     evidence = fit_evidence(embeddings)
-    sections += [negatives(side, embeddings, criterion, evidence, library) for side in SIDES]
-    sections += [mistakes(side, embeddings, library) for side in SIDES]
-    sections.append(calibrations(embeddings, criterion, evidence, metrics))
-    content = page(MARK, title, facts_of(embeddings), "\n".join(filter(None, sections)))
+    library = Library(embeddings.split, photos)
+    sections = [
+        recall_section(metrics),
+        judgement_section(metrics),
+        distribution_section(embeddings, criterion),
+        *(negative_section(direction, embeddings, criterion, evidence, library)
+          for direction in DIRECTIONS),
+        *(mistake_section(direction, embeddings, library) for direction in DIRECTIONS),
+        calibration_section(embeddings, criterion, evidence, metrics),
+    ]
+    content = page(GENERATOR, title, report_facts(embeddings), "\n".join(filter(None, sections)))
     place = report_place(folder, [])
     files.write(place, content.encode(), "--report")
     return place
 
 
 def report_place(folder: Path, inputs: list[Path]) -> Path:
-    """`report.html` in `folder`; InputError where something else is there."""
+    """Return the path of `report.html` in `folder`, and make the folder.
+
+    Args:
+        inputs: files that the command reads, which the report must not replace.
+
+    Raises:
+        InputError: a file that is no report is there already, or the folder cannot be made.
+    """
     return files.output_place(folder / "report.html", "--report",
-                              lambda place: is_page(place, MARK), inputs)
+                              lambda path: is_page(path, GENERATOR), inputs)
 
 
 def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
-    """The loss as the checkpoint leaves it, or None where its fitted statistics, or the options
-    that it had, are not known."""
+    """Return the FNE loss with the statistics and options that its training ended with.
+
+    Returns:
+        The loss, or None where the embeddings carry no statistics or not all options of the loss.
+    """
     gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
     if not gaussians or not all(name in facts for name in METHOD):
         return None
-    # The statistics that files have are those of the published posterior.
-    criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published",
-                                     **{name: facts[name] for name in METHOD}))
+    options = {name: facts[name] for name in METHOD}
+    # Embeddings carry only the statistics of the published posterior, whatever the training used.
+    criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published", **options))
     criterion.positive, criterion.negative = gaussians
     return criterion
 
 
-def facts_of(embeddings: Embeddings) -> dict[str, str]:
-    """What is known of split, checkpoint, run and code."""
+def report_facts(embeddings: Embeddings) -> dict[str, str]:
+    """Return the list at the top of a report: split, checkpoint, options of the run, versions."""
     facts, split = embeddings.facts, embeddings.split
     rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
-    if text := run_text(facts):
-        rows["checkpoint"] = text + (f", step {facts['step']:,}" if "step" in facts else "")
-    told = {"dataset", "split", "date", "commit", "checkpoint", "phase", "oracle", "epoch", "step"}
-    known = [f"{name} {facts[name]}" for name in KINDS if name in facts and name not in told]
+    checkpoint = run_text(facts)
+    if checkpoint:
+        step = f", step {facts['step']:,}" if "step" in facts else ""
+        rows["checkpoint"] = checkpoint + step
+    options = [f"{name} {facts[name]}" for name in KINDS
+               if name in facts and name not in FACTS_ELSEWHERE]
     if embeddings.prior is not None:
-        known.append(f"prior {embeddings.prior:g}")
-    rows["run"] = ", ".join(known) or "nothing is known of it: the embeddings come alone"
+        options.append(f"prior {embeddings.prior:g}")
+    rows["run"] = ", ".join(options) or "nothing is known of it: the embeddings come alone"
     if "date" in facts:
         rows["embedded"] = f"{facts['date']}, code at commit {facts.get('commit', 'unknown')}"
     rows["report"] = f"{datetime.date.today().isoformat()}, code at commit {commit()}"
     return rows
 
 
-# ---------------------------------------------------------------------------------------- sections
+# --------------------------------------------------------------------- recalls and people's answers
 
 
-def recalls(metrics: dict) -> str:
-    """The numbers that the command prints, as tables."""
-    parts = ["<h2>Recall</h2>", recall_html(metrics)]
+def recall_section(metrics: dict) -> str:
+    """Return the section of recalls: the numbers that the command prints, as tables."""
+    sections = ["<h2>Recall</h2>", recall_table(metrics)]
     if "five_fold" in metrics:
-        parts += ["<h3>1K, mean of five folds</h3>", recall_html(metrics["five_fold"])]
-    known = {f"{side}_{key}" for side in SIDES for key in ("r1", "r5", "r10", "medr", "meanr")}
-    more = [key.removeprefix("i2t_") for key in metrics
-            if key.startswith("i2t_") and key not in known]
-    if more:
-        rows = [[metric_label(key), *(f"{metrics[f'{side}_{key}']:.1f}" for side in SIDES)]
-                for key in more]
-        parts += ["<h3>Over all true matches, %</h3>", html_table(["", *SIDES.values()], rows)]
-    return "\n".join(parts)
+        sections += ["<h3>1K, mean of five folds</h3>", recall_table(metrics["five_fold"])]
+    # What is neither recall nor rank counts all true matches, such as mAP@R.
+    names = [key.removeprefix("i2t_") for key in metrics if key.startswith("i2t_")]
+    rows = []
+    for name in names:
+        if name not in RECALL_KEYS:
+            values = [f"{metrics[f'{direction}_{name}']:.1f}" for direction in DIRECTIONS]
+            rows.append([metric_label(name), *values])
+    if rows:
+        sections += ["<h3>Over all true matches, %</h3>",
+                     html_table(["", *DIRECTIONS.values()], rows)]
+    return "\n".join(sections)
 
 
-def judged(metrics: dict) -> str:
-    """How far similarity and posterior agree with people, where --judgements gave them."""
-    found = metrics.get("judgements")
-    if found is None:
-        return ""
-    scores = [name for name in ("similarity", "posterior", "captions", "evidence")
-              if name in found]
-    # An interval stays in one line, and may have it to itself.
-    rows = [[label, *("{:.3f} [{:.3f},\xa0{:.3f}]".format(*found[name][key]) for name in scores)]
-            for key, label in AGREEMENT.items()]
-    return ("<h2>Do people agree?</h2>"
-            f"<p>People judged {found['pairs']:,} pairs of {found['photos']:,} photos that are not "
-            f"annotated as matches, and called {found['false_negatives']:,} of them a match: false "
-            "negatives. How well those are found, with 95 % intervals over photos: by similarity, "
-            "by FNE's posterior, by the caption's similarity to the photo's own captions, and by "
-            "the posterior of both similarities (evidence), as far as they are known:</p>"
-            + html_table(["", *scores], rows, "loose"))
-
-
-def recall_html(metrics: dict) -> str:
-    rows = [[name, *(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10)),
-             f"{metrics[f'{side}_medr']:.0f}", f"{metrics[f'{side}_meanr']:.1f}"]
-            for side, name in SIDES.items()]
+def recall_table(metrics: dict) -> str:
+    """Return a table of R@K and of median and mean rank in both directions, and the rsum."""
+    rows = []
+    for direction, name in DIRECTIONS.items():
+        recalls = [f"{metrics[f'{direction}_r{k}']:.1f}" for k in (1, 5, 10)]
+        rows.append([name, *recalls, f"{metrics[f'{direction}_medr']:.0f}",
+                     f"{metrics[f'{direction}_meanr']:.1f}"])
     return (html_table(["", "R@1", "R@5", "R@10", "MedR", "MeanR"], rows)
             + f"<p><b>rsum {metrics['rsum']:.1f}</b></p>")
 
 
-def distributions(embeddings: Embeddings, criterion: FNELoss | None) -> str:
-    """The fitted Gaussians over this split's own similarities, in batches as in training."""
+def judgement_section(metrics: dict) -> str:
+    """Return how far similarity and posterior agree with people, or "" without --judgements."""
+    result = metrics.get("judgements")
+    if result is None:
+        return ""
+    scores = [name for name in ("similarity", "posterior", "captions", "evidence")
+              if name in result]
+    rows = []
+    for key, label in AGREEMENT.items():
+        # The space before an interval's upper end does not break: an interval stays in one line.
+        cells = ["{:.3f} [{:.3f},\xa0{:.3f}]".format(*result[name][key]) for name in scores]
+        rows.append([label, *cells])
+    return ("<h2>Do people agree?</h2>"
+            f"<p>People judged {result['pairs']:,} pairs of {result['photos']:,} photos that are "
+            f"not annotated as matches, and called {result['false_negatives']:,} of them a match: "
+            "false negatives. How well those are found, with 95 % intervals over photos: by "
+            "similarity, by FNE's posterior, by the caption's similarity to the photo's own "
+            "captions, and by the posterior of both similarities (evidence), as far as they are "
+            "known:</p>"
+            + html_table(["", *scores], rows, "loose"))
+
+
+# ------------------------------------------------------------------------- what FNE knows and draws
+
+
+def distribution_section(embeddings: Embeddings, criterion: FNELoss | None) -> str:
+    """Return the section of the fitted Gaussians over the similarities of this split.
+
+    The split is counted in random batches of the size that was trained with.
+    """
     phase = embeddings.facts.get("phase", FNE)
     title = f"<h2>What FNE {'believes' if phase == FNE else 'would believe'}</h2>"
     if criterion is None:
@@ -157,61 +200,68 @@ def distributions(embeddings: Embeddings, criterion: FNELoss | None) -> str:
                         "options that belong to them: a released checkpoint, the controls (loss "
                         "triplet, infonce) and other programs have none. So nothing below speaks "
                         "of a posterior.</p>")
-    size = min(embeddings.facts["batch_size_train"], len(embeddings.split.captions))
+    image_of_text = torch.from_numpy(embeddings.split.image_of_text)  # (N_t,)
+    batch_size = min(embeddings.facts["batch_size_train"], len(image_of_text))
     counts = torch.zeros(2, BINS, dtype=torch.int64)
-    owners = torch.from_numpy(embeddings.split.image_of_text)
-    for texts in torch.tensor(fixed_choice(len(owners), len(owners))).split(size):
-        similarity = cosine(embeddings.image_embeds[owners[texts]], embeddings.text_embeds[texts])
-        count_similarities(counts, rank_in_batch(similarity, owners[texts]))
-    count = int(criterion.positive.count)
+    shuffled = torch.tensor(fixed_choice(len(image_of_text), len(image_of_text)))  # (N_t,)
+    for texts in shuffled.split(batch_size):
+        image_ids = image_of_text[texts]  # (B,)
+        similarity = cosine(embeddings.image_embeds[image_ids], embeddings.text_embeds[texts])
+        count_similarities(counts, rank_in_batch(similarity, image_ids))
+    pairs = int(criterion.positive.count)
     figure = distribution_figure(counts.numpy(), criterion, "this split, in the checkpoint's eyes")
     return title + (
-        f"<p>{early(phase)}The curves are those of training: Gaussians over its last {count:,} "
-        f"confident pairs and their hardest negatives. The bars are this split's own, in random "
-        f"batches of {size} as in training. Where bars and curves part, the posterior is off.</p>"
-        + svg(figure, "distributions of similarities, posterior and sampling weight"))
+        f"<p>{warm_up_note(phase)}The curves are those of training: Gaussians over its last "
+        f"{pairs:,} confident pairs and their hardest negatives. The bars are this split's own, in "
+        f"random batches of {batch_size} as in training. Where bars and curves part, the posterior "
+        "is off.</p>"
+        + svg_element(figure, "distributions of similarities, posterior and sampling weight"))
 
 
-def early(phase: str) -> str:
-    """A sentence for a checkpoint that FNE has not trained yet."""
+def warm_up_note(phase: str) -> str:
+    """Return a sentence for a checkpoint of the warm-up, and "" for one that FNE has trained."""
     if phase == FNE:
         return ""
     return (f"This checkpoint is from the warm-up ({escape(phase)}): its statistics are kept, but "
             "FNE has drawn no negative yet. ")
 
 
-def negatives(
-    side: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None,
+def negative_section(
+    direction: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None,
     library: Library,
 ) -> str:
-    """What FNE would draw if the whole split were its memory bank."""
+    """Return the gallery of what FNE would draw if the whole split were its memory bank."""
     split = embeddings.split
-    pairs = library.pairs(fixed_choice(EXAMPLES, len(split.captions)))
-    owners = torch.from_numpy(split.image_of_text)
-    images, texts = embeddings.image_embeds, embeddings.text_embeds
-    if side == "i2t":
-        bank, bank_keys = Pairs(owners, torch.arange(len(owners))), texts
-        anchors, keys = images[pairs.image_ids], texts[pairs.text_ids]
+    pairs = library.pairs(fixed_choice(NEGATIVE_ROWS, len(split.captions)))
+    image_of_text = torch.from_numpy(split.image_of_text)  # (N_t,)
+    image_embeds, text_embeds = embeddings.image_embeds, embeddings.text_embeds
+    if direction == "i2t":
+        bank = Pairs(image_of_text, torch.arange(len(image_of_text)))
+        bank_keys = text_embeds
+        anchors, keys = image_embeds[pairs.image_ids], text_embeds[pairs.text_ids]
     else:
-        bank, bank_keys = Pairs(torch.arange(len(images)), library.first_texts()), images
-        anchors, keys = texts[pairs.text_ids], images[pairs.image_ids]
+        bank = Pairs(torch.arange(len(image_embeds)), library.first_texts())
+        bank_keys = image_embeds
+        anchors, keys = text_embeds[pairs.text_ids], image_embeds[pairs.image_ids]
 
     def by_evidence(image, text):
-        pair = torch.tensor([image]), torch.tensor([text])
-        return float(score_by_evidence(embeddings, evidence, *pair)[1])
+        scores = score_by_evidence(embeddings, evidence, torch.tensor([image]),
+                                   torch.tensor([text]))
+        return float(scores[1])
 
-    rows = negative_rows(side, library, criterion, anchors, keys, bank_keys, pairs, bank,
+    rows = negative_rows(direction, library, criterion, anchors, keys, bank_keys, pairs, bank,
                          by_evidence=None if evidence is None else by_evidence)
-    told = "" if evidence is None else (
+    evidence_note = "" if evidence is None else (
         " e is the posterior by evidence, which knows the captions' similarity too, fitted to this "
         "split.")
-    return (f"<h2>Negatives, {SIDES[side]}</h2><p>Six pairs and their negatives from the whole "
-            f"split: {told_of(criterion, embeddings.facts.get('phase', FNE))}{told} "
-            f"{legend(side, split)}</p>" + "\n".join(map(row_html, rows)))
+    explanation = explain_negatives(criterion, embeddings.facts.get("phase", FNE))
+    return (f"<h2>Negatives, {DIRECTIONS[direction]}</h2><p>Six pairs and their negatives from the "
+            f"whole split: {explanation}{evidence_note} {legend(direction, split)}</p>"
+            + "\n".join(map(row_html, rows)))
 
 
-def told_of(criterion: FNELoss | None, phase: str) -> str:
-    """Which candidates a gallery of negatives shows, and what s and p are."""
+def explain_negatives(criterion: FNELoss | None, phase: str) -> str:
+    """Return which candidates a gallery of negatives shows, and what its s and p stand for."""
     if criterion is None:
         return "the hardest alone. s is the similarity."
     draw = "FNE's draw" if phase == FNE else "what FNE would draw (it has drawn none yet)"
@@ -228,124 +278,175 @@ def told_of(criterion: FNELoss | None, phase: str) -> str:
             "not (likely a match).")
 
 
-def mistakes(side: str, embeddings: Embeddings, library: Library) -> str:
-    """Where a wrong item is furthest above the best annotated one."""
+# ----------------------------------------------------------------------------------------- mistakes
+
+
+def mistake_section(direction: str, embeddings: Embeddings, library: Library) -> str:
+    """Return the gallery of queries whose best result is a wrong one, by the largest lead first.
+
+    The lead is how far the similarity of the wrong result is above that of the best annotated one.
+    """
     split = embeddings.split
-    owners, numbers = torch.from_numpy(split.image_of_text), torch.arange(len(split.images))
-    annotated = owners[:, None] == numbers[None, :]  # (N_t, N_i)
-    first = library.first_texts()
-    if side == "i2t":
-        leads, found = top_wrong_leads(embeddings.image_embeds, embeddings.text_embeds, annotated.T)
-        queries, results = Pairs(numbers, first), Pairs(owners[found], found)
+    image_of_text = torch.from_numpy(split.image_of_text)  # (N_t,)
+    images, texts = torch.arange(len(split.images)), torch.arange(len(image_of_text))
+    first_texts = library.first_texts()  # (N_i,)
+    annotated = image_of_text[:, None] == images[None, :]  # (N_t, N_i)
+    if direction == "i2t":
+        leads, best = top_wrong_leads(embeddings.image_embeds, embeddings.text_embeds, annotated.T)
+        queries, results = Pairs(images, first_texts), Pairs(image_of_text[best], best)
     else:
-        leads, found = top_wrong_leads(embeddings.text_embeds, embeddings.image_embeds, annotated)
-        queries, results = Pairs(owners, torch.arange(len(owners))), Pairs(found, first[found])
-    rows, wrong, seen = [], (leads >= 0).nonzero()[:, 0], set()
+        leads, best = top_wrong_leads(embeddings.text_embeds, embeddings.image_embeds, annotated)
+        queries, results = Pairs(image_of_text, texts), Pairs(best, first_texts[best])
+    wrong = (leads >= 0).nonzero()[:, 0]  # (W,) queries
+
+    rows, shown_images = [], set()
     for query in wrong[leads[wrong].argsort(descending=True)].tolist():
-        photos = {int(queries.image_ids[query]), int(results.image_ids[query])}
-        if photos & seen or len(rows) == MISTAKES:
-            continue  # a photo that draws many queries would fill the page
-        seen |= photos
-        image, text = int(queries.image_ids[query]), int(queries.text_ids[query])
-        other, words = int(results.image_ids[query]), int(results.text_ids[query])
-        right = library.is_match(*((image, words) if side == "i2t" else (other, text)))
+        if len(rows) == MISTAKE_ROWS:
+            break
+        query_image, query_text = int(queries.image_ids[query]), int(queries.text_ids[query])
+        image, text = int(results.image_ids[query]), int(results.text_ids[query])
+        if {query_image, image} & shown_images:
+            continue  # a photo that is first for many queries would fill the page
+        shown_images |= {query_image, image}
+        compared = (query_image, text) if direction == "i2t" else (image, query_text)
         rows.append([
-            library.cell(f"asked: {ASKING[side]}", "", image, text, None, ASKING[side]),
-            library.cell("came first", f"+{float(leads[query]):.2f}", other, words, right,
-                         RANKED[side])])
-    share = true_share(side, split, wrong, found)
-    return (f"<h2>Most confident mistakes, {SIDES[side]}</h2><p>For {len(wrong):,} of "
-            f"{len(leads):,} the first result is not annotated{share}. These are furthest above "
-            f"the best annotated one, each photo shown once. {legend(side, split)}</p>"
+            library.cell(f"asked: {ASKING[direction]}", "", query_image, query_text, None,
+                         ASKING[direction]),
+            library.cell("came first", f"+{float(leads[query]):.2f}", image, text,
+                         library.is_match(*compared), RANKED[direction])])
+    true_matches = true_match_note(direction, split, wrong, best)
+    return (f"<h2>Most confident mistakes, {DIRECTIONS[direction]}</h2><p>For {len(wrong):,} of "
+            f"{len(leads):,} the first result is not annotated{true_matches}. These are furthest "
+            f"above the best annotated one, each photo shown once. {legend(direction, split)}</p>"
             '<div class="rows">' + "\n".join(map(row_html, rows)) + "</div>")
 
 
-def true_share(side: str, split: Split, wrong: Tensor, found: Tensor) -> str:
-    """How many of the mistakes are none, where all true matches are known."""
+def true_match_note(direction: str, split: Split, wrong: Tensor, best: Tensor) -> str:
+    """Return how many of the mistakes are true matches, or "" where those are not known.
+
+    Args:
+        wrong: (W,) queries whose best result is not annotated as their match.
+        best: (N_q,) the best result of each query that is not annotated.
+    """
     if split.matches is None:
         return ""
-    matches = torch.from_numpy(split.matches)
-    matches = matches.T if side == "i2t" else matches  # (N_q, N_g)
-    return f", yet a true match for {int(matches[wrong, found[wrong]].sum()):,} of them"
+    matches = torch.from_numpy(split.matches)  # (N_t, N_i)
+    if direction == "i2t":
+        matches = matches.T
+    count = int(matches[wrong, best[wrong]].sum())
+    return f", yet a true match for {count:,} of them"
 
 
-def calibrations(
+# -------------------------------------------------------------------------------------- calibration
+
+
+def calibration_section(
     embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None, metrics: dict
 ) -> str:
-    """Whether P(false negative) is what it says, by true matches and by people's judgements."""
-    parts = []
-    matches = embeddings.split.matches
-    if criterion is not None and matches is not None:
-        owners = embeddings.split.image_of_text
-        other = torch.from_numpy(owners[:, None] != range(len(embeddings.split.images)))
-        similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).double()  # (N_t, N_i)
-        # Below the cut-down nobody asks the posterior, and if N+ is wide it rises there again.
-        asked = other & (similarity > cut_down_bound(criterion.positive, criterion.margin))
-        true = matches[asked.numpy()].astype(float)
-        found = {"By": fitted_posterior(similarity[asked], embeddings)}
-        if evidence is not None:
-            texts = embeddings.text_embeds @ evidence.mean_texts.T  # (N_t, N_i)
-            found["The posterior by evidence, by"] = posterior_by_evidence(
-                evidence, similarity[asked], texts[asked].double())
-        parts += [calibration_html(f"{title} the known true matches", "All pairs above the "
-                                   "cut-down", calibration(true, posterior.numpy()),
-                                   "share of true matches") for title, posterior in found.items()]
-    if "calibration" in metrics.get("judgements", {}):
-        rows = metrics["judgements"]["calibration"]
-        parts.append(calibration_html("By people's judgements", "All judged pairs", rows,
-                                      "called a match by most"))
-    if "evidence_calibration" in metrics.get("judgements", {}):
-        rows = metrics["judgements"]["evidence_calibration"]
-        parts.append(calibration_html("The posterior by evidence, by people's judgements",
-                                      "All judged pairs", rows, "called a match by most"))
-    if not parts:
+    """Return how often the posterior is right, by known true matches and by people's judgements.
+
+    Returns:
+        The section, or "" where neither is known.
+    """
+    tables = true_match_calibrations(embeddings, criterion, evidence)
+    judgements = metrics.get("judgements", {})
+    for key, title in (
+            ("calibration", "By people's judgements"),
+            ("evidence_calibration", "The posterior by evidence, by people's judgements")):
+        if key in judgements:
+            tables.append(calibration_html(title, "All judged pairs", judgements[key],
+                                           "called a match by most"))
+    if not tables:
         return ""
-    return "<h2>Is the posterior what it says?</h2>" + "\n".join(parts)
+    return "<h2>Is the posterior what it says?</h2>" + "\n".join(tables)
 
 
-def calibration_html(title: str, pairs: str, rows: list[dict], who: str) -> str:
+def true_match_calibrations(
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None
+) -> list[str]:
+    """Return the calibration of each posterior by all true matches; none where they are not known.
+    """
+    split = embeddings.split
+    if criterion is None or split.matches is None:
+        return []
+    images = range(len(split.images))
+    unannotated = torch.from_numpy(split.image_of_text[:, None] != images)  # (N_t, N_i)
+    similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).double()  # (N_t, N_i)
+    # The posterior is not used below the cut-down, and where N+ is wide it rises again there.
+    bound = cut_down_bound(criterion.positive, criterion.margin)
+    counted = unannotated & (similarity > bound)  # (N_t, N_i), true for P pairs
+    is_match = split.matches[counted.numpy()].astype(float)  # (P,)
+    posteriors = {"By": fitted_posterior(similarity[counted], embeddings)}
+    if evidence is not None:
+        captions = embeddings.text_embeds @ evidence.mean_texts.T  # (N_t, N_i)
+        posteriors["The posterior by evidence, by"] = posterior_by_evidence(
+            evidence, similarity[counted], captions[counted].double())
+    return [calibration_html(f"{title} the known true matches", "All pairs above the cut-down",
+                             calibration(is_match, posterior.numpy()), "share of true matches")
+            for title, posterior in posteriors.items()]
+
+
+def calibration_html(title: str, pairs: str, rows: list[dict], match_label: str) -> str:
+    """Return a calibration as a heading, a table and a figure.
+
+    Args:
+        pairs: tells in words which pairs are counted.
+        rows: the bins, as `metrics.judgements.calibration` returns them.
+        match_label: heading of the share of matches, which tells by whose account.
+    """
     cells = [[f"{row['low']:g} to {row['high']:g}", f"{row['pairs']:,}",
               f"{row['mean_posterior']:.4f}", f"{100 * row['match_share']:.1f} %"] for row in rows]
     return (f"<h3>{title}</h3><p>{pairs} that are not annotated as matches.</p>"
-            + html_table(["posterior", "pairs", "its mean", who], cells)
-            + svg(calibration_figure(rows, who), "calibration of the posterior"))
+            + html_table(["posterior", "pairs", "its mean", match_label], cells)
+            + svg_element(calibration_figure(rows, match_label), "calibration of the posterior"))
 
 
-# ------------------------------------------------------------------------------------------- pieces
+# ----------------------------------------------------------------------------------- pieces of html
 
 
-def legend(side: str, split: Split) -> str:
-    """What a green frame and faint things mean here."""
-    match = ("A green frame and ✓ mark a true match." if split.matches is not None else
-             "A green frame and ✓ mark an annotated match; others may be true, too.")
-    faint = ("a photo is compared with captions; the faint photo of a candidate only shows what "
-             "its caption was written for" if RANKED[side] == CAPTION else
-             "a caption is compared with photos; the faint caption of a candidate is one that was "
-             "written for its photo")
+def legend(direction: str, split: Split) -> str:
+    """Return what a green frame and what faint photos and captions mean in a gallery."""
+    if split.matches is not None:
+        match = "A green frame and ✓ mark a true match."
+    else:
+        match = "A green frame and ✓ mark an annotated match; others may be true, too."
+    if RANKED[direction] == CAPTION:
+        faint = ("a photo is compared with captions; the faint photo of a candidate only shows "
+                 "what its caption was written for")
+    else:
+        faint = ("a caption is compared with photos; the faint caption of a candidate is one that "
+                 "was written for its photo")
     return f"{match} Here {faint}."
 
 
-def html_table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
-    """An html table of plain texts; `kind` "loose" lets their cells wrap on a narrow screen."""
-    def line(tag, cells):
+def html_table(header: list[str], rows: list[list[str]], css_class: str = "") -> str:
+    """Return a table of plain texts as html.
+
+    Args:
+        css_class: "loose" lets the text of cells wrap on a narrow screen.
+    """
+    def table_row(tag, cells):
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return (f'<div class="wide"><table class="{kind}">' + line("th", header)
-            + "".join(line("td", row) for row in rows) + "</table></div>")
+    body = "".join(table_row("td", row) for row in rows)
+    return (f'<div class="wide"><table class="{css_class}">{table_row("th", header)}{body}'
+            "</table></div>")
 
 
 def row_html(cells: list[Cell]) -> str:
+    """Return a row of a gallery as html."""
     return '<div class="row">' + "".join(map(cell_html, cells)) + "</div>"
 
 
 def cell_html(cell: Cell) -> str:
-    """A cell as html; everything that is text in it is escaped, and what is not compared faint."""
-    right = ' class="right"' if cell.right else ""
-    heading = f"<b>{escape(cell.heading)}{'&nbsp;✓' if cell.right else ''}</b>"
-    image_class = ' class="faint"' if cell.compared == CAPTION else ""
-    text_class = ' class="faint"' if cell.compared == PHOTO else ""
-    image = "" if cell.photo is None else (
-        f'<img alt=""{image_class} src="{data_uri(cell.photo)}">')
-    return (f'<figure{right}><div class="heading">{heading}<span class="soft">'
-            f"{escape(cell.numbers)}</span></div>{image}"
-            f"<figcaption{text_class}>{escape(cell.caption)}</figcaption></figure>")
+    """Return a cell of a gallery as html: its text escaped, and what is not compared faint."""
+    figure_class = ' class="right"' if cell.is_match else ""
+    tick = "&nbsp;✓" if cell.is_match else ""
+    photo_class = ' class="faint"' if cell.compared == CAPTION else ""
+    caption_class = ' class="faint"' if cell.compared == PHOTO else ""
+    photo = ""
+    if cell.photo is not None:
+        photo = f'<img alt=""{photo_class} src="{data_uri(cell.photo)}">'
+    return (f'<figure{figure_class}><div class="heading"><b>{escape(cell.heading)}{tick}</b>'
+            f'<span class="soft">{escape(cell.numbers)}</span></div>{photo}'
+            f"<figcaption{caption_class}>{escape(cell.caption)}</figcaption></figure>")

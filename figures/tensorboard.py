@@ -1,6 +1,7 @@
-"""What TensorBoard and the terminal get to see of a run.
+"""What TensorBoard and the terminal show of a run.
 
-Nothing here changes the run: it reads weights, statistics and bank, and takes no random number.
+Nothing here changes the run: it reads weights, statistics and memory bank, and takes no random
+number.
 """
 
 import platform
@@ -30,10 +31,14 @@ EXAMPLES = 4  # rows of a gallery
 
 
 class Board:
-    """A run's TensorBoard file, and its lines and bar on the terminal.
+    """The TensorBoard file of a run, and its lines and bar on the terminal.
 
     Args:
-        purge_step: what the file holds from this step on is written again, and shown no more.
+        run: the state of the training.
+        train_set: the training pairs, of which the galleries of negatives show a few.
+        val_set: the validation pairs, of which the galleries of results show a few.
+        purge_step: the global step from which on earlier entries of the file are hidden, because a
+            resumed run writes them again.
     """
 
     def __init__(self, run: Run, train_set: LoadedSplit, val_set: LoadedSplit, purge_step: int):
@@ -43,12 +48,12 @@ class Board:
             self.writer.add_text(f"run/{name}", text, run.global_step)
         self.bar, self.loss = None, None
         if not run.options.no_figures:
-            from figures import plots, sheets  # load matplotlib, not needed without figures
+            from figures import plots, sheets  # these load matplotlib, which only figures need
 
             self.plots, self.sheets = plots, sheets
 
     def batches(self, loader) -> Iterator[Batch]:
-        """An epoch's batches behind its bar: loss, rate and time to go."""
+        """Yield the batches of an epoch, and show its bar: loss, steps per second, time to go."""
         run = self.run
         self.bar = progress(loader, f"epoch {run.epoch + 1}/{run.options.num_epochs}",
                             len(loader.batch_sampler), initial=run.step, mininterval=1.0,
@@ -56,7 +61,11 @@ class Board:
         yield from self.bar
 
     def write_values(self, values: dict[str, float]) -> None:
-        """Write what `monitor.take_values` gave, and show the loss beside the bar."""
+        """Write scalars at the current step, and show the loss beside the bar.
+
+        Args:
+            values: by tag, as `monitor.take_values` returns them.
+        """
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.run.global_step)
         self.loss = values["train/loss"]
@@ -64,8 +73,14 @@ class Board:
             self.bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
 
     def write_validation(self, metrics: dict[str, float], embeds: tuple[Tensor, Tensor]) -> None:
-        """Write a validation's metrics and figures, and print its lines; `embeds` of the whole
-        split. Call it before `run.best_rsum` takes the new value."""
+        """Write the metrics and figures of a validation, and print its two lines.
+
+        Call it before `run.best_rsum` takes the new value: the lines compare the two.
+
+        Args:
+            metrics: the scores of the validation split, by name.
+            embeds: (N_i, D) and (N_t, D) unit rows of the whole validation split.
+        """
         run = self.run
         for name, value in metrics.items():
             self.writer.add_scalar(f"val/{name}", value, run.global_step)
@@ -77,34 +92,47 @@ class Board:
                 say(f"no galleries at step {run.global_step}: {error}")
 
     def pause(self) -> None:
-        """What went on since the last step, such as a validation, is no part of the bar's pace."""
+        """Leave the time since the last step, such as that of a validation, out of the bar's rate.
+        """
         if self.bar is not None:
             self.bar.unpause()
 
     def write_figures(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
-        """The distributions, what FNE draws for a fixed handful of training pairs, and the best
-        five results of a fixed handful of validation pairs."""
+        """Write the distributions, the gallery of negatives and the gallery of results.
+
+        The galleries show the same few pairs each time: what FNE draws for training pairs, and the
+        best five results for validation pairs.
+
+        Args:
+            image_embeds: (N_i, D) unit rows of the whole validation split.
+            text_embeds: (N_t, D) unit rows of the whole validation split.
+        """
         run, sheets = self.run, {}
-        if run.bank is not None and (run.criterion.negative.count > 1) and (
-                run.criterion.positive.count > 1):
+        fitted = run.bank is not None and (
+            run.criterion.negative.count > 1 and run.criterion.positive.count > 1)
+        if fitted:
             figure = self.plots.distribution_figure(run.counts.cpu().numpy(), run.criterion,
                                                     run.position)
-            self.write_picture("distributions", self.plots.png(figure))
+            self.write_picture("distributions", self.plots.png_bytes(figure))
         if run.bank is not None and len(run.bank):
-            for side, rows in drawn_negatives(run, self.train_set).items():
-                sheets[f"negatives/{side}"] = rows, f"training pairs and their negatives, {side}"
+            for direction, rows in drawn_negatives(run, self.train_set).items():
+                sheets[f"negatives/{direction}"] = (
+                    rows, f"training pairs and their negatives, {direction}")
         val = galleries.Library(self.val_set.split, self.val_set.photos)
         texts = fixed_choice(EXAMPLES, len(val.split.captions))
-        for side in "i2t", "t2i":
-            rows = galleries.retrieval_rows(side, val, image_embeds, text_embeds, texts)
-            sheets[f"retrieval/{side}"] = rows, f"validation pairs and their best five, {side}"
+        for direction in "i2t", "t2i":
+            rows = galleries.retrieval_rows(direction, val, image_embeds, text_embeds, texts)
+            sheets[f"retrieval/{direction}"] = (
+                rows, f"validation pairs and their best five, {direction}")
         for tag, (rows, title) in sheets.items():
             title = f"{title}, {run.position}; ✓ = a match, faint = not compared"
-            self.write_picture(tag, pages.jpeg(self.sheets.sheet(rows, title)))
+            self.write_picture(tag, pages.jpeg_bytes(self.sheets.sheet(rows, title)))
 
     def write_picture(self, tag: str, encoded: bytes) -> None:
-        """Add a PNG or JPEG file as it is; add_image would decode it, and keep it three times as
-        large."""
+        """Add the bytes of a PNG or JPEG file to the TensorBoard file as they are.
+
+        `SummaryWriter.add_image` would decode the picture, and keep it three times as large.
+        """
         image = Summary.Image(encoded_image_string=encoded, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self.writer.file_writer.add_summary(summary, self.run.global_step)
@@ -119,13 +147,13 @@ class Board:
 
 
 class NoBoard:
-    """The board of the processes that show nothing, beside the first one's."""
+    """A `Board` that shows nothing, for all processes of a run but the first."""
 
     def batches(self, loader) -> Iterator[Batch]:
         yield from loader
 
-    def show_nothing(self, *what) -> None:
-        """In place of everything that a `Board` writes or shows."""
+    def show_nothing(self, *arguments) -> None:
+        """Do nothing, in place of every method by which a `Board` writes or shows something."""
 
     write_values = write_validation = pause = show_nothing
 
@@ -137,52 +165,67 @@ class NoBoard:
 
 
 def validation_lines(run: Run, metrics: dict[str, float], loss: float | None) -> str:
-    """A validation in two lines, with the change of rsum against the best one before."""
-    recalls = ", ".join(f"{side} " + "/".join(f"{metrics[f'{side}_r{k}']:.1f}" for k in (1, 5, 10))
-                        for side in ("i2t", "t2i"))
+    """Return a validation in two lines, with the change of rsum against the best one before.
+
+    Args:
+        run: the state of the training, with `best_rsum` as it was before this validation.
+        metrics: the scores of the validation split, by name.
+        loss: the last mean loss that was logged; None where there is none yet.
+    """
+    recalls = []
+    for direction in "i2t", "t2i":
+        values = [f"{metrics[f'{direction}_r{k}']:.1f}" for k in (1, 5, 10)]
+        recalls.append(f"{direction} {'/'.join(values)}")
     change = "new best"
     if run.best_rsum >= 0:
-        more = metrics["rsum"] - run.best_rsum
-        change = f"new best, {more:+.1f}" if more > 0 else f"{more:+.1f} from best"
-    when = run.position if run.global_step else "before the first step"
+        difference = metrics["rsum"] - run.best_rsum
+        change = f"{difference:+.1f} from best"
+        if difference > 0:
+            change = f"new best, {difference:+.1f}"
+    position = run.position if run.global_step else "before the first step"
     training = "" if loss is None else f"loss {loss:.4f}, "
-    return (f"{when}: {training}rsum {metrics['rsum']:.1f} ({change})\n"
-            f"  val R@1/5/10: {recalls}")
+    return (f"{position}: {training}rsum {metrics['rsum']:.1f} ({change})\n"
+            f"  val R@1/5/10: {', '.join(recalls)}")
 
 
 def describe(run: Run) -> dict[str, str]:
-    """Command, options, versions and the code's commit, in Markdown for the text tab."""
-    rows = "\n".join(f"| {name} | `{printable(str(value))}` |"
-                     for name, value in sorted(vars(run.options).items()))
+    """Return command, options and versions of a run as Markdown, by name, for the text tab."""
+    command = printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    options = "\n".join(f"| {name} | `{printable(str(value))}` |"
+                        for name, value in sorted(vars(run.options).items()))
+    on_gpu = run.device.type == "cuda"
     versions = {"python": platform.python_version(), "torch": torch.__version__,
                 "torchvision": torchvision.__version__, "transformers": transformers.__version__,
-                "device": (torch.cuda.get_device_name(run.device) if run.device.type == "cuda"
-                           else "CPU"),
+                "device": torch.cuda.get_device_name(run.device) if on_gpu else "CPU",
                 "commit": commit()}
-    command = printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    return {"command": f"    {command}",
-            **({} if run.options.oracle == oracle.OFF else
-               {"oracle": oracle.text(run.options.oracle)}),
-            "options": f"| option | value |\n|---|---|\n{rows}",
-            "versions": "| package | version |\n|---|---|\n" + "\n".join(
-                f"| {name} | {value} |" for name, value in versions.items())}
+    texts = {"command": f"    {command}"}
+    if run.options.oracle != oracle.OFF:
+        texts["oracle"] = oracle.text(run.options.oracle)
+    texts["options"] = f"| option | value |\n|---|---|\n{options}"
+    texts["versions"] = "| package | version |\n|---|---|\n" + "\n".join(
+        f"| {name} | {version} |" for name, version in versions.items())
+    return texts
 
 
 # -------------------------------------------------------------------------- what the sampler draws
 
 
 def drawn_negatives(run: Run, train_set: LoadedSplit) -> dict[str, list]:
-    """Gallery rows, i2t and t2i, of a fixed handful of training pairs against the bank as it is."""
+    """Return the galleries of what FNE draws for a few training pairs from the bank as it is.
+
+    Returns:
+        The rows of "i2t" and of "t2i", as `galleries.negative_rows` returns them.
+    """
     library = galleries.Library(train_set.split, train_set.photos)
     pairs = library.pairs(fixed_choice(EXAMPLES, len(train_set.captions)))
     bank = galleries.Pairs(run.bank.image_ids.cpu(), run.bank.text_ids.cpu())
-    images, texts = embed_pairs(run, run.model, train_set, pairs)
+    image_embeds, text_embeds = embed_pairs(run, run.model, train_set, pairs)  # (B, D) each
     image_keys, text_keys = embed_pairs(run, run.momentum_model, train_set, pairs)
     captions = text_keys, run.bank.text_keys
     return {
-        "i2t": galleries.negative_rows("i2t", library, run.criterion, images, text_keys,
+        "i2t": galleries.negative_rows("i2t", library, run.criterion, image_embeds, text_keys,
                                        run.bank.text_keys, pairs, bank, captions),
-        "t2i": galleries.negative_rows("t2i", library, run.criterion, texts, image_keys,
+        "t2i": galleries.negative_rows("t2i", library, run.criterion, text_embeds, image_keys,
                                        run.bank.image_keys, pairs, bank, captions),
     }
 
@@ -191,8 +234,15 @@ def drawn_negatives(run: Run, train_set: LoadedSplit) -> dict[str, list]:
 def embed_pairs(
     run: Run, model: nn.Module, train_set: LoadedSplit, pairs: galleries.Pairs
 ) -> tuple[Tensor, Tensor]:
-    """(B, D), (B, D) of a few training pairs under a `DualEncoder`, in evaluation mode and without
-    augmentation."""
+    """Return the embeddings of a few training pairs, in evaluation mode and without augmentation.
+
+    Args:
+        model: the dual encoder, or its momentum copy; its mode is restored afterwards.
+        pairs: the B pairs.
+
+    Returns:
+        (B, D) unit rows of the photos and (B, D) of the captions.
+    """
     options, was_training = run.options, model.training
     model.eval()
     if run.features is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from common import files
 from common.errors import InputError
 from common.version import commit
-from figures.pages import data_uri, is_page, page, text
+from figures.pages import data_uri, html_text, is_page, page
 from searching.results import Answer, Hit, chance_text
 
 MARK = "search.py --html"
@@ -38,7 +38,7 @@ def write_page(place: Path, found: list[Answer], facts: dict[str, str]) -> None:
 
 def section(answer: Answer, titled: bool) -> str:
     """A query and its results."""
-    parts = [f"<h2>{text(answer.query.title())}</h2>" if titled else ""]
+    parts = [f"<h2>{html_text(answer.query.title())}</h2>" if titled else ""]
     if answer.query.photos:
         asked = "".join(f'<figure class="asked"><div class="heading"><b>like this</b></div>'
                         f"{picture(photo)}</figure>" for photo in answer.query.photos)
@@ -47,7 +47,7 @@ def section(answer: Answer, titled: bool) -> str:
         cells = "".join(photo_cell(*item) for item in enumerate(answer.hits, 1))
         parts.append(f'<div class="row results">{cells}</div>')
     else:
-        rows = "".join(f"<tr><td>{place}</td><td>{numbers(hit)}</td><td>{text(hit.caption)}</td>"
+        rows = "".join(f"<tr><td>{place}</td><td>{numbers(hit)}</td><td>{html_text(hit.caption)}</td>"
                        "</tr>" for place, hit in enumerate(answer.hits, 1))
         parts.append(f'<table class="captions">{rows}</table>')
     return "\n".join(filter(None, parts))
@@ -56,13 +56,13 @@ def section(answer: Answer, titled: bool) -> str:
 def photo_cell(place: int, hit: Hit) -> str:
     """A photo that was found, with its place, score and name; all of it leads to the file."""
     return (f'<figure><div class="heading"><b>{place}</b><span class="soft">{numbers(hit)}</span>'
-            f"</div>{picture(hit.photo)}<figcaption>{text(hit.photo.name)}</figcaption></figure>")
+            f"</div>{picture(hit.photo)}<figcaption>{html_text(hit.photo.name)}</figcaption></figure>")
 
 
 def picture(photo: Path) -> str:
     """A thumbnail that is a link to the photo's file."""
     address = Path(os.path.abspath(photo)).as_uri()
-    return (f'<a href="{escape(address)}"><img alt="{text(photo.name)}" loading="lazy" '
+    return (f'<a href="{escape(address)}"><img alt="{html_text(photo.name)}" loading="lazy" '
             f'src="{data_uri(photo)}"></a>')
 
 

@@ -32,11 +32,11 @@ def test_retrieval_rows_are_ranked_and_marked(library):
                           dtype=texts.dtype)
     [row] = retrieval_rows("i2t", library, images, texts, [1])
     assert [cell.caption for cell in row] == [f"text {n}" for n in (1, 7, 1, 4, 0, 2)]
-    assert [cell.right for cell in row] == [None, True, True, False, True, False]
+    assert [cell.is_match for cell in row] == [None, True, True, False, True, False]
     assert row[1].photo == library.photos[3] and row[1].numbers == "s 1.00"
     [row] = retrieval_rows("t2i", library, images, texts, [7])  # 0.1 away from photo 0
     assert [cell.photo.name for cell in row] == [f"{n}.png" for n in (3, 0, 3, 1, 2)]
-    assert [cell.right for cell in row] == [None, True, True, False, False]
+    assert [cell.is_match for cell in row] == [None, True, True, False, False]
     assert row[1].caption == "text 0" and row[2].caption == "text 6"
 
 
@@ -48,7 +48,7 @@ def test_negative_rows_name_their_cells_and_mark_true_matches(library):
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]))
     bank = Pairs(torch.tensor([3, 2, 1, -100]), torch.tensor([7, 4, 2, -100]))
     [row] = negative_rows("i2t", library, None, anchors, keys, bank_keys, pairs, bank)
-    assert [(cell.heading, cell.caption, cell.right) for cell in row] == [
+    assert [(cell.heading, cell.caption, cell.is_match) for cell in row] == [
         ("own pair", "text 1", None), ("hardest", "text 7", True), ("hardest", "text 4", False),
         ("hardest", "text 2", False)]
     criterion = FNELoss(prior=0.5, min_count=0)
@@ -63,7 +63,7 @@ def test_negative_rows_name_their_cells_and_mark_true_matches(library):
 
 def test_a_bank_that_does_not_know_its_captions(library):
     cell = library.cell("drawn", "", 2, -100, library.is_match(2, -100))
-    assert "not recorded" in cell.caption and cell.right is False
+    assert "not recorded" in cell.caption and cell.is_match is False
     assert library.cell("drawn", "", 9000, -100, None).photo is None
 
 

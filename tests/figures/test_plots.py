@@ -9,7 +9,13 @@ import torch
 from helpers.cases import gaussian
 from PIL import Image
 
-from figures.plots import GRID, calibration_figure, distribution_figure, png, svg
+from figures.plots import (
+    GRID,
+    calibration_figure,
+    distribution_figure,
+    png_bytes,
+    svg_element,
+)
 from fne_loss import FNELoss, false_negative_posterior, sampling_weights
 from training.monitor import BINS
 
@@ -80,16 +86,16 @@ def test_few_or_no_counts_can_be_drawn(criterion, rows):
     counts = np.zeros((2, BINS), dtype=int)
     counts[:, 300] = rows
     criterion.positive.m2.zero_()  # a single repeated value
-    data = png(distribution_figure(counts, criterion, "start"))
+    data = png_bytes(distribution_figure(counts, criterion, "start"))
     assert Image.open(io.BytesIO(data)).format == "PNG" and len(data) < 60_000
 
 
 def test_svg_is_one_element_that_asks_for_nothing(criterion, counts):
-    text = svg(distribution_figure(counts, criterion, "a < b"), "label")
+    text = svg_element(distribution_figure(counts, criterion, "a < b"), "label")
     assert text.startswith("<svg role=") and text.rstrip().endswith("</svg>")
     assert 'currentColor' in text and "#24292f" not in text
     assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', text))
-    assert text == svg(distribution_figure(counts, criterion, "a < b"), "label")
+    assert text == svg_element(distribution_figure(counts, criterion, "a < b"), "label")
 
 
 def test_calibration_shows_every_bin():

@@ -5,7 +5,7 @@ from PIL import Image
 
 from figures.galleries import Cell
 from figures.pages import thumbnail
-from figures.sheets import CELL, MATCH, sheet, wrapped
+from figures.sheets import CELL_WIDTH, MATCH, sheet, wrap_text
 
 
 def test_a_sheet_frames_matches_and_nothing_else(tmp_path):
@@ -15,17 +15,17 @@ def test_a_sheet_frames_matches_and_nothing_else(tmp_path):
              Cell("hardest", "s 1", None, "word " * 40, False)]
     page = np.array(sheet([cells, cells[:1]], "title"))
     green = (page == [int(MATCH[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2)
-    assert page.shape[1] == 3 * CELL + 8
+    assert page.shape[1] == 3 * CELL_WIDTH + 8
     columns = np.flatnonzero(green.any(axis=0))
-    assert CELL < columns.min() and columns.max() < 2 * CELL
+    assert CELL_WIDTH < columns.min() and columns.max() < 2 * CELL_WIDTH
     assert green.sum() > 500  # a frame, not a speck
 
 
 def test_long_captions_end_in_an_ellipsis():
-    assert wrapped("a dog", 23, 3) == ["a dog"]
-    lines = wrapped("word " * 40, 23, 3)
+    assert wrap_text("a dog", 23, 3) == ["a dog"]
+    lines = wrap_text("word " * 40, 23, 3)
     assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 23
-    assert len(wrapped("x" * 200, 23, 3)) <= 3
+    assert len(wrap_text("x" * 200, 23, 3)) <= 3
 
 
 def test_thumbnails_fit_and_a_lost_photo_is_grey(tmp_path):
