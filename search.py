@@ -36,37 +36,47 @@ from model import DualEncoder
 from searching import clusters
 from searching.encoding import encode_files
 from searching.exact import Best, best_rows
-from searching.index import Marks, index_place, whole_index
+from searching.index import Origin, index_place, read_index_as_is
 from searching.models import fingerprint, model_place
 from searching.page import page_place, write_page
 from searching.queries import STDIN, Query, embed_queries, embed_texts, read_captions, read_queries
-from searching.results import answers, as_json, as_text, fitted_posterior
+from searching.results import as_json, as_text, fitted_posterior, make_answers
 from searching.scan import scan
-from searching.update import up_to_date
+from searching.update import update_index
 
 
-class Searched(NamedTuple):
-    """What a query is compared with."""
+class Collection(NamedTuple):
+    """The photos or captions that a query is compared with.
 
-    names: Sequence[str]  # (N,) paths in `folder`, or captions
-    embeds: Tensor  # (N, D)
+    Attributes:
+        names: N paths inside `folder`, or captions.
+        embeds: (N, D) unit rows.
+        folder: the folder of the photos; None for captions.
+        facts: names and values that tell where the collection comes from.
+        search: returns the best rows of each query, for queries (Q, D).
+    """
+
+    names: Sequence[str]
+    embeds: Tensor
     folder: Path | None
-    facts: dict[str, str]  # of it, for programs
-    best: Callable[[Tensor], list[Best]]  # of queries (Q, D)
+    facts: dict[str, str]
+    search: Callable[[Tensor], list[Best]]
 
 
-def check(arguments: argparse.Namespace, queries: list[Query]) -> None:
+def check_flags(arguments: argparse.Namespace, queries: list[Query]) -> None:
     """Raise InputError where flags do not go together, or a value cannot work."""
     by_photo = arguments.captions is not None
-    for name, low, high in (("top", 1, LARGEST_TOP), ("workers", *RANGES["workers"]),
-                            ("batch_size_test", *RANGES["batch_size_test"])):
-        if not low <= getattr(arguments, name) <= high:
-            raise InputError(f"--{name} {str(getattr(arguments, name))[:30]}: must be at least "
-                             f"{low}, and at most {high:,}")
+    ranges = {"top": (1, LARGEST_TOP), "workers": RANGES["workers"],
+              "batch_size_test": RANGES["batch_size_test"]}
+    for name, (low, high) in ranges.items():
+        value = getattr(arguments, name)
+        if not low <= value <= high:
+            raise InputError(f"--{name} {str(value)[:30]}: must be at least {low}, and at most "
+                             f"{high:,}")
     for name in "index", "as_is", "faiss", "follow_links":
         if by_photo and getattr(arguments, name):
             raise InputError(f"--{name} is for --photos: leave it out")
-    if arguments.posterior and any(query != single(query, by_photo) for query in queries):
+    if arguments.posterior and not all(has_posterior(query, by_photo) for query in queries):
         raise InputError("--posterior is of one sentence and one photo: its statistics say nothing "
                          "of two photos, nor of sums; leave the flag out, or --like")
     if arguments.faiss:
@@ -75,101 +85,131 @@ def check(arguments: argparse.Namespace, queries: list[Query]) -> None:
         raise InputError(f"--photos {arguments.photos} is no folder: name that of the photos")
 
 
-def check_places(arguments: argparse.Namespace) -> None:
-    """Raise InputError where it is not clear what to search, or a name is none."""
+def has_posterior(query: Query, by_photo: bool) -> bool:
+    """Return whether FNE's posterior can be asked for the results of a query.
+
+    It can where a sentence alone is compared with photos, or one photo alone with captions.
+    """
+    if by_photo:
+        return query.text is None and len(query.photos) <= 1
+    return not query.photos
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Raise InputError where it is not clear what to search, or no file can have a given name."""
     if (arguments.photos is None) == (arguments.captions is None):
         raise InputError("name what to search: either --photos FOLDER or --captions FILE")
     if str(arguments.captions) == STDIN and STDIN in arguments.query:
         raise InputError("'-' stands for standard input, which can be read once: give it once")
     for name in "model", "photos", "captions", "index", "html":
-        if getattr(arguments, name) is not None:
-            check_path(getattr(arguments, name), name if name == "model" else f"--{name}")
+        path = getattr(arguments, name)
+        if path is not None:
+            check_path(path, name if name == "model" else f"--{name}")
 
 
-def single(query: Query, by_photo: bool) -> Query:
-    """What a query is of which there is a posterior: a photo for captions, a sentence for photos.
-    """
-    return Query(None, query.photos[:1]) if by_photo else Query(query.text)
-
-
-def photos_of(
+def open_photos(
     arguments: argparse.Namespace, model: DualEncoder, queries: Tensor, page: Path | None
-) -> Searched:
-    """A folder's photos, from their index, which is brought up to date first."""
+) -> Collection:
+    """Return the photos of a folder, from their index, which is brought up to date first.
+
+    Args:
+        arguments: of the command line.
+        model: the dual encoder, in evaluation mode on its device.
+        queries: (Q, D) unit rows, with which --faiss measures its recall.
+        page: the file of --html, which is no place for the index.
+    """
     folder = arguments.photos
-    marks = Marks(fingerprint(model), folder)
-    place = index_place(arguments.index, marks, [] if page is None else [page])
+    origin = Origin(fingerprint(model), folder)
+    place = index_place(arguments.index, origin, [] if page is None else [page])
     if arguments.as_is:
-        index = whole_index(place, marks, model.embed_size)
+        index = read_index_as_is(place, origin, model.embed_size)
     else:
-        index = up_to_date(place, marks, scan(folder, arguments.follow_links), model.embed_size,
-                           lambda photos: encode_files(model, photos, arguments.workers,
-                                                       arguments.batch_size_test))
+        index = update_index(
+            place, origin, scan(folder, arguments.follow_links), model.embed_size,
+            lambda photos: encode_files(model, photos, arguments.workers,
+                                        arguments.batch_size_test))
     if not index.photos.names:
         raise InputError(f"--photos {folder}: none of its {len(index.broken.names):,} photos can "
                          "be read")
     if index.broken.names:
         note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
              f"{folder / index.broken.names[0]}")
-    best = best_rows
     if arguments.faiss:
-        best = clusters.clusters_of(place, index, queries, arguments.top).best_rows
-    return Searched(
-        index.photos.names, index.embeds, folder, {"photos": str(folder), "index": str(place)},
-        lambda queries: checked(best, queries, index.embeds, arguments.top, place))
+        compare = clusters.open_clusters(place, index, queries, arguments.top).best_rows
+    else:
+        compare = best_rows
+
+    def search(queries: Tensor) -> list[Best]:
+        try:
+            return compare(queries, index.embeds, arguments.top)
+        except ValueError as error:  # the embeddings are no unit rows
+            raise InputError(f"--index {place} is damaged ({error}): delete it, and search again"
+                             ) from error
+
+    facts = {"photos": str(folder), "index": str(place)}
+    return Collection(index.photos.names, index.embeds, folder, facts, search)
 
 
-def checked(best, queries: Tensor, embeds: Tensor, count: int, place: Path) -> list[Best]:
-    """The best rows of an index; InputError where its embeddings are none."""
-    try:
-        return best(queries, embeds, count)
-    except ValueError as error:
-        raise InputError(f"--index {place} is damaged ({error}): delete it, and search again"
-                         ) from error
-
-
-def captions_of(arguments: argparse.Namespace, model: DualEncoder) -> Searched:
-    """The captions of a file."""
+def open_captions(arguments: argparse.Namespace, model: DualEncoder) -> Collection:
+    """Return the captions of a file, which are embedded here."""
     columns = Columns(arguments.image_column, arguments.caption_column)
     texts = read_captions(arguments.captions, columns)
     embeds = embed_texts(model, texts)
-    return Searched(texts, embeds, None, {"captions": str(arguments.captions)},
-                    lambda queries: best_rows(queries, embeds, arguments.top))
+    return Collection(texts, embeds, None, {"captions": str(arguments.captions)},
+                      lambda queries: best_rows(queries, embeds, arguments.top))
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks, and print it."""
-    check_places(arguments)
+    """Search as the command line says, and print the results."""
+    check_paths(arguments)
     by_photo = arguments.captions is not None
     queries = read_queries(arguments.query, arguments.like, by_photo)
-    check(arguments, queries)
-    place = None if arguments.html is None else page_place(
-        arguments.html, [path for path in (arguments.model, arguments.captions) if path])
+    check_flags(arguments, queries)
+    page = None
+    if arguments.html is not None:
+        inputs = [path for path in (arguments.model, arguments.captions) if path]
+        page = page_place(arguments.html, inputs)
     model, options, state = read_model(model_place(arguments.model), arguments.image_encoder,
                                        arguments.text_encoder)
     place_on_device(model, arguments)
-    facts, posterior = {}, None
+    posterior, posterior_facts = None, {}
     if arguments.posterior:
-        posterior, facts["posterior"] = fitted_posterior(
+        posterior, basis = fitted_posterior(
             checkpoint.fitted_statistics(state), options, str(arguments.model))
-        note(facts["posterior"])
-    embeds = embed_queries(model, queries)
-    searched = (captions_of(arguments, model) if by_photo
-                else photos_of(arguments, model, embeds, place))
-    begun = time.monotonic()
-    best = searched.best(embeds)
-    note(f"searched {len(searched.names):,} {'captions' if by_photo else 'photos'} in "
-         f"{time.monotonic() - begun:.3f} s")
-    found = answers(queries, best, posterior, searched.names, searched.folder)
-    facts = {"model": str(arguments.model)} | searched.facts | facts
-    if place is not None:
-        what, where = next(iter(searched.facts.items()))
-        told = {name: value for name, value in facts.items() if name != "index"}
-        write_page(place, found, told | {what: f"{len(searched.names):,} in {where}"})
-    tell(as_json(found, facts) if arguments.json else as_text(found, arguments.posterior))
+        posterior_facts = {"posterior": basis}
+        note(basis)
+    query_embeds = embed_queries(model, queries)  # (Q, D)
+    if by_photo:
+        collection = open_captions(arguments, model)
+    else:
+        collection = open_photos(arguments, model, query_embeds, page)
+    started = time.monotonic()
+    best = collection.search(query_embeds)
+    note(f"searched {len(collection.names):,} {'captions' if by_photo else 'photos'} in "
+         f"{time.monotonic() - started:.3f} s")
+    answers = make_answers(queries, best, posterior, collection.names, collection.folder)
+    facts = {"model": str(arguments.model)} | collection.facts | posterior_facts
+    if page is not None:
+        write_page(page, answers, page_facts(facts, len(collection.names)))
+    tell(as_json(answers, facts) if arguments.json else as_text(answers, arguments.posterior))
+
+
+def page_facts(facts: dict[str, str], count: int) -> dict[str, str]:
+    """Return the list at the top of the page: `facts` without the index, and with a count.
+
+    Args:
+        facts: as in the json output.
+        count: N, the photos or captions that were searched.
+    """
+    shown = {name: value for name, value in facts.items() if name != "index"}
+    for name in "photos", "captions":
+        if name in shown:
+            shown[name] = f"{count:,} in {shown[name]}"
+    return shown
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     arguments = parse_search(__doc__, argv)
     terminal.quiet = arguments.quiet
     with exit_on_input_error():

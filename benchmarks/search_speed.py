@@ -26,8 +26,8 @@ from common.memory import keep_freed_memory
 from export import read_model
 from searching import clusters
 from searching.exact import best_rows
-from searching.index import Index, Marks, read_index, write_index
-from searching.update import is_true
+from searching.index import Index, Origin, read_index, write_index
+from searching.update import is_current
 
 TOP, CENTRES = 10, 2_000
 
@@ -54,10 +54,10 @@ def seconds(call: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(times[1:])
 
 
-def written(folder: Path, embeds: torch.Tensor) -> tuple[Path, Marks, dict]:
+def written(folder: Path, embeds: torch.Tensor) -> tuple[Path, Origin, dict]:
     """An index file of as many photos as there are embeddings."""
     found = {f"photos/{number:07}.jpg": (number, number) for number in range(len(embeds))}
-    place, marks = folder / "index.safetensors", Marks("random", folder)
+    place, marks = folder / "index.safetensors", Origin("random", folder)
     row_of = {name: row for row, name in enumerate(found)}
     write_index(place, marks, found, [embeds], row_of, {})
     return place, marks, found
@@ -83,7 +83,7 @@ def measure(count: int, dim: int, with_faiss: bool) -> None:
         begun = time.perf_counter()
         index: Index = read_index(place, marks, dim)
         line("reading names, sizes and times", time.perf_counter() - begun)
-        line("comparing them with the folder's", seconds(lambda: is_true(index, found), 1))
+        line("comparing them with the folder's", seconds(lambda: is_current(index, found), 1))
         begun = time.perf_counter()
         best_rows(one, index.embeds, TOP)
         line("exact search, one query, the first time", time.perf_counter() - begun)
@@ -91,10 +91,10 @@ def measure(count: int, dim: int, with_faiss: bool) -> None:
         line("exact search, ten queries", seconds(lambda: best_rows(ten, index.embeds, TOP)))
         if with_faiss:
             begun = time.perf_counter()
-            near = clusters.clusters_of(place, index, ten, TOP)
+            near = clusters.open_clusters(place, index, ten, TOP)
             line("making clusters, and measuring recall", time.perf_counter() - begun)
             line("reading clusters", seconds(
-                lambda: clusters.clusters_of(place, index, ten, TOP), 1))
+                lambda: clusters.open_clusters(place, index, ten, TOP), 1))
             line("approximate search, one query", seconds(
                 lambda: near.best_rows(one, index.embeds, TOP)))
 

@@ -1,9 +1,10 @@
-"""Approximate search: clusters of an index, made and chosen from by the library faiss.
+"""Approximate search: clusters of an index, which the library faiss makes and chooses from.
 
-A query looks only into the clusters nearest to it, an inverted file; what is in them is compared
-exactly. The clusters are kept beside the index as safetensors, `centroids` (L, D) float32, `order`
-(N,) int64, the index's rows by cluster, and `ends` (L,) int64, and not as faiss's own file: that
-would hold all embeddings a second time, and is not made to be read from anybody.
+A query is compared only with the photos of the clusters nearest to it (an inverted file), and with
+those exactly. The clusters are kept in a file beside the index, as safetensors: `centroids` (L, D)
+float32, `order` (N,) int64, the rows of the index sorted by cluster, and `ends` (L,) int64, where
+each cluster ends in `order`. faiss's own file format is not used: it would hold all embeddings a
+second time, and is not made to be read from untrusted sources.
 """
 
 import hashlib
@@ -22,27 +23,33 @@ from common import files
 from common.errors import InputError, one_line
 from common.terminal import note, warn
 from searching.exact import Best, best_rows
-from searching.index import Index, header_of
+from searching.index import Index, read_header
 
 FORMAT = "fne-search-clusters-1"
-EXTRAS = "requirements-search.txt"
-ROWS = 2**15  # assigned to clusters at a time
-OF_A_CLUSTER = 64  # embeddings that k-means sees of each, at most
-LEAST = 39  # photos of a cluster, on average
-PROBED, FEWEST = 1 / 32, 8  # of the clusters, and at least so many
-ASKED = 200  # photos that recall is measured with
+REQUIREMENTS = "requirements-search.txt"
+ROWS_PER_BLOCK = 2**15  # rows assigned to clusters at a time
+SAMPLES_PER_CLUSTER = 64  # most embeddings that k-means is fitted to, for each cluster
+LEAST_CLUSTER_SIZE = 39  # photos of a cluster, on average
+PROBED_SHARE, LEAST_PROBED = 1 / 32, 8  # of the clusters a query looks into, and at least so many
+RECALL_PHOTOS = 200  # photos of the index that recall is measured with
 TENSORS = {"centroids": torch.float32, "order": torch.int64, "ends": torch.int64}
 
 
 def check_faiss() -> None:
-    """Raise InputError where the library is missing."""
+    """Raise InputError where the library faiss is missing."""
     if importlib.util.find_spec("faiss") is None:
-        raise InputError(f"--faiss needs the library faiss: pip install -r {EXTRAS}, or leave the "
-                         "flag out; exact search takes a second for a million photos")
+        raise InputError(f"--faiss needs the library faiss: pip install -r {REQUIREMENTS}, or "
+                         "leave the flag out; exact search takes a second for a million photos")
 
 
 class Clusters:
-    """Rows of an index by their nearest centroid."""
+    """The rows of an index, grouped by their nearest centroid.
+
+    Args:
+        centroids: (L, D) unit rows, float32.
+        order: (N,) rows of the index, sorted by cluster.
+        ends: (L,) where each cluster ends in `order`; it begins where the one before ends.
+    """
 
     def __init__(self, centroids: Tensor, order: Tensor, ends: Tensor):
         import faiss
@@ -50,43 +57,62 @@ class Clusters:
         self.centroids, self.order, self.ends = centroids, order.numpy(), ends.numpy()
         self.quantizer = faiss.IndexFlatIP(centroids.shape[1])
         self.quantizer.add(np.ascontiguousarray(centroids.numpy()))
-        self.probes = max(FEWEST, math.ceil(PROBED * len(centroids)))
+        self.probes = max(LEAST_PROBED, math.ceil(PROBED_SHARE * len(centroids)))
 
     def best_rows(self, queries: Tensor, embeds: Tensor, count: int) -> list[Best]:
-        """`exact.best_rows`, of the nearest clusters alone; at least `count` photos are compared.
+        """Return the best rows of the clusters nearest to each query, as `exact.best_rows` would.
+
+        A query looks into as many clusters as are needed for `count` rows, if those are more than
+        `probes`.
+
+        Args:
+            queries: (Q, D) unit rows.
+            embeds: (N, D) unit rows of the index.
+            count: results of a query.
         """
-        _, nearest = self.quantizer.search(queries.numpy(), len(self.centroids))
-        found = []
+        _, nearest = self.quantizer.search(queries.numpy(), len(self.centroids))  # (Q, L)
+        sizes = np.diff(self.ends, prepend=0)  # (L,)
+        result = []
         for query, clusters in zip(queries, nearest):
-            sizes = np.diff(self.ends, prepend=0)[clusters]
-            enough = int(np.searchsorted(sizes.cumsum(), min(count, len(embeds)))) + 1
-            rows = np.sort(np.concatenate([
-                self.order[self.ends[cluster] - size : self.ends[cluster]]
-                for cluster, size in zip(clusters[: max(self.probes, enough)], sizes)]))
+            rows_reached = sizes[clusters].cumsum()  # (L,) with so many clusters and one more
+            needed = int(np.searchsorted(rows_reached, min(count, len(embeds)))) + 1
+            probed = clusters[: max(self.probes, needed)]
+            rows = np.sort(np.concatenate([self.rows_of(cluster) for cluster in probed]))
             [best] = best_rows(query[None], embeds[torch.from_numpy(rows)], count)
-            found.append(Best(rows[best.rows], best.scores))
-        return found
+            result.append(Best(rows[best.rows], best.scores))
+        return result
+
+    def rows_of(self, cluster: int) -> np.ndarray:
+        """Return the rows of the index that are in a cluster."""
+        start = self.ends[cluster - 1] if cluster > 0 else 0
+        return self.order[start : self.ends[cluster]]
 
 
-def clusters_of(place: Path, index: Index, queries: Tensor, count: int) -> Clusters:
-    """The clusters of an index that is at `place`, read from beside it or made.
+def open_clusters(index_path: Path, index: Index, queries: Tensor, count: int) -> Clusters:
+    """Return the clusters of an index, from the file beside it, which is made if need be.
 
-    Where they are made, recall@`count` against exact search is told, of `queries` and of photos of
-    the index.
+    Where the file is made, a line on standard error tells recall@`count` against exact search, of
+    `queries` and of some photos of the index.
+
+    Args:
+        index_path: the file of the index.
+        index: what that file holds.
+        queries: (Q, D) unit rows.
+        count: results of a query.
 
     Raises:
-        InputError: they cannot be written.
+        InputError: the file cannot be written, or is something else.
     """
-    beside = place.with_name(f"{place.name[:200]}.clusters")
-    told = {"format": FORMAT, "index": digest_of(index)}
-    clusters = read_clusters(beside, told, index)
+    path = index_path.with_name(f"{index_path.name[:200]}.clusters")
+    header = {"format": FORMAT, "index": index_digest(index)}
+    clusters = read_clusters(path, header, index)
     if clusters is not None:
         return clusters
     tensors = make_clusters(index.embeds)
     clusters = Clusters(*tensors.values())
-    files.write(beside, save(tensors, told), "--faiss")
+    files.write(path, save(tensors, header), "--faiss")
     random = torch.Generator().manual_seed(0)
-    photos = index.embeds[torch.randperm(len(index.embeds), generator=random)[:ASKED]]
+    photos = index.embeds[torch.randperm(len(index.embeds), generator=random)[:RECALL_PHOTOS]]
     note(f"--faiss: {len(clusters.centroids):,} clusters of {len(index.embeds):,} photos; recall@"
          f"{count} against exact search {recall(clusters, queries, index.embeds, count):.3f} of "
          f"this search, {recall(clusters, photos, index.embeds, count):.3f} of {len(photos):,} "
@@ -95,62 +121,94 @@ def clusters_of(place: Path, index: Index, queries: Tensor, count: int) -> Clust
 
 
 def recall(clusters: Clusters, queries: Tensor, embeds: Tensor, count: int) -> float:
-    """Share of the exact results that the clusters give, mean over queries."""
+    """Return the share of the exact results that the clusters find, averaged over queries (Q, D).
+    """
     pairs = zip(clusters.best_rows(queries, embeds, count), best_rows(queries, embeds, count))
-    return float(np.mean([np.isin(exact.rows, near.rows).mean() for near, exact in pairs]))
+    return float(np.mean([np.isin(exact.rows, found.rows).mean() for found, exact in pairs]))
 
 
 def make_clusters(embeds: Tensor) -> dict[str, Tensor]:
-    """K-means on the unit sphere, and each row's nearest centroid; always the same."""
+    """Return the tensors of a clusters file, by k-means on the unit sphere.
+
+    The same embeddings give the same clusters.
+
+    Args:
+        embeds: (N, D) unit rows.
+    """
     import faiss
 
     total, dim = embeds.shape
-    number = max(1, min(round(2 * math.sqrt(total)), total // LEAST))
+    clusters = max(1, min(round(2 * math.sqrt(total)), total // LEAST_CLUSTER_SIZE))  # L
     random = torch.Generator().manual_seed(0)
-    sample = torch.randperm(total, generator=random)[: OF_A_CLUSTER * number].sort().values
-    kmeans = faiss.Kmeans(dim, number, niter=10, seed=1, spherical=True,
-                          min_points_per_centroid=1, max_points_per_centroid=OF_A_CLUSTER)
+    shuffled = torch.randperm(total, generator=random)
+    sample = shuffled[: SAMPLES_PER_CLUSTER * clusters].sort().values
+    kmeans = faiss.Kmeans(dim, clusters, niter=10, seed=1, spherical=True,
+                          min_points_per_centroid=1,
+                          max_points_per_centroid=SAMPLES_PER_CLUSTER)
     kmeans.train(embeds[sample].numpy())
-    nearest = np.concatenate([kmeans.index.search(embeds[start : start + ROWS].numpy(), 1)[1][:, 0]
-                              for start in range(0, total, ROWS)])
+    nearest = []
+    for start in range(0, total, ROWS_PER_BLOCK):
+        _, centroids = kmeans.index.search(embeds[start : start + ROWS_PER_BLOCK].numpy(), 1)
+        nearest.append(centroids[:, 0])
+    nearest = np.concatenate(nearest)  # (N,)
     return {"centroids": torch.from_numpy(kmeans.centroids.copy()),
             "order": torch.from_numpy(np.argsort(nearest, kind="stable")),
-            "ends": torch.from_numpy(np.bincount(nearest, minlength=number).cumsum())}
+            "ends": torch.from_numpy(np.bincount(nearest, minlength=clusters).cumsum())}
 
 
-def digest_of(index: Index) -> str:
-    """Changes with the photos of an index; another model has another file."""
+def index_digest(index: Index) -> str:
+    """Return a hash of the names, sizes and times of an index's photos.
+
+    The model is not in it: each model has an index file of its own.
+    """
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, index.photos.names)))
     digest.update(index.photos.stats.tobytes())
     return digest.hexdigest()
 
 
-def read_clusters(path: Path, told: dict[str, str], index: Index) -> Clusters | None:
-    """The clusters in a file; None where there are none, or those of other photos.
+def read_clusters(path: Path, header: dict[str, str], index: Index) -> Clusters | None:
+    """Return the clusters in a file.
+
+    Args:
+        path: the file beside the index.
+        header: what the file must say of itself.
+        index: the index whose rows are clustered.
+
+    Returns:
+        The clusters; None where there is no file, or it belongs to other photos, or it is damaged,
+        of which a warning tells.
 
     Raises:
         InputError: something else is there.
     """
     if not os.path.lexists(path):
         return None
-    header = header_of(path)
-    if header.get("format") != FORMAT:
+    found_header = read_header(path)
+    if found_header.get("format") != FORMAT:
         raise InputError(f"--faiss: {path} is none of search.py's files: delete it, or name "
                          "another place with --index")
-    if header != told:
+    if found_header != header:
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if {name: value.dtype for name, value in tensors.items()} != TENSORS:
-            raise ValueError("other tensors")
-        centroids, order, ends = (tensors[name] for name in TENSORS)
-        total, dim = index.embeds.shape
-        if centroids.shape != (len(ends), dim) or order.shape != (total,) or ends.ndim != 1 or (
-                ends.diff(prepend=torch.zeros(1, dtype=torch.int64)) < 0).any() or not torch.equal(
-                    order.sort().values, torch.arange(total)) or int(ends[-1]) != total:
-            raise ValueError("no clusters of these photos")
-        return Clusters(centroids, order, ends)
-    except Exception as error:  # of several kinds, as bytes come
+        check_clusters(tensors, *index.embeds.shape)
+        return Clusters(*(tensors[name] for name in TENSORS))
+    except Exception as error:  # damaged bytes raise errors of several kinds
         warn(f"--faiss: {path} is damaged and made anew ({one_line(error)[:200]})")
         return None
+
+
+def check_clusters(tensors: dict[str, Tensor], total: int, dim: int) -> None:
+    """Raise ValueError where tensors are not the clusters of `total` rows of `dim` numbers."""
+    if {name: value.dtype for name, value in tensors.items()} != TENSORS:
+        raise ValueError("other tensors")
+    centroids, order, ends = (tensors[name] for name in TENSORS)
+    right_shapes = (ends.ndim == 1 and centroids.shape == (len(ends), dim)
+                    and order.shape == (total,))
+    if not right_shapes:
+        raise ValueError("no clusters of these photos")
+    ascending = (ends.diff(prepend=torch.zeros(1, dtype=torch.int64)) >= 0).all()
+    each_row_once = torch.equal(order.sort().values, torch.arange(total))
+    if not (ascending and each_row_once and int(ends[-1]) == total):
+        raise ValueError("no clusters of these photos")

@@ -1,4 +1,4 @@
-"""Photos to embeddings, where some photos may be broken."""
+"""Embeddings of photo files, some of which may be broken."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +15,41 @@ from model import DualEncoder
 
 
 class Fault(NamedTuple):
-    """Why a photo has no embedding."""
+    """Why a photo has no embedding.
 
-    number: int
+    Attributes:
+        index: the photo's place in the list of photos.
+        reason: the error, in one line.
+        permanent: whether the file itself is broken; otherwise another user, another day or a
+            machine with more memory may be able to read it.
+    """
+
+    index: int
     reason: str
-    lasting: bool  # the file is to blame, and not who may read it, or the machine
+    permanent: bool
 
 
-class Encoded(NamedTuple):
-    """Some photos: embeddings (n, D) on the CPU, the photos' numbers, and those without any."""
+class EncodedBatch(NamedTuple):
+    """The embeddings of a batch of photos, and the photos of the batch that have none.
 
-    numbers: list[int]
+    Attributes:
+        indices: the encoded photos' places in the list of photos.
+        embeds: (n, D) unit rows of those photos, float32, on the CPU.
+        faults: the photos without an embedding.
+    """
+
+    indices: list[int]
     embeds: Tensor
     faults: list[Fault]
 
 
 class PhotoFiles(Dataset):
-    """Item i is (i, uint8 (3, size, size)), or a `Fault`."""
+    """Photo files as a data set: item i is (i, pixels), or a `Fault` where the photo is broken.
+
+    Args:
+        photos: the files.
+        size: R; pixels are uint8 (3, R, R).
+    """
 
     def __init__(self, photos: list[Path], size: int):
         self.photos, self.size = photos, size
@@ -39,54 +57,64 @@ class PhotoFiles(Dataset):
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, number: int) -> tuple[int, Tensor] | Fault:
+    def __getitem__(self, index: int) -> tuple[int, Tensor] | Fault:
         try:
-            return number, eval_pixels(load_photo(self.photos[number]), self.size)
+            return index, eval_pixels(load_photo(self.photos[index]), self.size)
         except InputError as error:
-            cause = error.__cause__
-            # Pillow's own errors are an OSError as well, without a number.
-            passing = isinstance(cause, MemoryError | FileNotFoundError) or (
-                isinstance(cause, OSError) and cause.errno is not None)
-            return Fault(number, one_line(error), not passing)
+            return Fault(index, one_line(error), not is_temporary(error.__cause__))
+
+
+def is_temporary(cause: BaseException | None) -> bool:
+    """Return whether a photo was not read because of the machine, and not of the photo itself."""
+    if isinstance(cause, MemoryError | FileNotFoundError):
+        return True
+    # Errors that Pillow raises itself are OSErrors as well, but without a number.
+    return isinstance(cause, OSError) and cause.errno is not None
 
 
 def collate(items: list) -> tuple[list[int], Tensor | None, list[Fault]]:
-    """Numbers, pixels (n, 3, size, size), or None of no photo, and faults."""
+    """Return the indices, pixels (n, 3, R, R) and faults of a batch; no pixels where n is 0."""
     faults = [item for item in items if isinstance(item, Fault)]
-    good = [item for item in items if not isinstance(item, Fault)]
-    pixels = torch.stack([pixels for _, pixels in good]) if good else None
-    return [number for number, _ in good], pixels, faults
+    decoded = [item for item in items if not isinstance(item, Fault)]
+    pixels = torch.stack([pixels for _, pixels in decoded]) if decoded else None
+    return [index for index, _ in decoded], pixels, faults
 
 
 @torch.no_grad()
 def encode_files(
     model: DualEncoder, photos: list[Path], workers: int, batch_size: int
-) -> Iterator[Encoded]:
-    """Embeddings of photo files, batch by batch in their order, as `evaluation.encode_photos` has
-    them; a photo that cannot be read ends nothing.
+) -> Iterator[EncodedBatch]:
+    """Yield the embeddings of photo files, batch by batch, in the order of the files.
+
+    The embeddings are those of `evaluation.encode_photos`. A photo that cannot be read becomes a
+    fault of its batch and ends nothing.
 
     Args:
-        model: with its `preparation`, in evaluation mode, on its device.
+        model: a dual encoder with its `preparation`, in evaluation mode, on its device.
+        photos: the files.
         workers: processes that load photos.
+        batch_size: photos encoded at a time.
     """
-    device, prepared = next(model.parameters()).device, model.preparation
+    device, preparation = next(model.parameters()).device, model.preparation
+    batch_bytes = 3 * preparation.image_res**2 * batch_size
     loader = make_loader(
-        PhotoFiles(photos, prepared.image_res), workers, device.type == "cuda",
-        3 * prepared.image_res**2 * batch_size, batch_size=batch_size, collate_fn=collate)
+        PhotoFiles(photos, preparation.image_res), workers, device.type == "cuda", batch_bytes,
+        batch_size=batch_size, collate_fn=collate)
     try:
-        for numbers, pixels, faults in loader:
+        for indices, pixels, faults in loader:
             embeds = torch.empty(0, model.embed_size)
             if pixels is not None:
-                embeds = model.encode_image(normalize(pixels.to(device, non_blocking=True),
-                                                      prepared.mean, prepared.std)).float().cpu()
-            finite = embeds.isfinite().all(dim=1)
-            kept = []
-            for number, good in zip(numbers, finite.tolist()):
-                if good:
-                    kept.append(number)
+                pixels = normalize(pixels.to(device, non_blocking=True), preparation.mean,
+                                   preparation.std)
+                embeds = model.encode_image(pixels).float().cpu()  # (n, D)
+            finite = embeds.isfinite().all(dim=1)  # (n,)
+            encoded = []
+            for index, is_finite in zip(indices, finite.tolist()):
+                if is_finite:
+                    encoded.append(index)
                 else:
-                    faults.append(Fault(number, f"photo {photos[number]}: its embedding is NaN or "
-                                        "infinite", True))
-            yield Encoded(kept, embeds[finite], faults)
+                    reason = f"photo {photos[index]}: its embedding is NaN or infinite"
+                    faults.append(Fault(index, reason, True))
+            yield EncodedBatch(encoded, embeds[finite], faults)
     finally:
         close_workers(loader)

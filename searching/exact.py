@@ -1,6 +1,6 @@
-"""The best of many embeddings for a query: exact, in blocks, whatever their number.
+"""Exact search: the best of many embeddings for a query, block by block, whatever their number.
 
-Embeddings may be mapped from a file: a block is read, compared, and forgotten.
+The embeddings may be mapped from a file: each block is read, compared and forgotten.
 """
 
 from typing import NamedTuple
@@ -8,71 +8,87 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-BLOCK = 2**23  # numbers of a block of embeddings: 32 MB
-TOGETHER = 256  # queries compared at a time
-MANY = 1_000  # rows of a block that are compared in float64 without a second look
-UNIT = 1.001  # largest cosine of unit rows, with room for rounding
+BLOCK = 2**23  # numbers in a block of embeddings: 32 MB
+QUERIES_PER_BLOCK = 256  # queries compared at a time
+MOST_RESCORED = 1_000  # rows of a block that are compared in float64 without a second selection
+LARGEST_COSINE = 1.001  # of two unit rows, with room for rounding
 
 
 class Best(NamedTuple):
-    """The K best rows of a query, the best first; of equal ones, the one that comes first."""
+    """The K best rows for a query, the best first; equal ones in the order of the rows."""
 
     rows: np.ndarray  # (K,) int64
     scores: np.ndarray  # (K,) float64, their cosines
 
 
-NONE = Best(np.empty(0, dtype=np.int64), np.empty(0))
+NO_ROWS = Best(np.empty(0, dtype=np.int64), np.empty(0))
 
 
 def best_rows(queries: Tensor, embeds: Tensor, count: int, block: int = BLOCK) -> list[Best]:
-    """The `count` best of all rows, or all of them where there are fewer, for each query.
+    """Return the `count` rows of `embeds` that are most similar to each query.
 
-    float32 only sorts out what cannot be among them: by less than its rounding is no row left out.
-    The others are compared in float64, row by row, so that neither blocks nor threads nor the
-    other queries change a score, and equal photos have equal ones.
+    float32 products only discard rows that cannot be among the best, with their rounding allowed
+    for. The rows that remain are compared in float64, each by itself, so a score depends neither on
+    blocks nor on threads nor on other queries, and equal photos have equal scores.
 
     Args:
-        queries: (Q, D); embeds: (N, D) unit rows, float32.
+        queries: (Q, D) unit rows, float32.
+        embeds: (N, D) unit rows, float32.
+        count: K, the results of a query; all N rows are returned where there are fewer.
+        block: about how many numbers of `embeds` are compared at a time.
+
+    Returns:
+        A `Best` for each query.
 
     Raises:
-        ValueError: these are no unit rows.
+        ValueError: the rows are no unit rows.
     """
-    found, step = [NONE] * len(queries), max(1, block // embeds.shape[1])
-    for start in range(0, len(embeds), step):
-        part = embeds[start : start + step]
-        for first in range(0, len(queries), TOGETHER):
-            some = queries[first : first + TOGETHER]
-            found[first : first + len(some)] = better(
-                some, part, start, found[first : first + len(some)], count)
-    return found
+    best = [NO_ROWS] * len(queries)
+    rows_per_block = max(1, block // embeds.shape[1])
+    for start in range(0, len(embeds), rows_per_block):
+        rows = embeds[start : start + rows_per_block]  # (n, D)
+        for first in range(0, len(queries), QUERIES_PER_BLOCK):
+            group = slice(first, first + QUERIES_PER_BLOCK)
+            best[group] = update_best(best[group], queries[group], rows, start, count)
+    return best
 
 
-def better(
-    queries: Tensor, part: Tensor, start: int, found: list[Best], count: int
+def update_best(
+    best: list[Best], queries: Tensor, rows: Tensor, start: int, count: int
 ) -> list[Best]:
-    """`found`, with what is better in rows (n, D) that begin at `start`."""
-    # The rest is numpy's, on one core: threads would wait for each other longer than they work.
-    scores = np.ascontiguousarray((part @ queries.T).numpy().T)  # (Q, n)
-    if not (scores.min() >= -UNIT and scores.max() <= UNIT):  # nor NaN
+    """Return the best rows so far of each query, with better ones of a further block among them.
+
+    Args:
+        best: the best of the blocks before, for each query.
+        queries: (Q, D) unit rows.
+        rows: (n, D) unit rows of the block.
+        start: number of the block's first row among all rows.
+        count: K, the results of a query.
+    """
+    # What follows is numpy on one core: threads would wait for each other longer than they work.
+    scores = np.ascontiguousarray((rows @ queries.T).numpy().T)  # (Q, n)
+    if not (scores.min() >= -LARGEST_COSINE and scores.max() <= LARGEST_COSINE):  # also of NaN
         raise ValueError("embeddings that are no unit rows")
     # Two sums of D products of unit rows, each off by at most D times the rounding of float32.
-    slack = 2 * part.shape[1] * 2.0**-24
+    slack = 2 * rows.shape[1] * 2.0**-24
     result = []
-    for query, row, best in zip(queries.double().numpy(), scores, found):
-        # Once there are K, next to nothing of a block is better, and no sorting is needed to see.
-        low = best.scores[-1] if len(best.rows) == count else -np.inf
-        at = np.flatnonzero(row >= low - slack)
-        if len(at) > max(MANY, count):
-            low = max(low, np.partition(row, -count)[-count])
-            at = np.flatnonzero(row >= low - slack)
-        products = part.numpy()[at] * query  # (n, D) float64
-        # A row's sum is that row's alone, whatever is beside it.
-        result.append(merged(best, Best(at + start, products.sum(axis=1)), count))
+    for query, query_scores, query_best in zip(queries.double().numpy(), scores, best):
+        # Once K rows are found, almost nothing of a block is better, which no sorting has to show.
+        lowest = query_best.scores[-1] if len(query_best.rows) == count else -np.inf
+        candidates = np.flatnonzero(query_scores >= lowest - slack)
+        if len(candidates) > max(MOST_RESCORED, count):
+            kth_score = np.partition(query_scores, -count)[-count]
+            lowest = max(lowest, kth_score)
+            candidates = np.flatnonzero(query_scores >= lowest - slack)
+        products = rows.numpy()[candidates] * query  # (c, D) float64
+        # The sum of a row is computed from that row alone, whatever rows are beside it.
+        found = Best(candidates + start, products.sum(axis=1))
+        result.append(merge_best(query_best, found, count))
     return result
 
 
-def merged(left: Best, right: Best, count: int) -> Best:
-    """The `count` best of two."""
+def merge_best(left: Best, right: Best, count: int) -> Best:
+    """Return the `count` best rows of two results."""
     rows = np.concatenate([left.rows, right.rows])
     scores = np.concatenate([left.scores, right.scores])
     order = np.lexsort((rows, -scores))[:count]

@@ -1,4 +1,4 @@
-"""The flags of search.py, read before anything is imported that takes a second."""
+"""The flags of search.py: they are parsed before anything is imported that takes a second."""
 
 import argparse
 from pathlib import Path
@@ -11,17 +11,26 @@ from common.flags import (
     add_device_flags,
 )
 
-LARGEST_TOP = 1_000_000
+LARGEST_TOP = 1_000_000  # results of a query
 
 
 class SearchParser(Parser):
-    """Takes queries before, between and behind the flags."""
+    """A parser that accepts queries before, between and after the flags."""
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         return self.parse_intermixed_args(args, namespace)
 
 
 def parse_search(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of search.py.
+
+    Args:
+        description: the text above the flags in --help.
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        The values by name; `like` is an empty list where the flag is not given.
+    """
     parser = SearchParser(HelpFormatter, usage="%(prog)s MODEL [QUERY ...] [flags]",
                           description=description)
     parser.add_argument("model", type=Path, metavar="MODEL",
@@ -29,14 +38,17 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
     parser.add_argument("query", nargs="*", metavar="QUERY",
                         help="a sentence, or with --captions a photo's file; each is a search of "
                              "its own; -: the lines of standard input")
-    for add in add_searched_flags, add_result_flags, add_index_flags, add_encoding_flags:
-        add(parser)
+    add_collection_flags(parser)
+    add_result_flags(parser)
+    add_index_flags(parser)
+    add_encoding_flags(parser)
     arguments = parser.parse_args(argv)
     arguments.like = arguments.like or []
     return arguments
 
 
-def add_searched_flags(parser: argparse.ArgumentParser) -> None:
+def add_collection_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name what is searched to `parser`, in place."""
     group = parser.add_argument_group("what is searched")
     group.add_argument("--photos", type=Path, metavar="FOLDER",
                        help="its photos, and those of folders in it")
@@ -53,6 +65,7 @@ def add_searched_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the results and their form to `parser`, in place."""
     group = parser.add_argument_group("results")
     group.add_argument("--top", type=int, default=10, metavar="K", help="results of a query")
     group.add_argument("--posterior", action="store_true",
@@ -64,6 +77,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_index_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the index to `parser`, in place."""
     group = parser.add_argument_group("index")
     group.add_argument("--index", type=Path, metavar="FILE",
                        help="where the photos' embeddings are kept (default: a file for each "
@@ -77,6 +91,7 @@ def add_index_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of how photos are encoded to `parser`, in place."""
     group = parser.add_argument_group("encoding")
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
     group.add_argument("--batch_size_test", type=int, default=32, metavar="N",

@@ -1,10 +1,11 @@
-"""The index of a folder: a file with each photo's path, size, time of change and embedding.
+"""The index of a folder: a file with path, size, time of change and embedding of each photo.
 
-A safetensors file, written in blocks and mapped when read: `embeddings` (N, D) float32, `stats`
-(N, 2) int64 (bytes, and nanoseconds of the last change), `names`, the paths in the folder as bytes
-with a zero byte between two, and the like of photos that cannot be read, `broken_stats` and
-`broken_names`. Its header names the format, the model's fingerprint and the folder. Numbers and
-names are all that is in it: nothing can be run, and no path in it is ever opened.
+It is a safetensors file, written in blocks and mapped when it is read. It holds `embeddings` (N, D)
+float32, `stats` (N, 2) int64 (size in bytes, and nanoseconds of the last change), and `names`, the
+paths inside the folder as bytes with a zero byte between two; and `broken_stats` and `broken_names`
+of photos that cannot be read. The header names the format, the model's fingerprint and the folder.
+The file holds nothing but numbers and names: no code can be run from it, and no path in it is ever
+opened.
 """
 
 import contextlib
@@ -31,64 +32,74 @@ from inputs.photos import leads_out_of_folder
 from searching.scan import Stat
 
 FORMAT = "fne-search-1"
-LONGEST_HEADER = 20_000  # bytes; ours have some hundred, and the path of a folder
-ROWS = 2**15  # copied at a time
+LONGEST_HEADER = 20_000  # bytes; a header that is written here has some hundred, and a path
+ROWS_PER_BLOCK = 2**15  # embeddings copied at a time
+# In the order in which they lie in the file.
 TENSORS = {"stats": torch.int64, "broken_stats": torch.int64, "embeddings": torch.float32,
            "names": torch.uint8, "broken_names": torch.uint8}
-DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.uint8: "U8"}
-AGAIN = "delete it, or name another with --index"
+DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.uint8: "U8"}  # names in safetensors
+WAY_OUT = "delete it, or name another with --index"
 
 
 class Table(NamedTuple):
-    """Photos as they were when they were read."""
+    """Photos and their size and time when they were read, sorted by name."""
 
-    names: Sequence[str]  # (N,) paths in the folder, in order
+    names: Sequence[str]  # N paths inside the folder
     stats: np.ndarray  # (N, 2) int64
 
     def rows(self) -> Iterator[tuple[str, Stat]]:
+        """Yield the name, and the size and time, of each photo."""
         return zip(self.names, map(tuple, self.stats.tolist()))
 
 
 class Index(NamedTuple):
-    """What an index file holds."""
+    """The content of an index file."""
 
     photos: Table
-    embeds: Tensor  # (N, D) unit rows, float32
-    broken: Table
+    embeds: Tensor  # (N, D) unit rows of `photos`, float32
+    broken: Table  # photos that cannot be read, until they change
 
 
-class Marks(NamedTuple):
-    """Whose index a file is."""
+class Origin(NamedTuple):
+    """The model and the folder that an index belongs to."""
 
     model: str  # fingerprint
     folder: Path
 
     def header(self) -> dict[str, str]:
-        return {"format": FORMAT, "model": self.model,
-                "photos": quote_from_bytes(os.fsencode(os.path.realpath(self.folder)))}
+        """Return what the header of the index file says of it."""
+        folder = quote_from_bytes(os.fsencode(os.path.realpath(self.folder)))
+        return {"format": FORMAT, "model": self.model, "photos": folder}
 
 
-def table_of(stats: dict[str, Stat]) -> Table:
+def make_table(stats: dict[str, Stat]) -> Table:
+    """Return the table of photos whose size and time are given by name."""
     names = sorted(stats)
     return Table(names, np.array([stats[name] for name in names], dtype=np.int64).reshape(-1, 2))
 
 
-def index_place(asked: Path | None, marks: Marks, inputs: list[Path]) -> Path:
-    """Where the index of a folder and a model is kept: where `asked`, or in the user's cache.
+def index_place(path: Path | None, origin: Origin, inputs: list[Path]) -> Path:
+    """Return the file in which the index of a folder and a model is kept, and make its folder.
+
+    Args:
+        path: the value of --index; None for a file in the user's cache folder.
+        origin: the model and the folder.
+        inputs: files that the command reads or writes for something else.
 
     Raises:
-        InputError: there is something else, or the cache is no place for it.
+        InputError: something else is there, or there is no cache folder outside of the photos.
     """
-    if asked is not None:
-        return files.output_place(asked, "--index", is_index, inputs)
-    cache, folder = files.user_cache("fne-search"), os.path.realpath(marks.folder)
+    if path is not None:
+        return files.output_place(path, "--index", is_index, inputs)
+    cache, folder = files.user_cache("fne-search"), os.path.realpath(origin.folder)
     if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
         raise InputError(f"the index would lie in {cache and cache.parent}, inside --photos or "
                          "nowhere: say where with --index")
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()
-    place = cache / f"{name[:16]}-{marks.model[:16]}.safetensors"
-    with contextlib.suppress(OSError):  # told in a moment
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # names are private
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
+    place = cache / f"{digest[:16]}-{origin.model[:16]}.safetensors"
+    # Names are private, so nobody else may read the folder. `output_place` tells of an error.
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return files.output_place(place, "--index", is_index, inputs)
 
 
@@ -96,78 +107,116 @@ def index_place(asked: Path | None, marks: Marks, inputs: list[Path]) -> Path:
 
 
 def write_index(
-    place: Path, marks: Marks, photos: dict[str, Stat], parts: list[Tensor],
+    place: Path, origin: Origin, photos: dict[str, Stat], blocks: list[Tensor],
     row_of: dict[str, int], broken: dict[str, Stat],
 ) -> None:
     """Write an index, whole or not at all.
 
     Args:
-        parts: embeddings (n, D) each, mapped or not; `row_of`: each photo's row in all of them.
+        place: the file, which may be the one that `blocks` are mapped from.
+        origin: the model and the folder that the index belongs to.
+        photos: size and time of each photo that has an embedding.
+        blocks: embeddings, (n, D) each, in memory or mapped.
+        row_of: the row of each photo, counted through all blocks.
+        broken: size and time of each photo that cannot be read.
 
     Raises:
-        InputError: there is no room, or it cannot be written.
+        InputError: there is no room, or the file cannot be written.
     """
-    table, lost = table_of(photos), table_of(broken)
-    order = np.array([row_of[name] for name in table.names], dtype=np.int64)
-    shape = [len(order), parts[0].shape[1]]
-    names, lost_names = (np.frombuffer(b"\0".join(map(os.fsencode, part.names)), dtype=np.uint8)
-                         for part in (table, lost))
-    shapes = dict(zip(TENSORS, [table.stats.shape, lost.stats.shape, shape, names.shape,
-                                lost_names.shape]))
-    header, end = {"__metadata__": marks.header()}, 0
-    for name, kind in TENSORS.items():
-        start, end = end, end + int(np.prod(shapes[name])) * kind.itemsize
-        header[name] = {"dtype": DTYPES[kind], "shape": list(shapes[name]),
+    table, broken_table = make_table(photos), make_table(broken)
+    order = np.array([row_of[name] for name in table.names], dtype=np.int64)  # (N,)
+    names, broken_names = join_names(table.names), join_names(broken_table.names)
+    shapes = {"stats": table.stats.shape, "broken_stats": broken_table.stats.shape,
+              "embeddings": (len(order), blocks[0].shape[1]), "names": names.shape,
+              "broken_names": broken_names.shape}
+    header = safetensors_header(origin.header(), shapes)
+
+    def write_content(file: IO[bytes]) -> None:
+        file.write(header)
+        file.write(table.stats.tobytes())
+        file.write(broken_table.stats.tobytes())
+        for block in gather_rows(blocks, order):
+            file.write(block)
+        file.write(names.tobytes())
+        file.write(broken_names.tobytes())
+
+    files.write(place, write_content, "--index")
+
+
+def join_names(names: Sequence[str]) -> np.ndarray:
+    """Return names as one array of bytes, uint8, with a zero byte between two."""
+    return np.frombuffer(b"\0".join(map(os.fsencode, names)), dtype=np.uint8)
+
+
+def safetensors_header(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """Return the beginning of a safetensors file: the header's length, and the header as json.
+
+    Args:
+        metadata: texts by name that the header holds beside the tensors.
+        shapes: of all `TENSORS`, which follow the header in that order.
+    """
+    header, end = {"__metadata__": metadata}, 0
+    for name, dtype in TENSORS.items():
+        start, end = end, end + int(np.prod(shapes[name])) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shapes[name]),
                         "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-
-    def fill(file: IO[bytes]) -> None:
-        file.write(struct.pack("<Q", len(text)) + text + table.stats.tobytes()
-                   + lost.stats.tobytes())
-        for block in gathered(parts, order):
-            file.write(block)
-        file.write(names.tobytes() + lost_names.tobytes())
-
-    files.write(place, fill, "--index")
+    text += b" " * (-len(text) % 8)  # the format wants the tensors to begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text
 
 
-def gathered(parts: list[Tensor], order: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of the rows `order` (N,) of `parts`, counted through all of them."""
-    ends = np.cumsum([len(part) for part in parts])
-    for start in range(0, len(order), ROWS):
-        rows = order[start : start + ROWS]
-        block = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
-        for part, end in zip(parts, ends.tolist()):
-            mine = (end - len(part) <= rows) & (rows < end)
-            block[mine] = part.numpy()[rows[mine] - (end - len(part))]
-        yield block
+def gather_rows(blocks: list[Tensor], order: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows `order` of all blocks together, some thousand at a time.
+
+    Args:
+        blocks: embeddings, (n, D) each.
+        order: (N,) rows, counted through all blocks.
+    """
+    ends = np.cumsum([len(block) for block in blocks]).tolist()
+    for first in range(0, len(order), ROWS_PER_BLOCK):
+        rows = order[first : first + ROWS_PER_BLOCK]
+        gathered = np.empty((len(rows), blocks[0].shape[1]), dtype=np.float32)
+        for block, end in zip(blocks, ends):
+            start = end - len(block)
+            in_block = (start <= rows) & (rows < end)
+            gathered[in_block] = block.numpy()[rows[in_block] - start]
+        yield gathered
 
 
 # ----------------------------------------------------------------------------------------- reading
 
 
-def header_of(path: Path) -> dict[str, str]:
-    """What the header of a safetensors file says of it; {} of anything else."""
+def read_header(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file, by name; {} for any other file."""
     try:
         if not path.is_file():
             return {}
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            told = json.loads(file.read(length))["__metadata__"] if length < LONGEST_HEADER else {}
-        return told if all(isinstance(value, str) for value in told.values()) else {}
+            if length >= LONGEST_HEADER:
+                return {}
+            metadata = json.loads(file.read(length))["__metadata__"]
+        return metadata if all(isinstance(value, str) for value in metadata.values()) else {}
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
             struct.error):
         return {}
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file says that it is an index, whole or damaged."""
-    return header_of(path).get("format", "").startswith("fne-search-")
+    """Return whether a file says that it is an index, whole or damaged."""
+    return read_header(path).get("format", "").startswith("fne-search-")
 
 
-def read_index(place: Path, marks: Marks, dim: int) -> Index | None:
-    """The index in a file; None where there is none, or a warning tells that it is damaged.
+def read_index(place: Path, origin: Origin, dim: int) -> Index | None:
+    """Return the index in a file.
+
+    Args:
+        place: the file.
+        origin: the model and the folder that the index must belong to.
+        dim: D, the length of an embedding.
+
+    Returns:
+        The index; None where there is no file, or it is damaged, of which a warning tells.
 
     Raises:
         InputError: something else is there, or the index of another model or folder.
@@ -176,65 +225,93 @@ def read_index(place: Path, marks: Marks, dim: int) -> Index | None:
         return None
     if place.is_file() and not os.access(place, os.R_OK):
         raise InputError(f"--index {place} may not be read: name another file")
-    told = header_of(place)
     if not is_index(place):
-        raise InputError(f"--index {place} is no index of search.py: {AGAIN}")
-    wanted = marks.header()
-    if told.get("model") != wanted["model"]:
-        raise InputError(f"--index {place} is of another model, or of another --precision: {AGAIN}")
-    folder = Path(os.fsdecode(unquote_to_bytes(told.get("photos", ""))))
-    if told.get("photos") != wanted["photos"] and is_folder(folder):
+        raise InputError(f"--index {place} is no index of search.py: {WAY_OUT}")
+    found, wanted = read_header(place), origin.header()
+    if found.get("model") != wanted["model"]:
+        raise InputError(f"--index {place} is of another model, or of another --precision: "
+                         f"{WAY_OUT}")
+    # The index of a folder that was moved serves at its new place; that of a folder that still
+    # exists somewhere else does not.
+    folder = Path(os.fsdecode(unquote_to_bytes(found.get("photos", ""))))
+    if found.get("photos") != wanted["photos"] and is_folder(folder):
         raise InputError(f"--index {place} is of another folder, {folder}: name another file")
     try:
         with safetensors.safe_open(place, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return index_of(tensors, dim)
-    except Exception as error:  # of several kinds, as bytes come
+        return parse_index(tensors, dim)
+    except Exception as error:  # damaged bytes raise errors of several kinds
         warn(f"--index {place} is damaged and made anew ({one_line(error)[:200]})")
         return None
 
 
-def whole_index(place: Path, marks: Marks, dim: int) -> Index:
-    """An index that is searched as it is: its names will be used, so they must stay inside.
+def read_index_as_is(place: Path, origin: Origin, dim: int) -> Index:
+    """Return the index in a file, for a search that does not look into the folder first.
+
+    Its names are opened without being found in the folder, so all of them must lie inside it.
+
+    Args:
+        place: the file.
+        origin: the model and the folder that the index must belong to.
+        dim: D, the length of an embedding.
 
     Raises:
-        InputError: there is none, or not a whole one of this model and folder.
+        InputError: there is no whole index of this model and folder, or a name leads out of it.
     """
-    index = read_index(place, marks, dim)
+    index = read_index(place, origin, dim)
     if index is None:
         raise InputError(f"--as_is: there is no whole index {place} yet: search without the flag "
                          "first")
     if any(map(leads_out_of_folder, index.photos.names)):
-        raise InputError(f"--index {place} names photos outside of the folder: {AGAIN}")
+        raise InputError(f"--index {place} names photos outside of the folder: {WAY_OUT}")
     return index
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a moved one's index serves at its new place."""
+    """Return whether an absolute path is that of a folder; false of a path that none can have."""
     try:
         return path.is_absolute() and path.is_dir()
     except (OSError, ValueError):
         return False
 
 
-def index_of(tensors: dict[str, Tensor], dim: int) -> Index:
-    """An `Index` of what a file holds; ValueError where that is not what `write_index` writes."""
+def parse_index(tensors: dict[str, Tensor], dim: int) -> Index:
+    """Return the index that the tensors of a file hold.
+
+    Args:
+        tensors: all tensors of the file, by name.
+        dim: D, the length of an embedding.
+
+    Raises:
+        ValueError: the tensors are not what `write_index` writes.
+    """
     if {name: value.dtype for name, value in tensors.items()} != TENSORS:
         raise ValueError("other tensors")
     embeds = tensors["embeddings"]
     if embeds.ndim != 2 or embeds.shape[1] != dim:
         raise ValueError(f"embeddings {tuple(embeds.shape)}")
-    photos, broken = (read_table(tensors[f"{kind}names"], tensors[f"{kind}stats"])
-                      for kind in ("", "broken_"))
+    photos = parse_table(tensors["names"], tensors["stats"])
+    broken = parse_table(tensors["broken_names"], tensors["broken_stats"])
     if len(photos.names) != len(embeds):
         raise ValueError(f"{len(photos.names)} names of {len(embeds)} embeddings")
     return Index(photos, embeds, broken)
 
 
-def read_table(names: Tensor, stats: Tensor) -> Table:
-    """The table of names, which stay mapped, with a zero byte between two."""
+def parse_table(names: Tensor, stats: Tensor) -> Table:
+    """Return the table of photos that two tensors hold; the names stay mapped.
+
+    Args:
+        names: uint8, paths with a zero byte between two.
+        stats: (N, 2) int64, size and time of each.
+
+    Raises:
+        ValueError: the names are not sorted, or their number is not N.
+    """
     letters = names.numpy()
-    ends = np.append(np.flatnonzero(letters == 0), len(letters)) if len(letters) else np.empty(0)
+    if len(letters):
+        ends = np.append(np.flatnonzero(letters == 0), len(letters))
+    else:
+        ends = np.empty(0)
     texts = Texts(letters, ends, gap=1, errors="surrogateescape")  # as `os.fsdecode`
     if stats.shape != (len(texts), 2) or any(
             left >= right for left, right in itertools.pairwise(texts)):

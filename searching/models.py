@@ -1,4 +1,4 @@
-"""Where a model comes from, and the fingerprint by which an index knows it."""
+"""Where a model is found, and the fingerprint that says which model an index belongs to."""
 
 import hashlib
 import json
@@ -15,7 +15,11 @@ from model import DualEncoder
 
 
 def model_place(name: Path) -> Path:
-    """A checkpoint's file or a model's folder: what `name` is, or what the Hub has by that name.
+    """Return the path of a model: a checkpoint's file, or a folder that `export.py` wrote.
+
+    Args:
+        name: a file or folder, or else the name of a model on the Hugging Face Hub, which is
+            downloaded.
 
     Raises:
         InputError: there is neither.
@@ -26,20 +30,23 @@ def model_place(name: Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=PATTERNS,
                                       local_files_only=from_cache(str(name))))
-    except Exception as error:  # of a dozen kinds
+    except Exception as error:  # the Hub's client raises errors of a dozen kinds
         raise InputError(f"{name} is no file or folder, and none can be had from the Hub by that "
                          f"name ({why_not(str(name), error)[:200]})") from error
 
 
 def fingerprint(model: DualEncoder) -> str:
-    """A hash of all that a photo's embedding follows from: preparation, configuration and weights
-    of the image side, pooling and precision. A checkpoint and its export have the same."""
-    prepared = model.preparation
+    """Return a hash of everything that a photo's embedding depends on.
+
+    That is the preparation of photos, the configuration, pooling and weights of the image encoder,
+    its projection, and the precision. A checkpoint and its export have the same fingerprint.
+    """
+    preparation = model.preparation
     config = json.loads(config_text(model.image_encoder.config, "image"))
-    config.pop("architectures", None)  # a name, which an export adds
-    told = [prepared.image_res, list(prepared.mean), list(prepared.std), model.image_pooling,
-            model.bf16, config]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for part in model.image_encoder, model.image_projection:
-        add_to_digest(digest, sorted(part.state_dict().items()))
+    config.pop("architectures", None)  # only a name, which an export adds
+    settings = [preparation.image_res, list(preparation.mean), list(preparation.std),
+                model.image_pooling, model.bf16, config]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for module in model.image_encoder, model.image_projection:
+        add_to_digest(digest, sorted(module.state_dict().items()))
     return digest.hexdigest()

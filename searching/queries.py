@@ -1,4 +1,4 @@
-"""What is searched for: sentences and photos, and their embeddings."""
+"""What is searched for, sentences and photos, and its embeddings."""
 
 import os
 import sys
@@ -19,39 +19,44 @@ from inputs.records import Columns
 from inputs.text_files import lines_of, numbered_lines, read_text, text_of
 from model import DualEncoder
 
-STDIN = "-"
-MOST = 2**26  # bytes of standard input
-SHOWN = 60  # letters of a query in a message
+STDIN = "-"  # a query or file that stands for standard input
+MOST_STDIN_BYTES = 2**26  # of standard input
+SHOWN_LETTERS = 60  # of a query in a message
+LEAST_NORM = 1e-4  # of the sum of a query's unit vectors; below it they cancel each other
 
 
 class Query(NamedTuple):
-    """A sentence, photos, or both."""
+    """What one search is for: a sentence, photos, or both."""
 
     text: str | None
     photos: tuple[Path, ...] = ()
 
     def title(self) -> str:
-        """In one line, for people."""
+        """Return the query in words, such as "a red car, like photo.jpg"."""
         photos = [f"like {photo.name}" for photo in self.photos]
-        return ", ".join([*([self.text] if self.text is not None else []), *photos])
+        sentence = [] if self.text is None else [self.text]
+        return ", ".join([*sentence, *photos])
 
 
 def read_queries(words: list[str], like: list[Path], by_photo: bool = False) -> list[Query]:
-    """Queries of the command line; "-" stands for the lines of standard input.
+    """Return the queries of the command line.
 
-    Each word is a query. The photos of `like` are added to each, or are one query of their own
-    where there is no word.
+    Each word is a query, and "-" stands for one query for each line of standard input. The photos
+    of `like` are added to each query, or are one query of their own where there is no word.
 
     Args:
-        by_photo: words are files of photos, not sentences.
+        words: sentences, or files of photos.
+        like: files of photos.
+        by_photo: whether `words` are files of photos, and not sentences.
 
     Raises:
-        InputError: there is none, or one says nothing.
+        InputError: there is no query, or one of them says nothing.
     """
     if words.count(STDIN) > 1:
         raise InputError("'-' stands for standard input, which can be read once: give it once")
-    texts = [text for word in words
-             for text in (standard_input() if word == STDIN else [word])]
+    texts = []
+    for word in words:
+        texts += read_standard_input() if word == STDIN else [word]
     for text in texts:
         if by_photo:
             check_path(Path(text), "photo")
@@ -59,112 +64,140 @@ def read_queries(words: list[str], like: list[Path], by_photo: bool = False) -> 
             check_sentence(text)
     for photo in like:
         check_path(photo, "--like")
+    if not texts and not like:
+        missing = "a photo's file" if by_photo else "a sentence, or a photo with --like"
+        raise InputError(f"nothing to search for: give {missing}")
+    if not texts:
+        return [Query(None, tuple(like))]
     if by_photo:
-        queries = [Query(None, (Path(text), *like)) for text in texts]
-    else:
-        queries = [Query(text, tuple(like)) for text in texts]
-    if not queries and not like:
-        what = "a photo's file" if by_photo else "a sentence, or a photo with --like"
-        raise InputError(f"nothing to search for: give {what}")
-    return queries or [Query(None, tuple(like))]
+        return [Query(None, (Path(text), *like)) for text in texts]
+    return [Query(text, tuple(like)) for text in texts]
 
 
 def check_sentence(text: str) -> None:
-    """Raise InputError where nothing of a query would reach the model."""
+    """Raise InputError where nothing of a sentence would reach the model."""
     if not is_unicode(text):
-        raise InputError(f"query {text[:SHOWN]!r} is not UTF-8: write it in UTF-8")
+        raise InputError(f"query {text[:SHOWN_LETTERS]!r} is not UTF-8: write it in UTF-8")
     if not clean_caption(text):
-        raise InputError(f"query {text[:SHOWN]!r} has no words but for punctuation: say what is "
-                         "to be seen")
+        raise InputError(f"query {text[:SHOWN_LETTERS]!r} has no words but for punctuation: say "
+                         "what is to be seen")
 
 
-def standard_input() -> list[str]:
-    """The lines of standard input that are not blank.
+def read_standard_input() -> list[str]:
+    """Return the lines of standard input that are not blank.
 
     Raises:
-        InputError: there are none, they are not UTF-8, or too many.
+        InputError: there is no line, or too many bytes, or they are not UTF-8.
     """
     if sys.stdin is None:
         raise InputError("'-': standard input is closed")
-    content = sys.stdin.buffer.read(MOST + 1)
-    if len(content) > MOST:
-        raise InputError(f"standard input has more than {MOST:,} bytes: give it in parts")
-    texts = lines(text_of(content, "standard input"))
+    content = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    if len(content) > MOST_STDIN_BYTES:
+        raise InputError(f"standard input has more than {MOST_STDIN_BYTES:,} bytes: give it in "
+                         "parts")
+    texts = nonblank_lines(text_of(content, "standard input"))
     if not texts:
         raise InputError("standard input has no line to search for")
     return texts
 
 
-def lines(text: str) -> list[str]:
-    """The lines of a text that are not blank."""
+def nonblank_lines(text: str) -> list[str]:
+    """Return the lines of a text that are not blank."""
     return [line for _, line in numbered_lines(lines_of(text))]
 
 
 def read_captions(path: Path, columns: Columns) -> list[str]:
-    """The captions of a file, each once, in its order: the lines of a `.txt`, of "-" those of
-    standard input, and what `inputs.formats` reads of any other file.
+    """Return the captions of a file in their order, each once, without those that have no word.
+
+    Args:
+        path: a `.txt` with a caption on each line, "-" for the lines of standard input, or any
+            other captions file that `inputs.formats` reads.
+        columns: names of the columns of a table.
 
     Raises:
-        InputError: it cannot be read, or holds none.
+        InputError: the file cannot be read, or holds no caption.
     """
     if str(path) == STDIN:
-        texts = standard_input()
+        texts = read_standard_input()
     elif path.suffix.lower() == ".txt":
-        texts = lines(read_text(path))
+        texts = nonblank_lines(read_text(path))
     else:
-        texts = [text for record in read_records(path, columns=columns)
-                 for text in record.captions]
-    kept = [text for text in dict.fromkeys(texts) if clean_caption(text)]
-    if not kept:
+        records = read_records(path, columns=columns)
+        texts = [text for record in records for text in record.captions]
+    unique = dict.fromkeys(texts)
+    captions = [text for text in unique if clean_caption(text)]
+    if not captions:
         raise InputError(f"--captions {path} holds no caption")
-    return kept
+    return captions
 
 
 # -------------------------------------------------------------------------------------- embeddings
 
 
 def embed_queries(model: DualEncoder, queries: list[Query]) -> Tensor:
-    """Unit rows (Q, D): the sum of the unit rows of a query's sentence and photos, made a unit row
-    again.
+    """Return the embeddings of queries, (Q, D) unit rows.
+
+    The embedding of a query is the sum of the unit rows of its sentence and its photos, scaled to a
+    unit row again.
+
+    Args:
+        model: a dual encoder with its `preparation`, in evaluation mode.
 
     Raises:
-        InputError: a photo cannot be read, or the parts of a query cancel each other.
+        InputError: a photo cannot be read, or the rows of a query cancel each other.
     """
     texts = [query.text for query in queries if query.text is not None]
-    rows = iter(embed_texts(model, texts) if texts else ())
-    photos = {photo: embed_photo(model, photo) for query in queries for photo in query.photos}
+    text_rows = iter(embed_texts(model, texts) if texts else ())
+    photo_rows = {}
+    for query in queries:
+        for photo in query.photos:
+            if photo not in photo_rows:
+                photo_rows[photo] = embed_photo(model, photo)
     embeds = []
     for query in queries:
-        parts = [photos[photo] for photo in query.photos]
-        parts += [next(rows)] if query.text is not None else []
-        total = torch.stack(parts).sum(dim=0)  # (D,)
-        if not total.norm() > 1e-4:
-            raise InputError(f"query {query.title()[:SHOWN]!r}: its parts are each other's "
+        rows = [photo_rows[photo] for photo in query.photos]
+        if query.text is not None:
+            rows.append(next(text_rows))
+        total = torch.stack(rows).sum(dim=0)  # (D,)
+        if not total.norm() > LEAST_NORM:
+            raise InputError(f"query {query.title()[:SHOWN_LETTERS]!r}: its parts are each other's "
                              "opposites, so that nothing is left to search for")
-        embeds.append(F.normalize(total, dim=0) if len(parts) > 1 else total)
+        embeds.append(F.normalize(total, dim=0) if len(rows) > 1 else total)
     return torch.stack(embeds)
 
 
 def embed_texts(model: DualEncoder, texts: list[str]) -> Tensor:
-    """Embeddings (N_t, D) of raw texts; of those that the model knows no word of, a warning."""
+    """Return the embeddings (N_t, D) of raw texts, and warn of words that do not count.
+
+    Args:
+        model: a dual encoder with its `preparation`, in evaluation mode.
+    """
     captions = model.preparation.captions(texts)
-    unknown = getattr(model.preparation.tokenizer, "unk_token_id", None)
-    special = set(model.preparation.tokenizer.all_special_ids) - {unknown}
-    lost = [text for text, row in zip(texts, map(captions.__getitem__, range(len(texts))))
-            if {*row.tolist()} - special == {unknown}]
-    if lost:
-        warn(f"the model knows no word of {lost[0][:SHOWN]!r}"
-             + (f", and of {len(lost) - 1:,} others" if len(lost) > 1 else ""))
-    longest = model.preparation.max_words
-    cut = sum(len(clean_caption(text, sys.maxsize).split(" ")) > longest for text in texts)
-    if cut:
-        warn(f"only the first {longest} words count, as in training: {cut:,} texts have more")
+    tokenizer = model.preparation.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    special = set(tokenizer.all_special_ids) - {unknown}
+    unknown_texts = []
+    for index, text in enumerate(texts):
+        if set(captions[index].tolist()) - special == {unknown}:
+            unknown_texts.append(text)
+    if unknown_texts:
+        others = f", and of {len(unknown_texts) - 1:,} others" if len(unknown_texts) > 1 else ""
+        warn(f"the model knows no word of {unknown_texts[0][:SHOWN_LETTERS]!r}{others}")
+    max_words = model.preparation.max_words
+    too_long = sum(len(clean_caption(text, sys.maxsize).split(" ")) > max_words for text in texts)
+    if too_long:
+        warn(f"only the first {max_words} words count, as in training: {too_long:,} texts have "
+             "more")
     return check_finite(encode_captions(model, captions))
 
 
 @torch.no_grad()
 def embed_photo(model: DualEncoder, photo: Path) -> Tensor:
-    """(D,) of a photo's file."""
+    """Return the embedding (D,) of a photo's file.
+
+    Raises:
+        InputError: the photo cannot be read.
+    """
     if not os.path.isfile(photo):
         raise InputError(f"photo {photo} is no file: name one")
     pixels = model.preparation.pixels([photo])
@@ -173,7 +206,7 @@ def embed_photo(model: DualEncoder, photo: Path) -> Tensor:
 
 
 def check_finite(embeds: Tensor) -> Tensor:
-    """The same embeddings; InputError where a model gives what is no number."""
+    """Return embeddings in float32; raise InputError where one of their numbers is not finite."""
     if not embeds.isfinite().all():
         raise InputError("the model's embeddings hold NaN or infinity: it is damaged, or was not "
                          "trained well")

@@ -1,7 +1,7 @@
-"""An index brought up to date: only new and changed photos are encoded, and what is done is kept.
+"""Bring an index up to date: encode only new and changed photos, and keep what is done.
 
-While photos are encoded the index is written again and again, and once more when a signal or an
-error ends it, so that the same command goes on where it was.
+While photos are encoded the index is written every now and then, and once more when a signal or an
+error ends the command, so that the same command goes on from there.
 """
 
 import contextlib
@@ -12,153 +12,181 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.errors import InputError, one_line
 from common.locks import wait_for_lock
 from common.terminal import note, progress, warn
-from searching.encoding import Encoded
-from searching.index import Index, Marks, Table, read_index, table_of, write_index
+from searching.encoding import EncodedBatch
+from searching.index import Index, Origin, Table, make_table, read_index, write_index
 from searching.scan import Stat
 from training.signals import stop_on_signals
 
-SAVE_EVERY = 30  # seconds
-SHARE = 0.05  # of the time that writing the index may take
-Encode = Callable[[list[Path]], Iterator[Encoded]]
+SAVE_EVERY = 30  # least seconds between two times that the index is written
+SAVE_SHARE = 0.05  # of the time that writing the index may take at most
+Encode = Callable[[list[Path]], Iterator[EncodedBatch]]
 
 
-def up_to_date(
-    place: Path, marks: Marks, found: dict[str, Stat], dim: int, encode: Encode
+def update_index(
+    place: Path, origin: Origin, found: dict[str, Stat], dim: int, encode: Encode
 ) -> Index:
-    """The index of the photos `found` in a folder, read from its file or made.
+    """Return the index of the photos in a folder, and write its file where it is not up to date.
+
+    Two commands that need the same index do not encode its photos twice: the second waits.
 
     Args:
-        encode: gives the embeddings of photo files, (n, `dim`) in each batch.
+        place: the index file, which may not exist yet.
+        origin: the model and the folder that the index belongs to.
+        found: size and time of each photo in the folder, sorted by name.
+        dim: D, the length of an embedding.
+        encode: yields the embeddings of photo files, (n, D) in each batch.
 
     Raises:
         InputError: the file is something else, or cannot be written.
-        Stopped: by a signal; what is encoded is written.
+        Stopped: a signal came; what is encoded is written.
     """
-    index = read_index(place, marks, dim)
-    if index is not None and is_true(index, found):
+    index = read_index(place, origin, dim)
+    if index is not None and is_current(index, found):
         return index
     lock = wait_for_lock(
         place.with_name(f"{place.name[:200]}.lock"),
         lambda holder: note(f"{holder} is at work on {place}: waiting for its end"))
     with lock or contextlib.nullcontext():
-        index = read_index(place, marks, dim)  # whoever had the lock may have done it all
-        if index is not None and is_true(index, found):
+        index = read_index(place, origin, dim)  # the lock's last holder may have done it all
+        if index is not None and is_current(index, found):
             return index
-        work = Work(place, marks, found, index, dim)
-        if not work.todo and index is not None and not writable(place):
-            return work.remaining(index)
+        update = IndexUpdate(place, origin, found, index, dim)
+        if not update.missing and index is not None and not is_writable(place):
+            return update.without_vanished(index)
         check_writable(place)
-        work.run(encode)
-        index = read_index(place, marks, dim)
+        update.run(encode)
+        index = read_index(place, origin, dim)
     if index is None:
         raise InputError(f"--index {place} cannot be read back: name another place")
     return index
 
 
-def is_true(index: Index, found: dict[str, Stat]) -> bool:
-    """Whether an index holds the photos that were found, which are in order, and no others."""
+def is_current(index: Index, found: dict[str, Stat]) -> bool:
+    """Return whether an index holds exactly the photos of a folder, none of them changed.
+
+    Args:
+        found: size and time of each photo in the folder, sorted by name.
+    """
     broken = dict(index.broken.rows())
     if any(found.get(name) != stat for name, stat in broken.items()):
         return False
+    # Whole lists and arrays are compared: for a million photos, a second less than one by one.
     names = [name for name in found if name not in broken]
     stats = np.fromiter(itertools.chain.from_iterable(map(found.__getitem__, names)), np.int64)
-    # Whole lists and arrays: of a million photos, a second less than one by one.
     return names == index.photos.names and np.array_equal(stats, index.photos.stats.reshape(-1))
 
 
-class Work:
-    """The photos that an index lacks, and what is known of the others."""
+class IndexUpdate:
+    """The photos that an index lacks, and what is known of the others.
+
+    Args:
+        place: the index file.
+        origin: the model and the folder that the index belongs to.
+        found: size and time of each photo in the folder, sorted by name.
+        index: what the file holds; None where there is none.
+        dim: D, the length of an embedding.
+
+    Attributes:
+        missing: names of the photos that are to be encoded.
+        blocks: embeddings, (n, D) each; the first are those of `index`.
+        row_of: the row of each photo that has an embedding, counted through all blocks.
+        broken: size and time of each photo that cannot be read.
+    """
 
     def __init__(
-        self, place: Path, marks: Marks, found: dict[str, Stat], index: Index | None, dim: int
+        self, place: Path, origin: Origin, found: dict[str, Stat], index: Index | None, dim: int
     ):
-        self.place, self.marks, self.found = place, marks, found
-        self.parts, self.row_of, self.broken = [torch.empty(0, dim)], {}, {}
+        self.place, self.origin, self.found = place, origin, found
+        self.blocks, self.row_of, self.broken = [torch.empty(0, dim)], {}, {}
         if index is not None:
-            self.parts = [index.embeds]
+            self.blocks = [index.embeds]
             self.row_of = {name: row for row, (name, stat) in enumerate(index.photos.rows())
                            if found.get(name) == stat}
             self.broken = {name: stat for name, stat in index.broken.rows()
                            if found.get(name) == stat}
-        self.rows = len(self.parts[0])
-        self.todo = [name for name in found
-                     if name not in self.row_of and name not in self.broken]
-        self.done = 0
+        self.rows = len(self.blocks[0])
+        self.missing = [name for name in found
+                        if name not in self.row_of and name not in self.broken]
+        self.encoded = 0
         self.unsaved = True
 
-    def remaining(self, index: Index) -> Index:
-        """An index without the photos that have vanished, which nothing is written of."""
+    def without_vanished(self, index: Index) -> Index:
+        """Return `index` without the photos that have vanished, and write nothing."""
         rows = list(self.row_of.values())
         photos = Table(list(self.row_of), index.photos.stats[rows])
-        return Index(photos, index.embeds[rows], table_of(self.broken))
+        return Index(photos, index.embeds[rows], make_table(self.broken))
 
     def run(self, encode: Encode) -> None:
-        """Encode what is to be done, and write the index."""
-        begun, folder = time.monotonic(), self.marks.folder
+        """Encode the missing photos, and write the index."""
+        started, folder = time.monotonic(), self.origin.folder
         try:
-            with (stop_on_signals(self.stopped) as signals,
-                  contextlib.closing(encode([folder / name for name in self.todo])) as batches,
-                  progress(None, "encoding photos", len(self.todo), unit="photo") as bar):
-                save_at = time.monotonic() + SAVE_EVERY
+            with (stop_on_signals(self.save_and_say_how_to_go_on) as signals,
+                  contextlib.closing(encode([folder / name for name in self.missing])) as batches,
+                  progress(None, "encoding photos", len(self.missing), unit="photo") as bar):
+                next_save = time.monotonic() + SAVE_EVERY
                 for batch in batches:
                     self.add(batch)
-                    bar.update(len(batch.numbers) + len(batch.faults))
+                    bar.update(len(batch.indices) + len(batch.faults))
                     signals.stop_if_asked()
-                    if time.monotonic() > save_at:
-                        before = time.monotonic()
+                    if time.monotonic() > next_save:
+                        save_started = time.monotonic()
                         self.save()
-                        took = time.monotonic() - before
-                        save_at = before + took + max(SAVE_EVERY, took / SHARE)
+                        seconds = time.monotonic() - save_started
+                        next_save = (save_started + seconds
+                                     + max(SAVE_EVERY, seconds / SAVE_SHARE))
         finally:
             if self.unsaved:
                 self.save()
-        seconds = time.monotonic() - begun
-        if self.todo:
-            note(f"encoded {self.done:,} photos in {seconds:,.1f} s, "
-                 f"{self.done / max(seconds, 1e-9):,.1f} a second")
+        seconds = time.monotonic() - started
+        if self.missing:
+            note(f"encoded {self.encoded:,} photos in {seconds:,.1f} s, "
+                 f"{self.encoded / max(seconds, 1e-9):,.1f} a second")
 
-    def add(self, batch: Encoded) -> None:
-        """Take a batch in; a photo without an embedding is named."""
-        for number in batch.numbers:
-            self.row_of[self.todo[number]] = self.rows
+    def add(self, batch: EncodedBatch) -> None:
+        """Add a batch of embeddings to the index in memory, and warn of photos without one.
+
+        Raises:
+            InputError: the folder has vanished, and its photos with it.
+        """
+        for index in batch.indices:
+            self.row_of[self.missing[index]] = self.rows
             self.rows += 1
-        self.parts.append(batch.embeds)
-        self.done += len(batch.numbers)
+        self.blocks.append(batch.embeds)
+        self.encoded += len(batch.indices)
         self.unsaved = True
-        if batch.faults and not self.marks.folder.is_dir():
-            raise InputError(f"--photos {self.marks.folder} is gone: bring it back, and the same "
-                             "command goes on")
-        for number, reason, lasting in batch.faults:
-            warn(f"{reason}; it is passed over" + (" until it changes" if lasting else ""))
-            if lasting:
-                self.broken[self.todo[number]] = self.found[self.todo[number]]
+        folder = self.origin.folder
+        if batch.faults and not folder.is_dir():
+            raise InputError(f"--photos {folder} is gone: bring it back, and the same command goes "
+                             "on")
+        for fault in batch.faults:
+            warn(f"{fault.reason}; it is passed over"
+                 + (" until it changes" if fault.permanent else ""))
+            if fault.permanent:
+                name = self.missing[fault.index]
+                self.broken[name] = self.found[name]
 
     def save(self) -> None:
-        self.unsaved = False  # also where it fails: it is not tried a second time
+        """Write the index."""
+        self.unsaved = False  # also if writing fails, which is not tried a second time
         photos = {name: self.found[name] for name in self.row_of}
-        self.parts = [self.parts[0], *joined(self.parts[1:])]
-        write_index(self.place, self.marks, photos, self.parts, self.row_of, self.broken)
+        if len(self.blocks) > 1:
+            self.blocks = [self.blocks[0], torch.cat(self.blocks[1:])]
+        write_index(self.place, self.origin, photos, self.blocks, self.row_of, self.broken)
 
-    def stopped(self) -> str:
-        """Write what is done, and say how to go on."""
+    def save_and_say_how_to_go_on(self) -> str:
+        """Write the index where that is due, and return the message for a stopped command."""
         if self.unsaved:
             self.save()
         return (f"{len(self.row_of):,} of {len(self.found):,} photos are in {self.place}: the same "
                 "command goes on from there")
 
 
-def joined(parts: list[Tensor]) -> list[Tensor]:
-    """One part of many small ones."""
-    return [torch.cat(parts)] if parts else []
-
-
-def writable(place: Path) -> bool:
-    """Whether an index can be written there."""
+def is_writable(place: Path) -> bool:
+    """Return whether an index can be written to `place`."""
     try:
         check_writable(place)
     except InputError:
@@ -167,7 +195,7 @@ def writable(place: Path) -> bool:
 
 
 def check_writable(place: Path) -> None:
-    """Raise InputError where a file cannot be made beside `place`: before hours of encoding."""
+    """Raise InputError where no file can be made beside `place`: before hours of encoding."""
     probe = place.with_name(f"{place.name[:200]}.part")
     try:
         probe.write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""search.py as its users call it: what it finds, what it keeps, and what it says."""
+"""search.py as its users call it: results, index, output and mistakes."""
 
 import io
 import json
@@ -34,7 +34,7 @@ QUERY = "a small red circle"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The user's cache, and the state that --quiet leaves."""
+    """A cache folder of this test alone; --quiet of an earlier test has no effect."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(terminal, "quiet", False)
     return tmp_path / "cache"
@@ -47,7 +47,7 @@ def photos(data, tmp_path):
 
 @pytest.fixture
 def find(capsys):
-    """Run search.py; its results as json, and what it wrote on stderr."""
+    """Run search.py, and return its results, read from json, and its standard error."""
     def run(model, *words):
         capsys.readouterr()
         search.main([str(model), *map(str, words), "--json", "--workers", "0", *CPU])
@@ -59,13 +59,19 @@ def find(capsys):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Names of the photos that are decoded to be indexed, from now on."""
-    names, whole = [], encoding.load_photo
-    monkeypatch.setattr(encoding, "load_photo", lambda path: names.append(path.name) or whole(path))
+    """The names of all photos that are decoded for the index, as a list that grows."""
+    names, load_photo = [], encoding.load_photo
+
+    def recording(path):
+        names.append(path.name)
+        return load_photo(path)
+
+    monkeypatch.setattr(encoding, "load_photo", recording)
     return names
 
 
 def listed(found, query=0):
+    """Return the names of the photos that were found for a query."""
     return [Path(result["path"]).name for result in found["queries"][query]["results"]]
 
 
@@ -213,7 +219,7 @@ def test_the_index_may_be_named_and_lie_among_the_photos(find, photos, exported,
     assert encoded == [] and found["index"] == str(place) and place.is_file()
 
 
-def test_as_it_is_nothing_is_looked_for(find, photos, exported, encoded):
+def test_with_as_is_the_folder_is_not_read(find, photos, exported, encoded):
     before, _ = find(exported, QUERY, "--photos", photos)
     encoded.clear()
     for path in photos.iterdir():
@@ -222,7 +228,7 @@ def test_as_it_is_nothing_is_looked_for(find, photos, exported, encoded):
     assert after == before and encoded == []
 
 
-def test_a_broken_photo_is_named_once_and_passed_over(find, photos, exported, encoded):
+def test_a_broken_photo_is_named_once_and_skipped(find, photos, exported, encoded):
     (photos / "a.jpg").write_bytes(b"no photo")
     _, told = find(exported, QUERY, "--photos", photos)
     assert told.count("warning: photo") == 1 and "a.jpg" in told
@@ -243,24 +249,27 @@ def test_names_of_any_bytes_are_found_and_shown(photos, exported, capsys):
     assert "%FF%0A%1B%5B31m%20%3Cb%3E.png" in (photos.parent / "x.html").read_text()
 
 
-def test_a_signal_keeps_what_is_done(photos, exported, tmp_path, monkeypatch):
-    """SIGTERM to the command; the next one goes on."""
-    def slow():
-        whole = encoding.load_photo
-        monkeypatch.setattr(encoding, "load_photo", lambda path: (
-            path.name == "test_00005.png" and os.kill(os.getpid(), signal.SIGTERM)) or whole(path))
+def test_after_sigterm_the_next_search_goes_on(photos, exported, tmp_path, monkeypatch, encoded):
+    """What the stopped search has encoded is in its index."""
+    load_photo = encoding.load_photo
+
+    def stopping(path):
+        if path.name == "test_00005.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return load_photo(path)
+
+    def stopped_search():
+        monkeypatch.setattr(encoding, "load_photo", stopping)
         search.main(arguments)
 
     arguments = [str(exported), QUERY, "--photos", str(photos), "--index", str(tmp_path / "index"),
                  "--batch_size_test", "2", "--workers", "0", *CPU]
-    assert status_of(in_a_child(slow)) == 143
-    seen, whole = [], encoding.load_photo
-    monkeypatch.setattr(encoding, "load_photo", lambda path: seen.append(path) or whole(path))
+    assert status_of(in_a_child(stopped_search)) == 143
     search.main(arguments)
-    assert 0 < len(seen) < len(list(photos.iterdir()))
+    assert 0 < len(encoded) < len(list(photos.iterdir()))
 
 
-def test_spoilt_embeddings_are_told(photos, exported, tmp_path, capsys):
+def test_an_index_with_spoilt_embeddings_is_named(photos, exported, tmp_path, capsys):
     arguments = [str(exported), QUERY, "--photos", str(photos), "--index", str(tmp_path / "index"),
                  "--workers", "0", *CPU]
     search.main(arguments)
@@ -268,13 +277,13 @@ def test_spoilt_embeddings_are_told(photos, exported, tmp_path, capsys):
     row = content.index(b"test_00000.png") - 4 * 24
     content[row - 400 : row] = b"\xff" * 400  # NaN
     (tmp_path / "index").write_bytes(content)
-    expect_exit(arguments, 2, capsys, ["index is damaged", "delete it"], search.main)
+    expect_exit(arguments, 2, capsys, [f"--index {tmp_path / 'index'}"], search.main)
 
 
 # ----------------------------------------------------------------------------------- what is shown
 
 
-def test_lines_of_text(photos, exported, capsys, monkeypatch):
+def test_text_has_a_line_for_each_result(photos, exported, capsys, monkeypatch):
     words = [str(exported), "--photos", str(photos), "--workers", "0", *CPU, "--top", "2"]
     search.main([*words, QUERY])
     lines = capsys.readouterr().out.splitlines()
@@ -289,7 +298,7 @@ def test_lines_of_text(photos, exported, capsys, monkeypatch):
     assert blocks[0].splitlines()[1:] == lines and output.err == ""
 
 
-def test_where_nobody_reads_it_ends_in_peace(photos, exported):
+def test_a_closed_pipe_ends_the_command_without_an_error(photos, exported):
     """As `search.py ... | head -1` does."""
     child, out, err = in_a_pipe(lambda: search.main(
         [str(exported), *[QUERY] * 3, "--photos", str(photos), "--workers", "0", *CPU]))
@@ -309,86 +318,84 @@ def test_a_page_and_json_at_once(find, photos, exported, tmp_path):
 # ----------------------------------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("words, told", [
-    ([], "either --photos FOLDER or --captions FILE"),
-    (["x", "--photos", "P", "--captions", "c.txt"], "either --photos"),
-    (["--photos", "P"], "nothing to search for"),
-    (["--captions", "c.txt"], "nothing to search for"),
-    (["", "--photos", "P"], "no words"),
-    (["?!", "--photos", "P"], "no words"),
-    (["x\udcff", "--photos", "P"], "not UTF-8"),
-    (["-", "-", "--photos", "P"], "once"),
-    (["-", "--captions", "-"], "once"),
-    (["x", "--photos", "nothing"], "is no folder"),
-    (["x", "--photos", "c.txt"], "is no folder"),
-    (["x", "--photos", "empty"], "holds no photo"),
-    (["x", "--photos", "P\0"], "no file can have this name"),
-    (["x", "--photos", "P", "--top", "0"], "--top 0"),
-    (["x", "--photos", "P", "--top", "-1"], "--top -1"),
-    (["x", "--photos", "P", "--top", "1" + "0" * 30], "--top 1000"),
-    (["x", "--photos", "P", "--top", "many"], "--top"),
-    (["x", "--photos", "P", "--workers", "-1"], "--workers -1"),
-    (["x", "--photos", "P", "--batch_size_test", "0"], "--batch_size_test 0"),
-    (["x", "--photos", "P", "--index", "P"], "--index P cannot be written"),
-    (["x", "--photos", "P", "--index", "c.txt"], "--index c.txt cannot be written"),
-    (["x", "--photos", "P", "--index", "P/test_00000.png"], "cannot be written"),
-    (["x", "--photos", "P", "--index", "c.txt/x"], "--index c.txt/x cannot be written"),
-    (["x", "--photos", "P", "--html", "c.txt"], "--html c.txt cannot be written"),
-    (["x", "--photos", "P", "--html", "y", "--index", "y"], "something else"),
-    (["x", "--photos", "P", "--as_is"], "--as_is"),
-    (["x", "--photos", "P", "--like", "c.txt"], "photo c.txt"),
-    (["x", "--photos", "P", "--like", "gone.jpg"], "gone.jpg is no file"),
-    (["x", "--photos", "P", "--like", "P/test_00000.png", "--posterior"], "--posterior"),
-    (["c.txt", "--captions", "c.txt"], "photo c.txt"),
-    (["P/test_00000.png", "--captions", "gone.txt"], "gone.txt cannot be read"),
-    (["P/test_00000.png", "--captions", "empty.txt"], "holds no caption"),
-    (["P/test_00000.png", "--captions", "c.txt", "--index", "y"], "--index is for --photos"),
-    (["P/test_00000.png", "--captions", "c.txt", "--faiss"], "--faiss is for --photos"),
-    (["x", "--nonsense"], "--nonsense"),
-    (["x", "--photos", "P", "--model"], "--model")])
-def test_a_mistake_is_one_line(exported, photos, tmp_path, capsys, monkeypatch, words, told):
+@pytest.mark.parametrize("words, named", [
+    ([], ["--photos", "--captions"]),
+    (["x", "--photos", "P", "--captions", "c.txt"], ["--photos", "--captions"]),
+    (["--photos", "P"], ["--like"]),
+    (["--captions", "c.txt"], ["photo"]),
+    (["", "--photos", "P"], ["query ''"]),
+    (["?!", "--photos", "P"], ["query '?!'"]),
+    (["x\udcff", "--photos", "P"], ["query", "UTF-8"]),
+    (["-", "-", "--photos", "P"], ["'-'"]),
+    (["-", "--captions", "-"], ["'-'"]),
+    (["x", "--photos", "nothing"], ["--photos nothing"]),
+    (["x", "--photos", "c.txt"], ["--photos c.txt"]),
+    (["x", "--photos", "empty"], ["--photos empty"]),
+    (["x", "--photos", "P\0"], ["--photos P"]),
+    (["x", "--photos", "P", "--top", "0"], ["--top 0"]),
+    (["x", "--photos", "P", "--top", "-1"], ["--top -1"]),
+    (["x", "--photos", "P", "--top", "1" + "0" * 30], ["--top 1000"]),
+    (["x", "--photos", "P", "--top", "many"], ["--top"]),
+    (["x", "--photos", "P", "--workers", "-1"], ["--workers -1"]),
+    (["x", "--photos", "P", "--batch_size_test", "0"], ["--batch_size_test 0"]),
+    (["x", "--photos", "P", "--index", "P"], ["--index P"]),
+    (["x", "--photos", "P", "--index", "c.txt"], ["--index c.txt"]),
+    (["x", "--photos", "P", "--index", "P/test_00000.png"], ["--index P/test_00000.png"]),
+    (["x", "--photos", "P", "--index", "c.txt/x"], ["--index c.txt/x"]),
+    (["x", "--photos", "P", "--html", "c.txt"], ["--html c.txt"]),
+    (["x", "--photos", "P", "--html", "y", "--index", "y"], ["--index y"]),
+    (["x", "--photos", "P", "--as_is"], ["--as_is"]),
+    (["x", "--photos", "P", "--like", "c.txt"], ["photo c.txt"]),
+    (["x", "--photos", "P", "--like", "gone.jpg"], ["gone.jpg"]),
+    (["x", "--photos", "P", "--like", "P/test_00000.png", "--posterior"], ["--posterior"]),
+    (["c.txt", "--captions", "c.txt"], ["photo c.txt"]),
+    (["P/test_00000.png", "--captions", "gone.txt"], ["gone.txt"]),
+    (["P/test_00000.png", "--captions", "empty.txt"], ["--captions empty.txt"]),
+    (["P/test_00000.png", "--captions", "c.txt", "--index", "y"], ["--index", "--photos"]),
+    (["P/test_00000.png", "--captions", "c.txt", "--faiss"], ["--faiss", "--photos"]),
+    (["x", "--nonsense"], ["--nonsense"]),
+    (["x", "--photos", "P", "--model"], ["--model"])])
+def test_a_mistake_is_one_line(exported, photos, tmp_path, capsys, monkeypatch, words, named):
     monkeypatch.chdir(tmp_path)
     photos.rename("P")
     Path("empty").mkdir()
     Path("c.txt").write_text("a red circle\n")
     Path("empty.txt").touch()
     before = contents(tmp_path)
-    expect_exit([str(exported), "--workers", "0", *CPU, *words], 2, capsys, [told], search.main)
+    expect_exit([str(exported), "--workers", "0", *CPU, *words], 2, capsys, named, search.main)
     after = contents(tmp_path)
     assert {path: after[path] for path in before} == before
     assert not [path for path in after.keys() - before.keys() if "cache" not in path.parts]
 
 
-@pytest.mark.parametrize("model, told", [
-    ("nothing/at/all", "no checkpoint"), ("nothing", "is no file or folder"), ("photos", "photos"),
-    ("text", "is no checkpoint")])
-def test_a_model_that_is_none_is_one_line(tmp_path, photos, capsys, monkeypatch, offline, model,
-                                          told):
+@pytest.mark.parametrize("model", ["nothing/at/all", "nothing", "photos", "text"])
+def test_a_model_that_is_none_is_named_in_one_line(tmp_path, photos, capsys, monkeypatch, offline,
+                                                   model):
     monkeypatch.chdir(tmp_path)
     Path("text").write_text("text")
-    expect_exit([model, "x", "--photos", "photos"], 2, capsys, [told], search.main)
+    expect_exit([model, "x", "--photos", "photos"], 2, capsys, [model], search.main)
 
 
-def test_a_model_without_statistics_is_told(photos, capsys):
+def test_a_model_without_statistics_has_no_posterior(photos, capsys):
     expect_exit([str(RELEASED / "model_best.pth.tar"), QUERY, "--photos", str(photos),
                  "--posterior", *ENCODERS, *CPU], 2, capsys,
-                ["--posterior", "holds no statistics that FNE has fitted"], search.main)
+                ["--posterior", "model_best.pth.tar"], search.main)
 
 
-def test_a_photo_of_which_no_pixel_is_read_is_all_there_is(exported, tmp_path, capsys):
+def test_a_folder_of_broken_photos_alone_is_named(exported, tmp_path, capsys):
     (tmp_path / "P").mkdir()
     (tmp_path / "P" / "a.jpg").write_bytes(b"none")
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         search.main([str(exported), QUERY, "--photos", str(tmp_path / "P"), "--workers", "0", *CPU])
     assert ended.value.code == 2
-    assert "none of its 1 photos can be read" in capsys.readouterr().err.splitlines()[-1]
+    assert f"--photos {tmp_path / 'P'}" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_anything_is_encoded(
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_encoded(
         exported, photos, tmp_path, capsys, monkeypatch, encoded):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     expect_exit([str(exported), QUERY, "--photos", str(photos), *CPU], 2, capsys,
-                ["--index", "cannot be written", "name another place"], search.main)
+                ["--index", str(tmp_path / "file")], search.main)
     assert encoded == []

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from common.errors import InputError
 from searching import clusters
-from searching.clusters import check_faiss, clusters_of
+from searching.clusters import check_faiss, open_clusters
 from searching.exact import best_rows
-from searching.index import Index, Table, table_of
+from searching.index import Index, Table, make_table
 
 DIM, COUNT = 16, 3_000
 
@@ -35,7 +35,7 @@ def make_index(count=COUNT, seed=0):
     which = torch.randint(40, (count,), generator=generator)
     embeds = F.normalize(centres[which] + 0.5 * torch.randn(count, DIM, generator=generator), dim=1)
     stats = {f"{number:05}.jpg": (number, number) for number in range(count)}
-    return Index(table_of(stats), embeds, Table([], np.empty((0, 2), dtype=np.int64)))
+    return Index(make_table(stats), embeds, Table([], np.empty((0, 2), dtype=np.int64)))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def index():
 
 def test_it_finds_nearly_what_exact_search_finds(index, tmp_path, capsys):
     queries = index.embeds[::100]
-    near = clusters_of(tmp_path / "index", index, queries, 10)
+    near = open_clusters(tmp_path / "index", index, queries, 10)
     told = capsys.readouterr().err
     assert "recall@10 against exact search" in told and told.count("\n") == 1
     found = near.best_rows(queries, index.embeds, 10)
@@ -61,7 +61,7 @@ def test_it_finds_nearly_what_exact_search_finds(index, tmp_path, capsys):
 
 def test_with_all_clusters_it_is_exact(index, tmp_path):
     queries = index.embeds[:7]
-    near = clusters_of(tmp_path / "index", index, queries, 10)
+    near = open_clusters(tmp_path / "index", index, queries, 10)
     near.probes = len(near.centroids)
     for ours, exact in zip(near.best_rows(queries, index.embeds, 50),
                            best_rows(queries, index.embeds, 50)):
@@ -70,7 +70,7 @@ def test_with_all_clusters_it_is_exact(index, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 5, 300, COUNT, 10**6])
 def test_it_gives_as_many_as_are_asked_for(index, tmp_path, count):
-    near = clusters_of(tmp_path / "index", index, index.embeds[:2], 10)
+    near = open_clusters(tmp_path / "index", index, index.embeds[:2], 10)
     for best in near.best_rows(index.embeds[:2], index.embeds, count):
         assert len(best.rows) == min(count, COUNT) == len(set(best.rows.tolist()))
 
@@ -78,25 +78,25 @@ def test_it_gives_as_many_as_are_asked_for(index, tmp_path, count):
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_few_photos_are_one_cluster(tmp_path, count):
     small = make_index(count)
-    [best] = clusters_of(tmp_path / "index", small, small.embeds[:1], 10).best_rows(
+    [best] = open_clusters(tmp_path / "index", small, small.embeds[:1], 10).best_rows(
         small.embeds[:1], small.embeds, 10)
     assert best.rows.tolist() == best_rows(small.embeds[:1], small.embeds, 10)[0].rows.tolist()
 
 
 def test_they_are_kept_for_these_photos_alone(index, tmp_path, capsys):
-    first = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    first = open_clusters(tmp_path / "index", index, index.embeds[:1], 10)
     capsys.readouterr()
-    again = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    again = open_clusters(tmp_path / "index", index, index.embeds[:1], 10)
     assert capsys.readouterr().err == "" and torch.equal(first.centroids, again.centroids)
     other = make_index(COUNT - 1)
-    clusters_of(tmp_path / "index", other, other.embeds[:1], 10)
+    open_clusters(tmp_path / "index", other, other.embeds[:1], 10)
     assert "2,999 photos" in capsys.readouterr().err
 
 
 def test_somebodys_file_is_not_replaced(index, tmp_path):
     (tmp_path / "index.clusters").write_text("mine")
     with pytest.raises(InputError, match="is none of search.py's files"):
-        clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+        open_clusters(tmp_path / "index", index, index.embeds[:1], 10)
     assert (tmp_path / "index.clusters").read_text() == "mine"
 
 
@@ -107,12 +107,12 @@ def test_somebodys_file_is_not_replaced(index, tmp_path):
     dict(more=torch.ones(1)),
     dict(ends=torch.zeros(0, dtype=torch.int64), centroids=torch.zeros(0, DIM))])
 def test_hostile_clusters_are_made_anew(index, tmp_path, capsys, change):
-    clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    open_clusters(tmp_path / "index", index, index.embeds[:1], 10)
     path = tmp_path / "index.clusters"
     tensors = safetensors.torch.load_file(path)
-    told = {"format": clusters.FORMAT, "index": clusters.digest_of(index)}
+    told = {"format": clusters.FORMAT, "index": clusters.index_digest(index)}
     safetensors.torch.save_file(tensors | change, path, told)
     capsys.readouterr()
-    near = clusters_of(tmp_path / "index", index, index.embeds[:1], 10)
+    near = open_clusters(tmp_path / "index", index, index.embeds[:1], 10)
     assert "is damaged and made anew" in capsys.readouterr().err
     assert near.best_rows(index.embeds[:1], index.embeds, 1)[0].rows[0] == 0

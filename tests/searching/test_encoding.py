@@ -29,7 +29,7 @@ def test_embeddings_are_those_of_evaluation(model, exported, data, tmp_path, wor
     rows = torch.empty(len(photos), model.embed_size)
     for batch in encode_files(model, photos, workers, batch_size):
         assert not batch.faults
-        rows[batch.numbers] = batch.embeds
+        rows[batch.indices] = batch.embeds
     torch.testing.assert_close(rows, torch.from_numpy(wanted["image_embeds"]), rtol=0, atol=1e-5)
 
 
@@ -45,12 +45,12 @@ def test_broken_photos_are_told_and_the_others_encoded(model, tmp_path, workers)
         (tmp_path / name).write_bytes(content)
     photos = [good[0], *(tmp_path / name for name in broken), tmp_path / "gone.jpg", good[1]]
     batches = list(encode_files(model, photos, workers, 2))
-    assert [number for batch in batches for number in batch.numbers] == [0, 6]
+    assert [number for batch in batches for number in batch.indices] == [0, 6]
     assert torch.equal(batches[0].embeds[0], batches[-1].embeds[0])
     faults = [fault for batch in batches for fault in batch.faults]
-    assert [fault.number for fault in faults] == [1, 2, 3, 4, 5]
-    assert all(photos[fault.number].name in fault.reason for fault in faults)
-    assert [fault.lasting for fault in faults] == [True, True, True, True, False]
+    assert [fault.index for fault in faults] == [1, 2, 3, 4, 5]
+    assert all(photos[fault.index].name in fault.reason for fault in faults)
+    assert [fault.permanent for fault in faults] == [True, True, True, True, False]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -58,14 +58,14 @@ def test_a_photo_that_may_not_be_read_is_no_broken_one(model, tmp_path):
     noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     [batch] = encode_files(model, [tmp_path / "a.png"], 0, 1)
-    assert not batch.faults[0].lasting
+    assert not batch.faults[0].permanent
 
 
 def test_a_huge_photo_is_told(model, tmp_path, monkeypatch):
     monkeypatch.setattr("inputs.photos.MAX_PIXELS", 1_000)
     noise(100, 100).save(tmp_path / "a.png")
     [batch] = encode_files(model, [tmp_path / "a.png"], 0, 1)
-    assert "100 x 100" in batch.faults[0].reason and batch.faults[0].lasting
+    assert "100 x 100" in batch.faults[0].reason and batch.faults[0].permanent
 
 
 def test_an_embedding_that_is_no_number_is_a_fault(model, tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_an_embedding_that_is_no_number_is_a_fault(model, tmp_path, monkeypatch)
     rows[1, 3] = torch.nan
     monkeypatch.setattr(type(model), "encode_image", lambda model, pixels: rows)
     [batch] = encode_files(model, [tmp_path / "a.png"] * 2, 0, 2)
-    assert batch.numbers == [0] and batch.faults[0].number == 1 and batch.embeds.shape == (1, 24)
+    assert batch.indices == [0] and batch.faults[0].index == 1 and batch.embeds.shape == (1, 24)
 
 
 def test_given_up_early_its_workers_end(model, tmp_path):

@@ -65,7 +65,7 @@ def test_what_rounding_hides_in_float32_is_told_apart():
 def test_ever_better_rows_in_ever_new_blocks_are_found(monkeypatch):
     """The worst order: each block is better than all before, and too many rows are near the best.
     """
-    monkeypatch.setattr(exact, "MANY", 5)
+    monkeypatch.setattr(exact, "MOST_RESCORED", 5)
     query = unit_rows(1, 8)
     steps = torch.linspace(0.9, 0.1, 300)[:, None]
     embeds = F.normalize(query + steps * unit_rows(300, 8, seed=2), dim=1)

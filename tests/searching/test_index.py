@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from searching import index as module
-from searching.index import Marks, index_place, is_index, read_index, whole_index, write_index
+from searching.index import Origin, index_place, is_index, read_index, read_index_as_is, write_index
 
 NAMES = ["a.jpg", "deep/b.png", "deep/\udcff\n.jpg", "z <b>.jpg"]
 STATS = {"a.jpg": (5, -3), "deep/b.png": (2**40, 2**62), "deep/\udcff\n.jpg": (0, 1),
@@ -28,29 +28,29 @@ def rows(count, dim=6):
 
 
 @pytest.fixture
-def marks(tmp_path):
+def origin(tmp_path):
     (tmp_path / "photos").mkdir()
-    return Marks("model 1", tmp_path / "photos")
+    return Origin("model 1", tmp_path / "photos")
 
 
 @pytest.fixture
-def place(tmp_path, marks):
+def place(tmp_path, origin):
     """An index of four photos, whose rows came in another order and from two parts."""
     embeds = rows(4)
     order = [2, 0, 3, 1]  # row of each name
     parts = [embeds[[1, 3]], embeds[[0, 2]]]  # row 0 is of name 1, row 1 of name 3, ...
     assert [order.index(number) for number in range(4)] == [1, 3, 0, 2]
-    write_index(tmp_path / "index", marks, STATS, parts, dict(zip(NAMES, order)), BROKEN)
+    write_index(tmp_path / "index", origin, STATS, parts, dict(zip(NAMES, order)), BROKEN)
     return tmp_path / "index"
 
 
 @pytest.mark.parametrize("block", [1, 3, 2**15])
-def test_what_is_written_comes_back(place, marks, monkeypatch, block):
-    monkeypatch.setattr(module, "ROWS", block)
-    first = read_index(place, marks, 6)
-    write_index(place, marks, STATS, [first.embeds], {name: row for row, name in enumerate(NAMES)},
+def test_what_is_written_comes_back(place, origin, monkeypatch, block):
+    monkeypatch.setattr(module, "ROWS_PER_BLOCK", block)
+    first = read_index(place, origin, 6)
+    write_index(place, origin, STATS, [first.embeds], {name: row for row, name in enumerate(NAMES)},
                 BROKEN)
-    index = read_index(place, marks, 6)
+    index = read_index(place, origin, 6)
     assert torch.equal(index.embeds, rows(4)) and torch.equal(first.embeds, rows(4))
     assert dict(index.photos.rows()) == STATS and index.photos.names == NAMES
     assert dict(index.broken.rows()) == BROKEN
@@ -65,77 +65,77 @@ def test_it_is_plain_safetensors(place):
 
 
 @pytest.mark.parametrize("names", [0, 1, 3])
-def test_an_index_of_few_photos_or_none(tmp_path, marks, names):
+def test_an_index_of_few_photos_or_none(tmp_path, origin, names):
     stats = {f"{number}.jpg": (number, number) for number in range(names)}
-    write_index(tmp_path / "x", marks, stats, [rows(names, 5)],
+    write_index(tmp_path / "x", origin, stats, [rows(names, 5)],
                 {name: row for row, name in enumerate(stats)}, {})
-    index = read_index(tmp_path / "x", marks, 5)
+    index = read_index(tmp_path / "x", origin, 5)
     assert dict(index.photos.rows()) == stats and index.embeds.shape == (names, 5)
     assert index.broken.names == []
 
 
-def test_there_may_be_none_yet(tmp_path, marks):
-    assert read_index(tmp_path / "nothing", marks, 6) is None
+def test_there_may_be_none_yet(tmp_path, origin):
+    assert read_index(tmp_path / "nothing", origin, 6) is None
     (tmp_path / "empty").touch()
-    assert read_index(tmp_path / "empty", marks, 6) is None
+    assert read_index(tmp_path / "empty", origin, 6) is None
 
 
-def test_another_model_or_folder_never_reads_it(place, marks, tmp_path):
+def test_another_model_or_folder_never_reads_it(place, origin, tmp_path):
     with pytest.raises(InputError, match="another model"):
-        read_index(place, marks._replace(model="model 2"), 6)
+        read_index(place, origin._replace(model="model 2"), 6)
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="another folder, .*photos"):
-        read_index(place, marks._replace(folder=tmp_path / "other"), 6)
+        read_index(place, origin._replace(folder=tmp_path / "other"), 6)
 
 
-def test_a_folder_that_was_moved_keeps_its_index(place, marks, tmp_path):
-    marks.folder.rename(tmp_path / "moved")
-    assert read_index(place, marks._replace(folder=tmp_path / "moved"), 6).photos.names == NAMES
+def test_a_folder_that_was_moved_keeps_its_index(place, origin, tmp_path):
+    origin.folder.rename(tmp_path / "moved")
+    assert read_index(place, origin._replace(folder=tmp_path / "moved"), 6).photos.names == NAMES
 
 
 @pytest.mark.parametrize("content", [b"x", b"some text\n" * 99, bytes(2**10), b"\xff" * 99,
                                      struct.pack("<Q", 2) + b"{}", b"PK\3\4" + bytes(99)])
-def test_somebodys_file_is_neither_read_nor_replaced(tmp_path, marks, content):
+def test_somebodys_file_is_neither_read_nor_replaced(tmp_path, origin, content):
     (tmp_path / "theirs").write_bytes(content)
     with pytest.raises(InputError, match="is no index"):
-        read_index(tmp_path / "theirs", marks, 6)
+        read_index(tmp_path / "theirs", origin, 6)
     with pytest.raises(InputError, match="cannot be written"):
-        index_place(tmp_path / "theirs", marks, [])
+        index_place(tmp_path / "theirs", origin, [])
     assert (tmp_path / "theirs").read_bytes() == content
 
 
-def test_weights_are_no_index(tmp_path, marks):
+def test_weights_are_no_index(tmp_path, origin):
     safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "model", {"format": "pt"})
     assert not is_index(tmp_path / "model")
     with pytest.raises(InputError, match="is no index"):
-        read_index(tmp_path / "model", marks, 6)
+        read_index(tmp_path / "model", origin, 6)
 
 
-def test_folders_and_pipes_are_told(tmp_path, marks):
+def test_folders_and_pipes_are_told(tmp_path, origin):
     os.mkfifo(tmp_path / "pipe")
     for name in "pipe", "photos":
         with pytest.raises(InputError, match="is no index"):
-            read_index(tmp_path / name, marks, 6)
+            read_index(tmp_path / name, origin, 6)
 
 
-def test_a_damaged_index_is_made_anew_with_a_line(place, marks, capsys):
+def test_a_damaged_index_is_made_anew_with_a_line(place, origin, capsys):
     whole = place.read_bytes()
     for content in whole[:-1], whole[:-40], whole + b"x":
         place.write_bytes(content)
-        assert read_index(place, marks, 6) is None
+        assert read_index(place, origin, 6) is None
         told = capsys.readouterr().err
         assert "is damaged and made anew" in told and told.count("\n") == 1
     place.write_bytes(whole)
-    assert read_index(place, marks, 7) is None  # of another width than the model
+    assert read_index(place, origin, 7) is None  # of another width than the model
 
 
 @settings(FEW, max_examples=150)
 @given(choice=st.data())
-def test_any_damage_to_an_index(place, marks, choice):
+def test_any_damage_to_an_index(place, origin, choice):
     whole = place.read_bytes()
     try:
         place.write_bytes(damaged(choice.draw, whole))
-        index = read_index(place, marks, 6)
+        index = read_index(place, origin, 6)
         if index is not None:
             assert len(index.photos.names) == len(index.embeds) == len(index.photos.stats)
     except InputError as error:
@@ -161,64 +161,64 @@ def spoilt(**changes):
     dict(names=torch.tensor(list(b"a\0a"), dtype=torch.uint8)),
     dict(names=torch.tensor(list(b"a\0b\0c"), dtype=torch.uint8)),
     dict(broken_names=torch.tensor(list(b"a"), dtype=torch.uint8))])
-def test_a_hostile_index_is_not_taken(tmp_path, marks, capsys, changes):
-    safetensors.torch.save_file(spoilt(), tmp_path / "good", marks.header())
-    assert read_index(tmp_path / "good", marks, 6).photos.names == ["a", "b"]
-    safetensors.torch.save_file(spoilt(**changes), tmp_path / "bad", marks.header())
-    assert read_index(tmp_path / "bad", marks, 6) is None
+def test_a_hostile_index_is_not_taken(tmp_path, origin, capsys, changes):
+    safetensors.torch.save_file(spoilt(), tmp_path / "good", origin.header())
+    assert read_index(tmp_path / "good", origin, 6).photos.names == ["a", "b"]
+    safetensors.torch.save_file(spoilt(**changes), tmp_path / "bad", origin.header())
+    assert read_index(tmp_path / "bad", origin, 6) is None
     assert "is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg"])
-def test_as_it_is_no_name_leads_out_of_the_folder(tmp_path, marks, name):
-    write_index(tmp_path / "x", marks, {name: (1, 1)}, [rows(1)], {name: 0}, {})
+def test_as_it_is_no_name_leads_out_of_the_folder(tmp_path, origin, name):
+    write_index(tmp_path / "x", origin, {name: (1, 1)}, [rows(1)], {name: 0}, {})
     with pytest.raises(InputError, match="outside"):
-        whole_index(tmp_path / "x", marks, 6)
+        read_index_as_is(tmp_path / "x", origin, 6)
 
 
-def test_as_it_is_there_must_be_one(tmp_path, marks):
+def test_as_it_is_there_must_be_one(tmp_path, origin):
     with pytest.raises(InputError, match="--as_is"):
-        whole_index(tmp_path / "x", marks, 6)
+        read_index_as_is(tmp_path / "x", origin, 6)
 
 
 def test_a_huge_header_is_not_read(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.write(struct.pack("<Q", 2**60) + b"{")
-    assert module.header_of(tmp_path / "x") == {}
+    assert module.read_header(tmp_path / "x") == {}
     text = json.dumps({"__metadata__": 5}).encode()
     (tmp_path / "x").write_bytes(struct.pack("<Q", len(text)) + text)
-    assert module.header_of(tmp_path / "x") == {}
+    assert module.read_header(tmp_path / "x") == {}
 
 
 # ------------------------------------------------------------------------------ where it is kept
 
 
-def test_its_place_is_the_users_cache(tmp_path, marks, monkeypatch):
+def test_its_place_is_the_users_cache(tmp_path, origin, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    place = index_place(None, marks, [])
+    place = index_place(None, origin, [])
     assert place.parent == tmp_path / "cache" / "fne-search" and place.parent.is_dir()
     assert place.parent.stat().st_mode & 0o077 == 0
-    assert place != index_place(None, marks._replace(model="another"), [])
+    assert place != index_place(None, origin._replace(model="another"), [])
     (tmp_path / "link").symlink_to("photos")
-    assert place == index_place(None, marks._replace(folder=tmp_path / "link"), [])
+    assert place == index_place(None, origin._replace(folder=tmp_path / "link"), [])
     for value in "", "relative":
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        assert index_place(None, marks, []).parent == tmp_path / "home/.cache/fne-search"
+        assert index_place(None, origin, []).parent == tmp_path / "home/.cache/fne-search"
 
 
 @pytest.mark.parametrize("cache", ["photos", "photos/deep/cache"])
-def test_its_place_is_never_among_the_photos_unless_asked(tmp_path, marks, monkeypatch, cache):
+def test_its_place_is_never_among_the_photos_unless_asked(tmp_path, origin, monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
     with pytest.raises(InputError, match="inside --photos"):
-        index_place(None, marks, [])
+        index_place(None, origin, [])
     assert list((tmp_path / "photos").iterdir()) == []
     asked = tmp_path / "photos" / "index.safetensors"
-    assert index_place(asked, marks, []) == asked
+    assert index_place(asked, origin, []) == asked
 
 
-def test_stats_are_exact(tmp_path, marks):
+def test_stats_are_exact(tmp_path, origin):
     stats = {"a.jpg": (2**63 - 1, -2**63)}
-    write_index(tmp_path / "x", marks, stats, [rows(1)], {"a.jpg": 0}, {})
-    assert dict(read_index(tmp_path / "x", marks, 6).photos.rows()) == stats
-    assert read_index(tmp_path / "x", marks, 6).photos.stats.dtype == np.int64
+    write_index(tmp_path / "x", origin, stats, [rows(1)], {"a.jpg": 0}, {})
+    assert dict(read_index(tmp_path / "x", origin, 6).photos.rows()) == stats
+    assert read_index(tmp_path / "x", origin, 6).photos.stats.dtype == np.int64

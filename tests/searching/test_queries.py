@@ -65,7 +65,7 @@ def test_what_standard_input_cannot_be_is_told(stdin, content, told):
 
 
 def test_endless_standard_input_ends(stdin, monkeypatch):
-    monkeypatch.setattr(queries, "MOST", 100)
+    monkeypatch.setattr(queries, "MOST_STDIN_BYTES", 100)
     stdin(b"a dog\n" * 100)
     with pytest.raises(InputError, match="more than 100 bytes"):
         read_queries(["-"], [])

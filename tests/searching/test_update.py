@@ -15,9 +15,9 @@ from helpers.stopping import in_a_child, status_of
 from common import locks
 from common.errors import InputError, Stopped, exit_on_input_error
 from searching import update
-from searching.encoding import Encoded, Fault
-from searching.index import Marks, read_index
-from searching.update import up_to_date
+from searching.encoding import EncodedBatch, Fault
+from searching.index import Origin, read_index
+from searching.update import update_index
 
 DIM = 4
 
@@ -44,7 +44,7 @@ class Encoder:
             faults = [Fault(start + number, f"photo {name} is bad", name in self.broken)
                       for number, name in enumerate(names) if name in bad]
             embeds = [embedding(names[number], self.found[names[number]]) for number in good]
-            yield Encoded([start + number for number in good],
+            yield EncodedBatch([start + number for number in good],
                           torch.stack(embeds) if embeds else torch.empty(0, DIM), faults)
             self.each()
 
@@ -60,7 +60,7 @@ def bring(place):
     """Bring the index up to date with `found`; the encoder, after its embeddings were compared."""
     def call(found, **more):
         encoder = Encoder(found, **more)
-        index = up_to_date(place, marks_of(place), found, DIM, encoder)
+        index = update_index(place, origin_of(place), found, DIM, encoder)
         assert index.photos.names == sorted(found.keys() - {*encoder.broken, *encoder.passing})
         for name, row in zip(index.photos.names, index.embeds):
             assert torch.equal(row, embedding(name, found[name]))
@@ -69,8 +69,8 @@ def bring(place):
     return call
 
 
-def marks_of(place):
-    return Marks("model", place.parent / "photos")
+def origin_of(place):
+    return Origin("model", place.parent / "photos")
 
 
 def photos(*numbers):
@@ -92,7 +92,7 @@ def test_only_new_and_changed_photos_are_encoded(bring, place):
 def test_vanished_photos_are_dropped(bring, place):
     bring(photos(*range(6)))
     assert bring(photos(1, 4)).seen == []
-    assert read_index(place, marks_of(place), DIM).photos.names == ["001.jpg", "004.jpg"]
+    assert read_index(place, origin_of(place), DIM).photos.names == ["001.jpg", "004.jpg"]
     assert bring(photos(1, 2, 4)).seen == ["002.jpg"]  # back again: nothing is left of it
 
 
@@ -151,7 +151,7 @@ def test_an_error_keeps_what_is_done(bring):
 def test_killed_it_goes_on_where_it_was_saved(bring, place, monkeypatch, after):
     """SIGKILL, which nothing can catch, right after a batch; it saves after each."""
     monkeypatch.setattr(update, "SAVE_EVERY", -1)
-    monkeypatch.setattr(update, "SHARE", 1e9)
+    monkeypatch.setattr(update, "SAVE_SHARE", 1e9)
     found, count = photos(*range(10)), []
 
     def kill():
@@ -160,7 +160,7 @@ def test_killed_it_goes_on_where_it_was_saved(bring, place, monkeypatch, after):
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert status_of(in_a_child(lambda: bring(found, each=kill))) == -signal.SIGKILL
-    assert len(read_index(place, marks_of(place), DIM).photos.names) == 2 * after
+    assert len(read_index(place, origin_of(place), DIM).photos.names) == 2 * after
     assert bring(found).seen == list(found)[2 * after :]
     assert not list(place.parent.glob("*.part"))
 
@@ -193,9 +193,9 @@ def test_saving_takes_a_small_share_of_the_time(place, monkeypatch):
 
     monkeypatch.setattr(update, "write_index", slow_write)
     found = photos(*range(400))
-    up_to_date(place, marks_of(place), found, DIM, Encoder(found, each=tick))
+    update_index(place, origin_of(place), found, DIM, Encoder(found, each=tick))
     gaps = [later - earlier for earlier, later in zip(saves, saves[1:-1])]
-    assert len(saves) > 3 and all(gap >= 10 / update.SHARE for gap in gaps)
+    assert len(saves) > 3 and all(gap >= 10 / update.SAVE_SHARE for gap in gaps)
 
 
 def test_two_at_once_do_not_encode_twice(bring, place, capsys):
@@ -235,7 +235,7 @@ def test_where_nothing_can_be_written_nothing_is_encoded(bring, place, monkeypat
     assert bring(photos(1, 3)).seen == []  # one has vanished
     encoder = Encoder(photos(1, 2, 3, 4))
     with pytest.raises(InputError, match="cannot be written"):
-        up_to_date(place, marks_of(place), photos(1, 2, 3, 4), DIM, encoder)
+        update_index(place, origin_of(place), photos(1, 2, 3, 4), DIM, encoder)
     assert encoder.seen == []
 
 
@@ -276,6 +276,6 @@ def test_a_folder_that_is_gone_meanwhile_is_told_once(bring, place):
 
     encoder = Encoder(found, passing=[f"{number:03}.jpg" for number in range(2, 8)], each=lose)
     with pytest.raises(InputError, match="is gone: bring it back"):
-        up_to_date(place, marks_of(place), found, DIM, encoder)
+        update_index(place, origin_of(place), found, DIM, encoder)
     (place.parent / "photos").mkdir()
     assert bring(found).seen == list(found)[2:]
