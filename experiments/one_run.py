@@ -28,13 +28,13 @@ from common.flags import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
 from experiments.plan import (
-    ORDER,
+    AGAIN_OFFSET,
     WARM_UP,
     Configuration,
     Protocol,
-    data_of,
-    from_words,
+    from_json,
     make_data,
+    shapes_sizes_of,
 )
 from experiments.uses import put_in_place
 from fne_loss import RunningEvidence
@@ -71,7 +71,7 @@ def start(configuration: Configuration, protocol: Protocol) -> None:
     state["best_rsum"], state["logs"] = -1.0, []
     if configuration.again:
         # From the seed follow the order of pairs, dropout and draws of all steps to come.
-        state["options"]["seed"] += ORDER
+        state["options"]["seed"] += AGAIN_OFFSET
     if configuration.use and configuration.loss == "fne":
         # A warm-up has no statistics of the evidence yet, and is the same without.
         state["options"] |= {"posterior": "evidence", "prior": PRIOR_OF_EVIDENCE}
@@ -96,13 +96,13 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
     how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
     use = put_in_place(configuration.use) if configuration.use else contextlib.nullcontext()
-    with data_of(protocol), use:
+    with shapes_sizes_of(protocol), use:
         train.main([*command, *places, *how])
     if configuration.oracle == WARM_UP:
         return
     result = {
         "configuration": asdict(configuration),
-        "protocol": protocol.told,
+        "protocol": protocol.record,
         "warm_up_command": command_text(warm_up_command(configuration.warm_up, protocol)),
         "command": ("python -m experiments.dose --losses --again 0 --doses "
                     f"{configuration.dose} --seeds {configuration.seed} --uses {configuration.use}"
@@ -148,9 +148,9 @@ def false_negatives(configuration: Configuration, folder: Path) -> float | None:
 
 
 def run_words(text: str) -> None:
-    """What `plan.words` has put into the one argument of the command."""
+    """What `plan.to_json` has put into the one argument of the command."""
     with exit_on_input_error():
-        run(*from_words(text))
+        run(*from_json(text))
 
 
 if __name__ == "__main__":
