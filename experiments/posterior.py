@@ -249,8 +249,9 @@ def measure(embeddings: Embeddings, pairs: Pairs, margin: float) -> dict[str, di
         margin: of the training, for the cut-down.
 
     Returns:
-        For each form its "prior" and `precision_and_calibration`, its "chosen_prior", and the measures under that
-        prior on the pairs that it was "chosen_on" and on the others, "measured_on".
+        For each form its "prior" with what `precision_and_calibration` returns, its "chosen_prior",
+        and the same under that prior on the pairs that it was "chosen_on", and on the others,
+        "measured_on".
 
     Raises:
         InputError: the embeddings carry no statistics, or the captions are too few.
