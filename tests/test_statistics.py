@@ -133,7 +133,7 @@ BATCHES = pytest.mark.parametrize("ids", [
 
 
 @BATCHES
-def test_rank_in_batch_is_the_oracles(ids):
+def test_rank_batch_is_the_oracles(ids):
     """Pairs, hardest negatives in both directions and where they are, confident pairs."""
     torch.manual_seed(2)
     for _ in range(20):

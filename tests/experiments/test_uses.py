@@ -15,7 +15,7 @@ import train
 from experiments import dose, uses
 from experiments.flags import USES
 from experiments.likely_options import LikelyOptions
-from experiments.summary import METRICS, summary, table_of_uses
+from experiments.summary import METRICS, summary, uses_table
 from experiments.uses import LikelyMatches, infonce_with_likely, use_in_place
 from fne_loss import infonce_loss
 from metrics.evidence import PRIOR_OF_EVIDENCE
@@ -153,11 +153,11 @@ def test_every_use_runs_and_is_told(tmp_path, capsys):
                str(tmp_path), "--uses", *USES])
     found = (tmp_path / "results.md").read_text()
     for use in USES.values():
-        assert f"| {use.told} | 1 |" in found
+        assert f"| {use.label} | 1 |" in found
     names = {path.stem for path in (tmp_path / "results").glob("*.json")}
     assert {f"dose10_seed1_{use.loss}_{name}" for name, use in USES.items()} < names
     assert len(names) == len(USES) + 7
-    assert table_of_uses({"uses": []}).count("\n") == 2
+    assert uses_table({"uses": []}).count("\n") == 2
 
 
 def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
@@ -212,4 +212,4 @@ def test_a_use_is_set_beside_its_own_loss_and_the_best_one_seed_by_seed():
     # Of the seeds that the use has, both others have a mean of 155: the first of the two is taken.
     assert row["rsum"]["best_loss"] == "infonce" and row["rsum"]["best"]["difference"] == -47.0
     assert "| triplet | hardest in the batch, p <= .5 | 2 | 10.5 % | 108.0 | **+3.0 ± 0.0** | " in (
-        table_of_uses(summary(results)))
+        uses_table(summary(results)))
