@@ -36,7 +36,7 @@ FORMAT = "fne-1"
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
                 "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
-                "caption_prefix")
+                "caption_prefix", "captions")
 # What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.

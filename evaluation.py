@@ -39,7 +39,7 @@ from common.processes import from_main, gather_strided, together
 from common.ranks import is_main, rank, world
 from common.terminal import progress, tell
 from common.version import commit
-from data import LoadedSplit, load_eval_set, photos_of, photos_place
+from data import LoadedSplit, load_eval_set, photos_of_names
 from encoders.processors import image_statistics, tokenizer_of
 from inputs.captions import Captions
 from inputs.loader import make_loader
@@ -302,8 +302,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.embeddings:
             embeddings = read_embeddings(options.embeddings)
             if options.report and options.data_path:
-                photos = photos_of(embeddings.split.images, options.embeddings,
-                                   photos_place(options, options.split), options)
+                photos = photos_of_names(embeddings.split.images, options.embeddings, options,
+                                         options.split)
         else:
             state = checkpoint.read(options.checkpoint, way_out="name one of train.py's, or a "
                                     "released one")

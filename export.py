@@ -109,7 +109,7 @@ def read_model(
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
         options.caption_prefix, options.text_pooling == "padded",
-        training_facts(run_options, state, path))
+        training_facts(run_options, state, path), cleaning=options.captions)
     return model, run_options, state
 
 

@@ -189,7 +189,7 @@ def flags_to_repeat(options: object) -> str:
         value = getattr(options, name)
         if flag.repeat and value is True:
             words.append(f"--{name}")
-        elif flag.repeat and value not in (None, False):
+        elif flag.repeat and value not in (None, False, flag.default):
             words += [f"--{name}", shlex.quote(str(value))]
     return "".join(f" {word}" for word in words)
 

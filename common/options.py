@@ -44,11 +44,12 @@ class SourceOptions:
     title = "data"
     dataset: str = option(
         "flickr", "which split files to read; for train.py also which preset to start from; "
-        "custom: your own, in the published setting", choices=PRESETS, from_checkpoint=True,
-        fixed=True)
+        "custom: your own, and hub: of the Hugging Face Hub, in the published setting",
+        choices=PRESETS, from_checkpoint=True, fixed=True)
     data_path: Path | None = option(
         None, "folder of the photos (shapes: train.py makes them there; default: data/shapes), or "
-        "tar shards, in quotes: 'shards/{00000..00331}.tar'", aliases=("--image_root",),
+        "tar shards, in quotes: 'shards/{00000..00331}.tar'; of own data also a folder or pattern "
+        "of .parquet or .arrow files; of hub a name, or name:config", aliases=("--image_root",),
         repeat=True)
     val_path: Path | None = option(
         None, "folder or shards of val's photos, where not under --data_path", repeat=True)
@@ -61,11 +62,31 @@ class SourceOptions:
     json_path: Path | None = option(
         None, "folder of the split files (default: json/, or beside the photos)", repeat=True)
     image_column: str | None = option(
-        None, "column or key of the photos' files in own data (default: file_name, filepath or "
-        "image)", metavar="NAME", repeat=True)
+        None, "column or key of the photos' files in own data (default: file_name, filepath, "
+        "image, or another usual name)", metavar="NAME", repeat=True)
     caption_column: str | None = option(
-        None, "column or key of the captions (default: text, caption or title)", metavar="NAME",
+        None, "column or key of the captions; several are separated by commas (default: text, "
+        "caption, title, or another usual name, with numbers behind it or without)",
+        metavar="NAME", repeat=True)
+    split_column: str | None = option(
+        None, "column or key that says train, val or test; none: what the file says of that does "
+        "not count (default: split)", metavar="NAME", repeat=True)
+    bad_rows: str = option(
+        "refuse", "rows or records of a captions file that are not in order and cannot be "
+        "repaired: refuse the file, or skip them, with a count", choices=("refuse", "skip"),
         repeat=True)
+    missing_photos: str = option(
+        "refuse", "photos of the training split that are not there: refuse the split, or skip "
+        "them, with a count; those of val and test are never skipped", choices=("refuse", "skip"),
+        repeat=True)
+    exif: str = option(
+        "auto", "orientation that a photo's EXIF data give: apply it, or ignore it; auto: ignore "
+        "it for the published data sets, apply it for custom and hub",
+        choices=("auto", "apply", "ignore"), from_checkpoint=True, fixed=True)
+    captions: str = option(
+        "published", "text of the captions: cleaned as published, to lower case and without "
+        "punctuation, or raw, as it is, of which only --max_tokens are kept",
+        choices=("published", "raw"), from_checkpoint=True, fixed=True)
     follow_links: bool = option(
         False, "allow photos that links inside --data_path fetch from elsewhere")
     cache: Path | None = option(

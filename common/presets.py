@@ -31,8 +31,10 @@ PRESETS = {
         learning_rate=5e-4, lr_milestones=[4], queue_size=1024, momentum=0.99, prior=0.03,
         val_times=1, workers=1,
     ),
-    # Anybody's own photos, in the published setting too: no other is known to suit them.
+    # Anybody's own photos, and those of the Hub, in the published setting too: no other is known to
+    # suit them.
     "custom": {},
+    "hub": {},
 }
 
 

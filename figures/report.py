@@ -31,8 +31,8 @@ from metrics.facts import KINDS, METHOD, run_text
 from metrics.judgements import AGREEMENT, calibration, fitted_posterior
 from metrics.true_matches import metric_label
 from training.monitor import BINS, count_similarities
+from training.objectives.fne import FNE
 from training.run import build_loss
-from training.schedule import FNE
 
 NEGATIVE_ROWS, MISTAKE_ROWS = 6, 9  # most rows of the galleries, in each direction
 DIRECTIONS = {"i2t": "photo to captions", "t2i": "caption to photos"}

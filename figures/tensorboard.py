@@ -24,7 +24,7 @@ from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries, pages
 from figures.picks import fixed_choice
-from inputs.photos import eval_pixels, load_photo, normalize
+from inputs.photos import eval_pixels, load_from, normalize
 from training.objectives.base import NegativeSampler
 from training.run import Run
 from training.true_matches import ORACLE_TEXT
@@ -269,7 +269,7 @@ def embed_pairs(
     if run.image_features is not None:
         features = run.image_features[pairs.image_ids.to(run.device)]
     else:
-        pixels = torch.stack([eval_pixels(load_photo(train_set.photos[image]), options.image_res)
+        pixels = torch.stack([eval_pixels(load_from(train_set.photos, image), options.image_res)
                               for image in pairs.image_ids.tolist()]).to(run.device)
         features = model.image_features(normalize(pixels, *run.pixel_statistics))
     input_ids, mask = train_set.captions.padded(

@@ -22,7 +22,7 @@ from data import (
     sees_photos_once,
 )
 from inputs.captions import Captions
-from inputs.split_files import find_split_file
+from inputs.sources import find_split_file
 from training.options import parse
 
 DATA = Path("photos")  # splits are read without looking at the photos

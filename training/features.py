@@ -21,7 +21,6 @@ from common.terminal import say, warn
 from common.weights import add_to_digest
 from data import sees_photos_once
 from inputs.photos import Photo
-from inputs.shards import TarPhoto
 from model import DualEncoder
 from training import storage
 from training.options import TrainOptions
@@ -29,7 +28,7 @@ from training.run import Run
 
 FEATURES = "photo_features.pt"
 # What the way to a feature depends on, beside the device and the precision that is in use.
-OPTIONS = {"image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
+OPTIONS = {"exif", "image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
     "device", "precision"}
 
 
@@ -91,9 +90,8 @@ def photos_digest(photos: Sequence[Photo], root: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for photo in photos:
-        if isinstance(photo, TarPhoto):
-            digest.update(f"{photo.name!r} {photo.offset} {photo.size} {photo.shard.size} "
-                          f"{photo.shard.changed}\n".encode())
+        if not isinstance(photo, Path):
+            digest.update(f"{photo.state()}\n".encode())
             continue
         state, name = photo.stat(), photo.relative_to(root).as_posix()
         digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())

@@ -23,7 +23,7 @@ from common.parser import Parser, build_parser, given_values
 from common.presets import USUAL_AMBIGUITY, presets_help
 from common.ranks import world
 from training.objectives import OBJECTIVES, objective_class
-from training.objectives.options import FNEOptions, InfoNCEOptions, set_prior
+from training.objectives.options import FNEOptions, InfoNCEOptions, SigmoidOptions, set_prior
 
 # ------------------------------------------------------------------------------------------- groups
 
@@ -124,8 +124,8 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
-class TrainOptions(EncodingOptions, ObjectiveOptions, FNEOptions, InfoNCEOptions, TrainingOptions,
-                   RunOptions):
+class TrainOptions(EncodingOptions, ObjectiveOptions, FNEOptions, InfoNCEOptions, SigmoidOptions,
+                   TrainingOptions, RunOptions):
     """The options of train.py. `options_class` adds the flags of further objectives."""
 
 

@@ -132,8 +132,8 @@ def test_photos_of_both_are_those_that_are_one_file(folder, monkeypatch):
     one = loaded(folder, "train", ["00.png", "01.png", "gone/02.png", "03.png", "04.png"])
     other = loaded(folder, "test", ["sub/00.png", "./01.png", "02.png"])
     wanted = [folder / "01.png", folder / "02.png"]
-    asked, plain = [], type(one.photos).item
-    monkeypatch.setattr(type(one.photos), "item",
+    asked, plain = [], type(one.photos).photo
+    monkeypatch.setattr(type(one.photos), "photo",
                         lambda self, index: asked.append(index) or plain(self, index))
     assert photos_of_both(one, other) == wanted == photos_of_both(other, one)
     assert asked.count(3) == asked.count(4) == 0

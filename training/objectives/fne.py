@@ -14,6 +14,7 @@ from training.objectives.base import Negatives, NegativeSampler, Objective, Outc
 from training.objectives.triplet import TripletObjective
 from training.random_streams import seed_draws
 
+FNE = "FNE"  # the phase after the warm-up
 BINS = 400  # of the similarity histograms, on [-1, 1]
 
 
@@ -63,7 +64,7 @@ class FNEObjective(Objective):
         """Name the loss of an epoch, counted from 0."""
         if epoch < options.warmup_epochs:
             return cls.warm_up_class.phase(options, epoch)
-        return "FNE"
+        return FNE
 
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step, in the published order.
