@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.errors import InputError, one_line, pass_on
-from common.flags import check_values, flags_of, names_from_checkpoint
+from common.flags import check_values, flags_of, flags_to_repeat, names_from_checkpoint
 from common.options import EncodingOptions, LoadedParts, set_data_path
 from common.presets import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
-from common.processes import from_main
+from common.processes import bring_together, from_main
 from common.ranks import is_main, world
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
@@ -26,8 +27,9 @@ from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
+from training.objectives.fne import check_bank
 from training.options import TrainOptions, options_class
-from training.restore import PROGRESS, check_bank, load_optimizer, load_progress, load_weights
+from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
 FORMAT = "fne-1"
@@ -35,10 +37,7 @@ FORMAT = "fne-1"
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
                 "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
                 "caption_prefix", "captions")
-# What a run cannot change when it goes on. A test may, but for the width of the projection.
-FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-         "image_pooling", "text_pooling", "caption_prefix", "captions", "exif", "queue_size",
-         "bank_dtype", "loss", "posterior", "dataset", "ambiguity", "batch_size_train", "seed")
+# What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -60,7 +59,7 @@ def read(path: Path, **way_out: str) -> dict:
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
     if is_released(state):
         return state
-    for name in "options", "model", "criterion":
+    for name in "options", "model":
         if not isinstance(state.get(name), dict):
             raise InputError(f"{path} is no whole checkpoint: it lacks {name!r}")
     return state
@@ -170,7 +169,9 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     """
     stored = stored_options(state)
     testing = not isinstance(options, TrainOptions) or options.test
-    fixed = set(FIXED) - set(FREE_IN_RELEASED if is_released(state) else ())
+    fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+    if is_released(state):
+        fixed -= set(FREE_IN_RELEASED)
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
@@ -206,11 +207,58 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
                                                           given)
 
 
-def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
-    """The model that a run is built with, in training mode: with weights of --init, of pretrained
-    encoders, or with random ones for a checkpoint to fill."""
+def start_from(
+    options: TrainOptions, given: set[str], lock: storage.FolderLock
+) -> tuple[Path, dict] | tuple[None, None]:
+    """Find what a command of train.py starts from, and fill `options` from it in place.
+
+    Args:
+        options: of the command line; `resume` becomes the path of the checkpoint.
+        given: names of the options that the command line gave, which a checkpoint does not change.
+        lock: taken where `--resume auto` looks into the run's own folder.
+
+    Returns:
+        The checkpoint's path and content; None, None for a new run.
+
+    Raises:
+        InputError: there is no such checkpoint, or it does not fit the command line.
+    """
+    if options.resume == Path("auto") and not options.test:
+        lock.take(options.logger_name)
+    path, state = find(options)
+    options.resume = path
+    choose_folder(options, given, state, path)
+    if state is not None:
+        merge_options(options, given, state, path)
+    elif options.init is not None:
+        begin_from(options, given)
+    return path, state
+
+
+def holds_a_run(state: dict | None) -> bool:
+    """Tell whether a checkpoint holds a run to go on with: one of ours, and no released one."""
+    return state is not None and not is_released(state)
+
+
+def model_for_training(
+    options: TrainOptions, state: dict | None, path: Path | None, tokenizer
+) -> DualEncoder:
+    """Build the model of a run, in training mode, and seed PyTorch with `--seed`.
+
+    It has the weights of a released checkpoint, of `--init` or of pretrained encoders; random ones
+    where `unpack` fills them from a checkpoint.
+
+    Args:
+        options: the run's options.
+        state: the content of the checkpoint `path` that the run starts from; None for a new run.
+        tokenizer: of the text encoder.
+    """
+    torch.manual_seed(options.seed)
+    if state is not None and is_released(state):
+        return released_dual_encoder(options, state, path)
     weights = options.init_weights
-    model = build_model(options, tokenizer, pretrained and weights is None, options.freeze)
+    pretrained = state is None and weights is None
+    model = build_model(options, tokenizer, pretrained, options.freeze)
     if weights is not None:
         load_weights(model, weights, options.init)
     return model
@@ -228,15 +276,43 @@ def pack(run: Run) -> dict:
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         stored_encoders.KEY: run.encoders,
         "model": run.model.state_dict(),
-        "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
-        "criterion": run.criterion.state_dict(),
         "skips": run.skips.state_dict(),
         "processes": world(),
     }
-    if run.momentum_model is not None:
-        state["momentum_model"] = run.momentum_model.state_dict()
-        state["bank"] = run.bank.state_dict()
+    for name, value in run.objective.entries().items():
+        state[name] = value.state_dict() if isinstance(value, nn.Module) else value.detach()
+    return state
+
+
+def save(run: Run, best: bool) -> str:
+    """Save a run as `checkpoint.pth.tar`, and as `model_best.pth.tar` if it is the best so far.
+
+    All processes have the same state, and the first one saves it for all.
+
+    Returns:
+        A line that says how to go on; empty in the other processes.
+    """
+    bring_together(run.optimizer)
+    if not is_main():
+        return ""
+    folder, state = run.options.logger_name, pack(run)
+    # The best first: a run killed between the two goes on from before it, and saves it again.
+    if best:
+        storage.save_twice(folder / storage.BEST, folder / storage.NEWEST, state)
+    else:
+        storage.save(folder / storage.NEWEST, state)
+    command = f"python train.py --resume {folder / storage.NEWEST}{flags_to_repeat(run.options)}"
+    return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
+            f"auto, or with: {command}")
+
+
+def read_best(path: Path) -> dict:
+    """Read the best checkpoint of a run that has ended, with a warning if it is the first state."""
+    state = read(path)
+    if state.get("global_step") == 0:
+        warn("no validation of this run was better than the one before its first step: what is "
+             f"tested now, {path}, is the model as it was before training")
     return state
 
 
@@ -263,10 +339,12 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         raise InputError(f"{path} holds a model and no run to go on with: start a new run from it "
                          "with --init")
     try:
-        for name in "model", "criterion", "skips", "momentum_model", "bank":
-            if getattr(run, name) is not None:
-                load_weights(getattr(run, name), state[name], path)
-        run.log_scale.data.copy_(state["log_scale"])
+        entries = {"model": run.model, "skips": run.skips, **run.objective.entries()}
+        for name, value in entries.items():
+            if isinstance(value, nn.Module):
+                load_weights(value, state[name], path)
+            else:
+                load_number(value, state[name])
         load_optimizer(run.optimizer, state["optimizer"])
         if state["steps_per_epoch"] != run.steps_per_epoch:
             raise InputError(
@@ -274,8 +352,7 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                 f"training split now has {run.steps_per_epoch}: bring back its old files, or start "
                 "a new run")
         load_progress(run, state)
-        if run.bank is not None:
-            check_bank(run.bank, len(run.photos) or None, run.captions)
+        run.objective.check_entries(len(run.photos) or None, run.captions)
         made_by = state.get("processes", 1)
         if type(made_by) is not int or made_by < 1:
             raise ValueError(f"it is of {made_by!r} processes")
@@ -332,28 +409,31 @@ def facts(options: TrainOptions, state: dict) -> dict[str, object]:
 
 
 def unpack_released(run: Run, state: dict, path: Path) -> None:
-    """Carry over momentum towers, and the bank where the data set is the same; the online towers
-    were loaded when `run` was made."""
-    if run.bank is None:
+    """Copy the momentum encoders of a released checkpoint into a run in place, and its memory bank
+    where the data set is the same. The online encoders were loaded when the run was built."""
+    sampler = run.objective.sampler()
+    if sampler is None:
         return
     momentum_model = released_dual_encoder(run.options, state, path, momentum=True)
-    run.momentum_model.load_state_dict(momentum_model.state_dict())
-    own = vars(state["opt"]).get("dataset")
+    sampler.momentum_model.load_state_dict(momentum_model.state_dict())
+    dataset = vars(state["opt"]).get("dataset")
+    same_data = run.options.dataset == dataset
     # The bank numbers the photos of its own data set. On another one these numbers would exclude,
     # and show, photos that only happen to have them.
-    if run.options.dataset == own and load_released_bank(run, state["model"][0], path):
-        told = "weights, momentum weights and memory bank carry over"
+    if same_data and load_released_bank(run, sampler.bank, state["model"][0], path):
+        message = "weights, momentum weights and memory bank carry over"
     else:
-        of = own if run.options.dataset != own else "other photos than the training split's"
-        told = f"weights and momentum weights carry over; the memory bank, of {of}, starts empty"
-    say(f"{path} is a released checkpoint:\n  {told};\n"
+        photos = "other photos than the training split's" if same_data else dataset
+        message = ("weights and momentum weights carry over; the memory bank, of "
+                   f"{photos}, starts empty")
+    say(f"{path} is a released checkpoint:\n  {message};\n"
         "  optimizer, statistics and epoch count start fresh")
 
 
-def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
+def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path) -> bool:
     """Copy the keys and photo ids of a released checkpoint's bank in, which knows no captions;
     false where its ids are not those of the training split's photos."""
-    bank = MemoryBank(*run.bank.image_keys.shape)
+    bank = MemoryBank(*run_bank.image_keys.shape)
     try:
         load_weights(bank, {
             "image_keys": queues["image_queue"].T, "text_keys": queues["text_queue"].T,
@@ -366,7 +446,7 @@ def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
         check_bank(bank, len(run.photos) or None, None)
     except ValueError:
         return False
-    run.bank.load_state_dict(bank.state_dict())
+    run_bank.load_state_dict(bank.state_dict())
     return True
 
 

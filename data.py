@@ -27,8 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.options import EncodingOptions, SourceOptions
-from common.processes import gather
-from common.ranks import own_rows, world
+from common.ranks import own_rows
 from common.terminal import warn
 from inputs import sources
 from inputs.augmentation import train_pixels
@@ -79,7 +78,7 @@ class Batch(NamedTuple):
     """B training pairs.
 
     Where N processes share a batch, each has the pixels and captions of its local B / N rows, and,
-    once `with_all_ids` has fetched them, the ids of all B.
+    once `training.exchange.exchange_ids` has fetched them, the ids of all B.
     """
 
     pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
@@ -92,14 +91,6 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-    def with_all_ids(self) -> "Batch":
-        """Return this batch, which is still on the CPU, with the ids of the whole batch."""
-        if world() == 1:
-            return self
-        ids = gather(torch.stack([self.image_ids, self.text_ids, self.bad_photos], dim=1))  # (B, 3)
-        image_ids, text_ids, bad_photos = ids.T.contiguous()
-        return self._replace(image_ids=image_ids, text_ids=text_ids, bad_photos=bad_photos)
 
 
 class PairDataset(Dataset):
@@ -182,9 +173,14 @@ class LoadedSplit(NamedTuple):
 
 
 class LoadingOptions(Protocol):
-    """Options of training that decide how its pairs are loaded, as `training.options` has them
-    beside the `EncodingOptions`; this file may not import them from there."""
+    """The options that decide how training pairs are loaded.
 
+    `training.options.TrainOptions` has them, beside the `EncodingOptions` that `load_split` reads.
+    It is not imported here, since `training` builds on this file.
+    """
+
+    image_res: int
+    workers: int
     augment: str
     freeze: str | None
     batch_size_train: int

@@ -39,47 +39,68 @@ from model import DualEncoder
 from training.options import TrainOptions
 from training.storage import BEST, RESULTS
 
-ONNX_TOLERANCE = 1e-4  # largest difference of an embedding's numbers from PyTorch's
-EXTRAS = "requirements-export.txt"
+ONNX_TOLERANCE = 1e-4  # largest difference of a number of an embedding from PyTorch's
+ONNX_LARGEST_BATCH = 4096
+ONNX_LIBRARIES = "onnx", "onnxscript", "onnxruntime"
+REQUIREMENTS = "requirements-export.txt"
 
 
 def output_folder(out: Path, source: Path) -> Path:
-    """Where the export will lie.
+    """Return the folder that the export is written to, with all links in its path resolved.
+
+    Args:
+        out: the folder as the user named it.
+        source: the checkpoint or folder that is exported.
 
     Raises:
-        InputError: something else is there, or it is where the checkpoint lies.
+        InputError: something else is there, or it is `source` itself.
     """
     place = Path(os.path.realpath(out))
     if place == Path(os.path.realpath(source)):
         raise InputError(f"{out} is what is exported: name another folder")
-    if os.path.lexists(place) and not (place.is_dir() and (
-            not any(place.iterdir()) or is_export(place) and own_files(place))):
+    if os.path.lexists(place) and not is_replaceable(place):
         raise InputError(f"{out} cannot be written: what is there already is no empty folder and "
                          "no earlier export; name another one")
     return place
 
 
+def is_replaceable(place: Path) -> bool:
+    """Return whether a path is an empty folder, or an earlier export with nothing added to it."""
+    if not place.is_dir():
+        return False
+    if not any(place.iterdir()):
+        return True
+    return bool(is_export(place) and own_files(place))
+
+
 def read_model(
     path: Path, image_encoder: str | None = None, text_encoder: str | None = None
 ) -> tuple[DualEncoder, TrainOptions, dict]:
-    """Return the model of a checkpoint or of a folder, its options, and the content that was read.
+    """Read the model of a checkpoint, or of a folder that `export.py` wrote.
 
     Args:
-        path: the checkpoint or the folder.
-        image_encoder, text_encoder: folder or Hub name of the configurations, for a checkpoint
-            that has none.
+        path: file of the checkpoint, or the folder.
+        image_encoder: folder or Hub name of the image encoder's configuration, for a checkpoint
+            that holds none.
+        text_encoder: the same of the text encoder.
 
     Returns:
-        The model in evaluation mode, with its `preparation`; the options of its run; and the
-        content of the checkpoint.
+        The dual encoder, in evaluation mode and with its `preparation`; the options that it was
+        trained with; and the whole content of the checkpoint.
+
+    Raises:
+        InputError: the file or folder is none, or the encoders do not fit its weights.
     """
     state = checkpoint.read(path, way_out="name one of train.py's, a released one, or a folder "
                             "that export.py wrote")
-    words = [word for side, name in (("image", image_encoder), ("text", text_encoder)) if name
-             for word in (f"--{side}_encoder", name)]
-    options, given = parse_scoring("", [str(path), "--device", "cpu", *words])
+    arguments = [str(path), "--device", "cpu"]
+    if image_encoder:
+        arguments += ["--image_encoder", image_encoder]
+    if text_encoder:
+        arguments += ["--text_encoder", text_encoder]
+    options, given = parse_scoring("", arguments)
     checkpoint.merge_options(options, given, state, path)
-    options.data_path = options.data_path or Path(".")  # nothing is read there
+    options.data_path = options.data_path or Path(".")  # no photo is read
     check(options)
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
@@ -87,43 +108,57 @@ def read_model(
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
-        options.caption_prefix, options.text_pooling == "padded", facts(run_options, state, path),
-        cleaning=options.captions)
+        options.caption_prefix, options.text_pooling == "padded",
+        training_facts(run_options, state, path), cleaning=options.captions)
     return model, run_options, state
 
 
-def facts(options: TrainOptions, state: dict, path: Path) -> dict:
-    """What the folder tells of its training: options, recalls, FNE's statistics."""
+def training_facts(options: TrainOptions, state: dict, path: Path) -> dict:
+    """Return what the exported folder says of the training: "options", "recalls", "statistics".
+
+    Paths on this machine are left out.
+
+    Args:
+        options: that the model was trained with.
+        state: the content of the checkpoint.
+        path: of the checkpoint.
+    """
     if "folder" in state:
         return state["folder"]["about"]
     told = {name: getattr(options, name) for name in sorted(names_from_checkpoint(type(options)))}
     for name in "image_encoder", "text_encoder", "vocab":
-        told[name] = without_folders(told[name])
+        if name in told:
+            told[name] = without_folders(told[name])
     told = {name: value for name, value in told.items() if not isinstance(value, Path)}
-    if checkpoint.is_released(state):  # of their training it tells only these
-        told = {name: told[name] for name in (*checkpoint.released_options(state), "dataset",
-                                              "image_encoder", "text_encoder")}
+    if checkpoint.is_released(state):  # a released checkpoint holds only these options
+        names = *checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"
+        told = {name: told[name] for name in names}
     statistics = checkpoint.fitted_statistics(state)
-    return {"options": told, "recalls": recalls(state, path),
+    return {"options": told, "recalls": known_scores(state, path),
             "statistics": None if statistics is None else statistics.tolist()}
 
 
 def without_folders(name: str) -> str:
-    """The name of an encoder; of a folder on this machine, its last part."""
+    """Return the name of an encoder; for a folder on this machine, the last part of its path."""
     return Path(name).name if Path(name).is_absolute() or name.count("/") > 1 else name
 
 
-def recalls(state: dict, path: Path) -> dict:
-    """What is known of a checkpoint's scores: its run's test, and its best validation."""
-    found = {}
+def known_scores(state: dict, path: Path) -> dict:
+    """Return what is known of a checkpoint's scores.
+
+    Returns:
+        "val_rsum", the rsum of the best validation, and "test", the scores on the test split by
+        name, as far as they are known.
+    """
+    scores = {}
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
-        found["val_rsum"] = state["best_rsum"]
-    with contextlib.suppress(InputError, AttributeError):  # none there, or something else
+        scores["val_rsum"] = state["best_rsum"]
+    with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
         if path.name == BEST:
             results = read_json(path.parent / RESULTS)
-            found["test"] = {name: value for name, value in results.items()
-                             if isinstance(value, int | float)}
-    return found
+            scores["test"] = {name: value for name, value in results.items()
+                              if isinstance(value, int | float)}
+    return scores
 
 
 # ---------------------------------------------------------------------------------------- the card
@@ -197,102 +232,154 @@ print(model.similarity(text, image))
 
 
 def card(model: DualEncoder, dtype: str) -> str:
-    """README.md of the folder."""
-    prepared, about = model.preparation, model.preparation.about
-    _, reason = layout(model, prepared)
+    """Return the model card, which is README.md of the exported folder.
+
+    Args:
+        model: the dual encoder with its `preparation`.
+        dtype: of the weights, as --dtype names it.
+    """
+    preparation, options = model.preparation, model.preparation.about["options"]
+    _, reason = layout(model, preparation)  # why sentence-transformers cannot load it
     projection = model.embed_size if model.image_projection.state_dict() else "none"
-    scores = about.get("recalls") or {}
-    lines = [f"The best rsum on val was {scores['val_rsum']:.1f}."] if "val_rsum" in scores else []
-    if "rsum" in scores.get("test", {}):
-        lines.append("On test: " + ", ".join(
-            f"{name} {value:.1f}" for name, value in scores["test"].items()
-            if name.endswith(("_r1", "_r5", "_r10", "rsum"))) + ".")
-    options = about["options"]
+    if reason:
+        sentence = f"`sentence_transformers` cannot load it: {reason}.\n"
+    else:
+        sentence = SENTENCE
     return CARD.format(
-        library="sentence-transformers" if not reason else "pytorch", dim=model.embed_size,
+        library="pytorch" if reason else "sentence-transformers", dim=model.embed_size,
         how=f"with the loss `{options.get('loss', 'fne')}`", dataset=options.get("dataset"),
         image_encoder=options.get("image_encoder"), text_encoder=options.get("text_encoder"),
         image_pooling=model.image_pooling, text_pooling=model.text_pooling, projection=projection,
-        image_res=prepared.image_res, max_words=prepared.max_words, max_tokens=prepared.max_tokens,
-        dtype=dtype, parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
-        recalls=" ".join(lines) or "Its recalls were not measured.",
-        sentence=SENTENCE if not reason else f"`sentence_transformers` cannot load it: {reason}.\n",
+        image_res=preparation.image_res, max_words=preparation.max_words,
+        max_tokens=preparation.max_tokens, dtype=dtype,
+        parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
+        recalls=score_sentences(preparation.about.get("recalls") or {}), sentence=sentence,
         options=json.dumps(options, indent=2, sort_keys=True, default=str))
+
+
+def score_sentences(scores: dict) -> str:
+    """Return what is known of a model's scores, in sentences.
+
+    Args:
+        scores: as `known_scores` returns them.
+    """
+    sentences = []
+    if "val_rsum" in scores:
+        sentences.append(f"The best rsum on val was {scores['val_rsum']:.1f}.")
+    if "rsum" in scores.get("test", {}):
+        recalls = [f"{name} {value:.1f}" for name, value in scores["test"].items()
+                   if name.endswith(("_r1", "_r5", "_r10", "rsum"))]
+        sentences.append(f"On test: {', '.join(recalls)}.")
+    return " ".join(sentences) or "Its recalls were not measured."
 
 
 # -------------------------------------------------------------------------------------------- ONNX
 
 
-class Side(nn.Module):
-    """One side of a model as a function of plain tensors."""
+class ImageTower(nn.Module):
+    """The image encoder of a dual encoder as a module of its own."""
 
-    def __init__(self, model: DualEncoder, side: str):
+    def __init__(self, model: DualEncoder):
         super().__init__()
-        self.model, self.side = model, side
+        self.model = model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Embeddings (B, D) of pixels (B, 3, R, R), or of token ids and mask (B, L)."""
-        return (self.model.encode_image if self.side == "image" else self.model.encode_text)(
-            *inputs)
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the embeddings (B, D) of pixels (B, 3, R, R)."""
+        return self.model.encode_image(pixel_values)
+
+
+class TextTower(nn.Module):
+    """The text encoder of a dual encoder as a module of its own."""
+
+    def __init__(self, model: DualEncoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the embeddings (B, D) of token ids (B, L) and their mask (B, L)."""
+        return self.model.encode_text(input_ids, attention_mask)
 
 
 def check_onnx() -> None:
     """Raise InputError where a library for --onnx is missing."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime")
-               if importlib.util.find_spec(name) is None]
+    missing = [name for name in ONNX_LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"--onnx needs {', '.join(missing)}: pip install -r {EXTRAS}")
+        raise InputError(f"--onnx needs {', '.join(missing)}: pip install -r {REQUIREMENTS}")
 
 
 @torch.no_grad()
 def write_onnx(model: DualEncoder, folder: Path) -> None:
-    """Write `image.onnx` and `text.onnx`, with a batch of any size, and compare them with PyTorch.
+    """Write `image.onnx` and `text.onnx` into `folder`, and compare them with PyTorch.
+
+    The files take a batch of any size up to 4,096.
+
+    Args:
+        model: a dual encoder with its `preparation`, in evaluation mode, on the CPU.
+        folder: where the files are written.
 
     Raises:
         InputError: an encoder cannot be written so, or its file computes something else.
     """
-    import onnxruntime
-
-    res, length = model.preparation.image_res, model.preparation.max_tokens
+    size, length = model.preparation.image_res, model.preparation.max_tokens
     random = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 3, size, size, generator=random)
+    tokens = torch.randint(1, 9, (3, length), generator=random)
     mask = torch.ones(3, length, dtype=torch.int64)
     mask[1, length // 2 :] = 0
-    inputs = {"image": {"pixel_values": torch.randn(3, 3, res, res, generator=random)},
-              "text": {"input_ids": torch.randint(1, 9, (3, length), generator=random),
-                       "attention_mask": mask}}
-    batch = torch.export.Dim("batch", min=1, max=4096)
     whole_mask, model.whole_mask = model.whole_mask, False
-    for side, values in inputs.items():
-        names, path = list(values), folder / f"{side}.onnx"
-        try:
-            torch.onnx.export(
-                Side(model, side).eval(), tuple(values.values()), path, input_names=names,
-                output_names=["embeddings"], dynamo=True, verbose=False,
-                dynamic_shapes=(tuple({0: batch} for _ in names),))
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of any kind, as models come
-            pass_on(error)
-            raise InputError(f"--onnx: the {side} encoder cannot be written "
-                             f"({one_line(error)[:200]}); leave the flag out") from error
-        for rows in 3, 1:
-            part = [value[:rows] for value in values.values()]
-            wanted = Side(model, side)(*part)
-            [got] = session.run(None, {name: value.numpy() for name, value in zip(names, part)})
-            gap = (torch.from_numpy(got) - wanted).abs().max().item()
-            if not gap <= ONNX_TOLERANCE:
-                raise InputError(f"--onnx: {path.name} gives embeddings that are {gap:.1e} from "
-                                 "PyTorch's; leave the flag out")
+    write_tower(ImageTower(model), {"pixel_values": pixels}, folder / "image.onnx")
+    write_tower(TextTower(model), {"input_ids": tokens, "attention_mask": mask},
+                folder / "text.onnx")
     model.whole_mask = whole_mask
+
+
+def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+    """Write one encoder as an ONNX file, and compare it with PyTorch on `inputs`.
+
+    Args:
+        tower: returns embeddings (B, D).
+        inputs: the encoder's inputs by name, (B, ...) each.
+        path: the file, "image.onnx" or "text.onnx".
+
+    Raises:
+        InputError: the encoder cannot be written so, or its file computes something else.
+    """
+    import onnxruntime
+
+    names = list(inputs)
+    batch = torch.export.Dim("batch", min=1, max=ONNX_LARGEST_BATCH)
+    try:
+        torch.onnx.export(
+            tower.eval(), tuple(inputs.values()), path, input_names=names,
+            output_names=["embeddings"], dynamo=True, verbose=False,
+            dynamic_shapes=tuple({0: batch} for _ in names))
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each model fails with an error of its own kind
+        pass_on(error)
+        raise InputError(f"--onnx: the {path.stem} encoder cannot be written "
+                         f"({one_line(error)[:200]}); leave the flag out") from error
+    for rows in 3, 1:
+        some = {name: value[:rows] for name, value in inputs.items()}
+        wanted = tower(*some.values())
+        [found] = session.run(None, {name: value.numpy() for name, value in some.items()})
+        difference = (torch.from_numpy(found) - wanted).abs().max().item()
+        if not difference <= ONNX_TOLERANCE:
+            raise InputError(f"--onnx: {path.name} gives embeddings that are {difference:.1e} from "
+                             "PyTorch's; leave the flag out")
 
 
 # ----------------------------------------------------------------------------------------- command
 
 
 def export(arguments: ExportOptions) -> str:
-    """Write the folder, whole or not at all; a line that tells its size.
+    """Write the folder, whole or not at all, and return a line that tells its size.
+
+    Args:
+        arguments: of the command line.
 
     Raises:
-        InputError: the checkpoint or the folder is none, or a library is missing.
+        InputError: the checkpoint cannot be read, the folder cannot be written, or a library is
+            missing.
     """
     place = output_folder(arguments.out, arguments.checkpoint)
     if arguments.onnx:
@@ -301,28 +388,29 @@ def export(arguments: ExportOptions) -> str:
                              arguments.text_encoder)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
-    part = place.with_name(f"{place.name[:200]}.part")
+    unfinished = place.with_name(f"{place.name[:200]}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        model.save_pretrained(part)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        model.save_pretrained(unfinished)
         if arguments.onnx:
-            write_onnx(model, part)
+            write_onnx(model, unfinished)
         if place.exists():
             shutil.rmtree(place)
-        part.rename(place)
+        unfinished.rename(place)
     except OSError as error:
         raise InputError(f"{arguments.out} cannot be written ({one_line(error)}): free some space "
                          "or name another place") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    before = arguments.checkpoint
-    before = before.stat().st_size if before.is_file() else size
-    return f"{arguments.out}: {size / 1e6:,.1f} MB, of a checkpoint of {before / 1e6:,.1f} MB"
+    source = arguments.checkpoint
+    source_size = source.stat().st_size if source.is_file() else size
+    return f"{arguments.out}: {size / 1e6:,.1f} MB, of a checkpoint of {source_size / 1e6:,.1f} MB"
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     arguments = parse_export(__doc__, argv)
     with exit_on_input_error():
         refuse_others("export.py")

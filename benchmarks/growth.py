@@ -1,5 +1,5 @@
-"""How time and memory grow with the memory bank, the test set, the pairs of the training split,
-and the samples in tar shards.
+"""Measure how time and memory grow with the memory bank, the test set, the pairs of the training
+split, and the samples in tar shards.
 
     python benchmarks/growth.py --save
     python benchmarks/growth.py --photos 1000 10000 100000 --banks
@@ -7,7 +7,7 @@ and the samples in tar shards.
     python benchmarks/growth.py --shards 1000000 --banks --photos
 
 "extra memory" is the highest resident memory during the work, less that before it: what the work
-takes beside the bank or the embeddings themselves. Read from Linux's /proc.
+needs beside the bank or the embeddings themselves. It is read from Linux's /proc.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import ctypes
 import datetime
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,22 +24,33 @@ import torch
 import torch.nn.functional as F
 from large_data import pair_rows
 from shard_rows import shard_rows
-from speed import filled_bank, fitted_loss, keep, machine, unit_rows
+from speed import describe_machine, filled_bank, fitted_loss, save_table, unit_rows
 from timing import resident
 
 from metrics.retrieval import retrieval_metrics
 
 
-def measured(work) -> tuple[float, float]:
-    """Seconds of a call, and MiB of resident memory that it took on top."""
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed counts again
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of a call, and the MiB of resident memory that it took on top."""
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier work freed counts again if it is used
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes the present one
-    before, began = resident("VmRSS"), time.perf_counter()
+    before, started = resident("VmRSS"), time.perf_counter()
     work()
-    return time.perf_counter() - began, resident("VmHWM") - before
+    return time.perf_counter() - started, resident("VmHWM") - before
 
 
 def bank_rows(sizes: list[int], batch: int, dim: int, repeats: int) -> list[str]:
+    """Return the table of the FNE loss and its gradient at several sizes of the memory bank.
+
+    Args:
+        sizes: M, slots of the bank.
+        batch: B, pairs in a step.
+        dim: D of the embeddings.
+        repeats: steps measured at each size, of which the fastest counts.
+
+    Returns:
+        The lines of a Markdown table.
+    """
     lines = ["| bank M | bank's own memory | loss and gradient | per slot | extra memory |",
              "|---|---|---|---|---|"]
     criterion = fitted_loss(dim, "cpu")
@@ -52,7 +64,7 @@ def bank_rows(sizes: list[int], batch: int, dim: int, repeats: int) -> list[str]
                       torch.randint(29_000, (batch,)), bank).backward()
 
         step()
-        seconds, extra = zip(*(measured(step) for _ in range(repeats)))
+        seconds, extra = zip(*(measure(step) for _ in range(repeats)))
         lines.append(f"| {size:,} | {2 * size * dim * 4 / 2**20:,.0f} MiB | "
                      f"{1000 * min(seconds):,.1f} ms | {1e9 * min(seconds) / size:,.0f} ns | "
                      f"{max(extra):,.0f} MiB |")
@@ -60,12 +72,21 @@ def bank_rows(sizes: list[int], batch: int, dim: int, repeats: int) -> list[str]
 
 
 def test_set_rows(photos: list[int], dim: int) -> list[str]:
+    """Return the table of all retrieval metrics at several sizes of the test set.
+
+    Args:
+        photos: N_i, with five captions for each photo.
+        dim: D of the embeddings.
+
+    Returns:
+        The lines of a Markdown table.
+    """
     lines = ["| photos x captions | embeddings' own memory | all metrics | per similarity | "
              "extra memory |", "|---|---|---|---|---|"]
     retrieval_metrics(*test_set(100, dim))
     for count in photos:
         case = test_set(count, dim)
-        seconds, extra = measured(lambda case=case: retrieval_metrics(*case))
+        seconds, extra = measure(lambda case=case: retrieval_metrics(*case))
         lines.append(f"| {count:,} x {5 * count:,} | {6 * count * dim * 4 / 2**20:,.0f} MiB | "
                      f"{seconds:,.1f} s | {1e9 * seconds / (5 * count**2):.1f} ns | "
                      f"{extra:,.0f} MiB |")
@@ -73,15 +94,22 @@ def test_set_rows(photos: list[int], dim: int) -> list[str]:
 
 
 def test_set(count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return random embeddings of `count` photos and of five captions for each.
+
+    Returns:
+        (N_i, D) and (N_t, D) unit rows, and the photo of each caption, (N_t,).
+    """
     images, image_of_text = unit_rows(count, dim, "cpu"), torch.arange(5 * count) // 5
     texts = torch.empty(5 * count, dim)
-    for start in range(0, len(texts), 8192):  # made in parts, so that memory shows the work's own
+    for start in range(0, len(texts), 8192):  # in blocks, which leave no mark on the peak memory
         rows = images[image_of_text[start : start + 8192]]
         texts[start : start + 8192] = F.normalize(rows + 0.3 * torch.randn_like(rows))
     return images, texts, image_of_text
 
 
 def main(argv: list[str] | None = None) -> str:
+    """Run the command with the arguments `argv`, or with those of the process; return its output.
+    """
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--banks", type=int, nargs="*", default=[8192, 65_536, 262_144, 1_048_576],
@@ -106,11 +134,12 @@ def main(argv: list[str] | None = None) -> str:
         tables.append(pair_rows(options.pairs))
     if options.shards:
         tables.append(shard_rows(options.shards))
-    text = "\n\n".join([f"{datetime.date.today()}, {machine('cpu')}, D {options.dim}",
+    text = "\n\n".join([f"{datetime.date.today()}, {describe_machine('cpu')}, D {options.dim}",
                         *("\n".join(lines) for lines in tables)])
     print(text)
     if options.save:
-        keep("cpu_growth", " ".join(["growth.py", *(sys.argv[1:] if argv is None else argv)]), text)
+        arguments = sys.argv[1:] if argv is None else argv
+        save_table("cpu_growth", " ".join(["growth.py", *arguments]), text)
     return text
 
 

@@ -30,9 +30,9 @@ def option(
     default: object, help: str, *, choices: Collection | None = None,
     low: float | None = None, high: float | None = None,
     above: float | None = None, below: float | None = None,
-    from_checkpoint: bool = False, repeat: bool = False,
-    aliases: tuple[str, ...] = (), metavar: str | None = None, const: str | None = None,
-    positional: bool = False,
+    from_checkpoint: bool = False, fixed: bool = False, exclusive: bool = False,
+    repeat: bool = False, aliases: tuple[str, ...] = (), metavar: str | None = None,
+    const: str | None = None, positional: bool = False,
 ):
     """Return a dataclass field that declares a flag.
 
@@ -44,6 +44,9 @@ def option(
         above, below: ends of the range that a number must not reach.
         from_checkpoint: whether a checkpoint may set it. No path to read or to write and no
             permission may come from there. A bool becomes two flags, `--name` and `--no_name`.
+        fixed: whether a run that goes on must keep the value that its checkpoint has.
+        exclusive: whether another value than the default is refused where `--loss` names an
+            objective that does not declare the flag.
         repeat: whether a resumed command must be given the flag again.
         aliases: further names of the flag, with their dashes.
         metavar: the name of the value in the help.
@@ -52,8 +55,8 @@ def option(
     """
     declared = dict(
         help=help, choices=choices, low=low, high=high, above=above, below=below,
-        from_checkpoint=from_checkpoint, repeat=repeat, aliases=aliases, metavar=metavar,
-        const=const, positional=positional)
+        from_checkpoint=from_checkpoint, fixed=fixed, exclusive=exclusive, repeat=repeat,
+        aliases=aliases, metavar=metavar, const=const, positional=positional)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=declared)
     return field(default=default, metadata=declared)
@@ -75,6 +78,8 @@ class Flag:
     above: float | None
     below: float | None
     from_checkpoint: bool
+    fixed: bool
+    exclusive: bool
     repeat: bool
     aliases: tuple[str, ...]
     metavar: str | None
@@ -123,7 +128,8 @@ class Flag:
         """The flag's range: "at least 0 and below 1"."""
         ends = (("at least", self.low), ("above", self.above), ("at most", self.high),
                 ("below", self.below))
-        return " and ".join(f"{name} {end:g}" for name, end in ends if end is not None)
+        return " and ".join(f"{name} {end:,}" if isinstance(end, int) else f"{name} {end:g}"
+                            for name, end in ends if end is not None)
 
 
 def flags_of(options_class: type) -> dict[str, Flag]:

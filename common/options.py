@@ -11,7 +11,7 @@ A parser gives what the command line names, so that a checkpoint can fill in the
 """
 
 from collections.abc import Collection
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from common.errors import InputError
@@ -31,7 +31,7 @@ from common.presets import (
 # filling the memory, or counting for ever.
 LARGEST_COUNT = 2**53
 LARGEST_BATCH = 2**20
-LARGEST_FACTOR = 1e6
+LARGEST_FLOAT = 1e6
 LONGEST_PREFIX = 1000  # letters, which are cleaned and tokenised with each caption
 
 # ------------------------------------------------------------------------------------------- groups
@@ -45,7 +45,7 @@ class SourceOptions:
     dataset: str = option(
         "flickr", "which split files to read; for train.py also which preset to start from; "
         "custom: your own, and hub: of the Hugging Face Hub, in the published setting",
-        choices=PRESETS, from_checkpoint=True)
+        choices=PRESETS, from_checkpoint=True, fixed=True)
     data_path: Path | None = option(
         None, "folder of the photos (shapes: train.py makes them there; default: data/shapes), or "
         "tar shards, in quotes: 'shards/{00000..00331}.tar'; of own data also a folder or pattern "
@@ -58,7 +58,7 @@ class SourceOptions:
     ambiguity: str = option(
         USUAL_AMBIGUITY, "of shapes: share, in percent and about, of the other photos that a "
         "caption is true of; each has its own folder, data/shapes_10, say", choices=AMBIGUITIES,
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     json_path: Path | None = option(
         None, "folder of the split files (default: json/, or beside the photos)", repeat=True)
     image_column: str | None = option(
@@ -82,11 +82,11 @@ class SourceOptions:
     exif: str = option(
         "auto", "orientation that a photo's EXIF data give: apply it, or ignore it; auto: ignore "
         "it for the published data sets, apply it for custom and hub",
-        choices=("auto", "apply", "ignore"), from_checkpoint=True)
+        choices=("auto", "apply", "ignore"), from_checkpoint=True, fixed=True)
     captions: str = option(
         "published", "text of the captions: cleaned as published, to lower case and without "
         "punctuation, or raw, as it is, of which only --max_tokens are kept",
-        choices=("published", "raw"), from_checkpoint=True)
+        choices=("published", "raw"), from_checkpoint=True, fixed=True)
     follow_links: bool = option(
         False, "allow photos that links inside --data_path fetch from elsewhere")
     cache: Path | None = option(
@@ -105,14 +105,14 @@ class DataOptions:
 
     title = "photos and captions"
     image_res: int = option(
-        384, "photo side in pixels", low=1, high=8192, from_checkpoint=True)
+        384, "photo side in pixels", low=1, high=8192, from_checkpoint=True, fixed=True)
     image_stats: str = option(
         "auto", "mean and std of the pixels: CLIP's, or the image encoder's own; auto: its own "
         "where it has them, and CLIP's for the published encoder",
         choices=("auto", "clip", "encoder"), from_checkpoint=True)
     caption_prefix: str = option(
         "", "put before each caption, as some encoders were trained with: 'query: ', say",
-        metavar="TEXT", from_checkpoint=True)
+        metavar="TEXT", from_checkpoint=True, fixed=True)
     max_tokens: int = option(
         30, "tokens kept of a caption, special ones included", low=3, high=10**6,
         from_checkpoint=True)
@@ -132,24 +132,25 @@ class ModelOptions:
     title = "model"
     image_encoder: str = option(
         IMAGE_ENCODER, "Hugging Face name or folder, or small-convnext, small-vit",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     text_encoder: str = option(
         TEXT_ENCODER, "Hugging Face name or folder, or small-bert, tiny-bert",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     vocab: str = option(
         "vocab/flickr30k.txt", "WordPiece vocabulary of a built-in text encoder",
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     embed_size: int = option(
         0, "D of a linear projection of both towers; 0 for none", low=0, high=2**16,
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     image_pooling: str = option(
         "auto", "mean over tokens or places, the class token, or the encoder's own; auto: what "
         "docs/encoders.md lists first for the encoder", choices=("auto", "mean", "cls", "own"),
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     text_pooling: str = option(
         "auto", "mean over real tokens, or over all --max_tokens, as released; the first token; "
         "the last; or the encoder's own; auto: what docs/encoders.md lists first for the encoder",
-        choices=("auto", "tokens", "padded", "cls", "last", "own"), from_checkpoint=True)
+        choices=("auto", "tokens", "padded", "cls", "last", "own"), from_checkpoint=True,
+        fixed=True)
     device: str = option(
         "auto", "auto takes a GPU where there is one", choices=("auto", "cuda", "cpu"))
     precision: str = option(
@@ -165,8 +166,9 @@ class LoadedParts:
     with the options, and no checkpoint saves them.
     """
 
-    stored_encoders: object | None = None  # an `encoders.stored.Stored`
-    init_weights: dict | None = None  # the weights of --init, by name
+    # An `encoders.stored.Stored`, and the weights of --init by name.
+    stored_encoders: object | None = field(default=None, repr=False, compare=False)
+    init_weights: dict | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)

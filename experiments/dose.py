@@ -1,12 +1,13 @@
-"""What would perfect elimination of false negatives give, at which dose of them?
+"""Measure what perfect elimination of false negatives gives, at each dose of them:
 
     python -m experiments.dose
     python -m experiments.dose --report
     python -m experiments.dose --quick
 
-Trains every loss with and without the oracle on `shapes` at four shares of true
-matches, from warm-ups that the two share, and writes a json file for each run,
-one table and one figure. The same command goes on where it was stopped.
+Every loss is trained with and without the oracle on `shapes`, at four shares of
+true matches, from warm-ups that the two share. Each run leaves a json file, and
+all together one table and one figure. The same command goes on where it was
+stopped.
 """
 
 import contextlib
@@ -26,56 +27,72 @@ from common.parser import Parser
 from common.presets import AMBIGUITIES
 from common.terminal import tell, warn
 from experiments.flags import LOSSES, USES
-from experiments.plan import ORDER, WARM_UP, WAYS, Configuration, Protocol, make_data, words
+from experiments.plan import (
+    AGAIN_OFFSET,
+    ORACLES,
+    WARM_UP,
+    Configuration,
+    Protocol,
+    make_data,
+    to_json,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "experiments.one_run"]
 SEEDS = 3407, 1, 2
-QUICK = Protocol(  # which learns nothing, and shows in seconds that all of it works
+QUICK = Protocol(  # learns nothing, and shows within seconds that everything works
     "", "", "", 1, 1, ("--easy_epochs", "0", "--batch_size_train", "8", "--queue_size",
                        "16", "--embed_size", "16", "--nums_right_sims", "2", "--log_step", "4",
                        "--image_res", "32"), (16, 6, 6))
 
 
 def plan(options) -> list[list[Configuration]]:
-    """All runs, in stages: what is in a stage needs what was in the ones before it.
+    """Return all runs of the experiment, in stages; a run needs only runs of earlier stages.
 
-    Seed by seed, so that a stopped experiment has whole rows; of the first --again seeds each
-    configuration is run once more, with another order of draws, before all else.
+    The stages go seed by seed, so that a stopped experiment has whole rows of its table. For the
+    first --again seeds each configuration is run a second time with another order of draws, before
+    the other runs of its stage.
+
+    Args:
+        options: of the command line, after `make_protocol` has filled them in.
     """
     stages = []
     for number, seed in enumerate(options.seeds):
-        branches = [Configuration(dose, seed, loss, oracle)
-                    for dose in options.doses for loss in options.losses for oracle in WAYS
-                    if oracle != "positives" or loss == "infonce"]
-        uses = [Configuration(dose, seed, USES[use].loss, "off", use=use)
-                for dose in options.doses for use in options.uses]
-        stages.append(list(dict.fromkeys(run.warm_up for run in [*branches, *uses])))
-        again = [Configuration(branch.dose, seed, branch.loss, branch.oracle, again=True)
-                 for branch in branches if number < options.again]
+        branches, uses = [], []
+        for dose in options.doses:
+            for loss in options.losses:
+                oracles = ORACLES if loss == "infonce" else ORACLES[:2]
+                branches += [Configuration(dose, seed, loss, oracle) for oracle in oracles]
+            uses += [Configuration(dose, seed, USES[use].loss, "off", use=use)
+                     for use in options.uses]
+        again = []
+        if number < options.again:
+            again = [replace(branch, again=True) for branch in branches]
+        warm_ups = dict.fromkeys(run.warm_up for run in [*branches, *uses])
+        stages.append(list(warm_ups))
         stages.append([*again, *branches, *uses])
     return stages
 
 
 def is_done(configuration: Configuration, protocol: Protocol) -> bool:
-    """Whether a run's json file is there.
+    """Return whether the result of a run is there; a warm-up has none.
 
     Raises:
-        InputError: it is of another protocol, or no such file.
+        InputError: the file is no result, or one of another protocol.
     """
     path = configuration.result(protocol)
     if configuration.oracle == WARM_UP or not path.is_file():
         return False
     result = files.read_json(path)
-    told = result.get("protocol") if isinstance(result, dict) else None
-    if told != protocol.told:
+    record = result.get("protocol") if isinstance(result, dict) else None
+    if record != protocol.record:
         raise InputError(f"--results {protocol.results}: {path.name} is of another protocol, "
-                         f"{str(told)[:200]}, not {protocol.told}: name another folder")
+                         f"{str(record)[:200]}, not {protocol.record}: name another folder")
     return True
 
 
 def open_runs(options, protocol: Protocol) -> list[list[Configuration]]:
-    """The stages of `plan` without what is done, and without warm-ups that nothing needs."""
+    """Return the stages of `plan` without finished runs, and without warm-ups that none needs."""
     stages = [[run for run in stage if not is_done(run, protocol)] for stage in plan(options)]
     needed = {run.warm_up for stage in stages for run in stage if run.oracle != WARM_UP}
     return [[run for run in stage if run.oracle != WARM_UP or run in needed] for stage in stages]
@@ -85,86 +102,102 @@ def open_runs(options, protocol: Protocol) -> list[list[Configuration]]:
 
 
 class Pool:
-    """Runs processes side by side, a core each, and ends them with itself."""
+    """Runs that are trained side by side, each in a process of its own.
+
+    Args:
+        protocol: of all runs.
+        jobs: processes at a time; with 0 the runs are trained one after the other in this process.
+    """
 
     def __init__(self, protocol: Protocol, jobs: int):
         self.protocol, self.jobs, self.processes, self.ended = protocol, jobs, set(), False
 
-    def map(self, runs: list[Configuration]) -> Iterator[tuple[Configuration, str | None]]:
-        """Each run once it has ended, and the last line that it printed where it failed."""
+    def train(self, runs: list[Configuration]) -> Iterator[tuple[Configuration, str | None]]:
+        """Train runs, and yield each when it has ended, with the reason if it has failed.
+
+        The processes that are still at work end with the iterator.
+        """
         if not self.jobs:
-            from experiments import one_run  # loads all that trains, which --help does not need
+            from experiments import one_run  # loads PyTorch, which --help does not need
 
             for run in runs:
                 one_run.run(run, self.protocol)
                 yield run, None
             return
         with ThreadPoolExecutor(self.jobs) as threads:
-            futures = {threads.submit(self.one, run): run for run in runs}
+            futures = {threads.submit(self.train_in_process, run): run for run in runs}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             finally:
                 self.end()
 
-    def one(self, run: Configuration) -> str | None:
-        """A run in its own process: None, or what it said last."""
+    def train_in_process(self, run: Configuration) -> str | None:
+        """Train a run in its own process, and return the last line that it printed if it failed."""
         if self.ended:
             return "stopped"
         log = run.folder(self.protocol).with_suffix(".log")
         with open(log, "w") as file:
             process = subprocess.Popen(
-                [*COMMAND, words(run, self.protocol)],
+                [*COMMAND, to_json(run, self.protocol)],
                 stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
             self.processes.add(process)
             status = process.wait()
             self.processes.discard(process)
+        if status == 0:
+            return None
         lines = log.read_text(errors="replace").splitlines()
-        return None if status == 0 else f"{lines[-1] if lines else 'no word'}; see {log}"
+        return f"{lines[-1] if lines else 'no word'}; see {log}"
 
     def end(self) -> None:
-        """Stop what still runs; each saves itself."""
+        """Send SIGTERM to all processes that are at work; each saves its run."""
         self.ended = True
         for process in list(self.processes):
             with contextlib.suppress(OSError):
                 process.terminate()
 
 
-def do(options, protocol: Protocol) -> None:
-    """Run what is open, and tell of each.
+def train_all(options, protocol: Protocol) -> None:
+    """Train all runs that are not finished, and print a line for each.
+
+    Args:
+        options: of the command line, after `make_protocol` has filled them in.
+        protocol: of all runs.
 
     Raises:
-        InputError: some failed; the others are done.
+        InputError: some runs have failed; the others are finished.
     """
     stages = open_runs(options, protocol)
-    total, done, failed, began = sum(map(len, stages)), 0, [], time.monotonic()
+    total, done, failed, started = sum(map(len, stages)), 0, [], time.monotonic()
     for dose in dict.fromkeys(run.dose for stage in stages for run in stage):
         make_data(Configuration(dose, 0, "fne", WARM_UP), protocol)
     Path(protocol.work).mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        for run, error in Pool(protocol, options.jobs).map(stage):
+        for run, error in Pool(protocol, options.jobs).train(stage):
             done += 1
-            left = (time.monotonic() - began) / done * (total - done)
+            seconds_left = (time.monotonic() - started) / done * (total - done)
             if error:
                 failed.append(run)
                 warn(f"{run.name} failed: {error}")
-            tell(f"{done}/{total} {run.name}{told_of(run, protocol)}; about "
-                 f"{left / 60:.0f} minutes to go")
+            tell(f"{done}/{total} {run.name}{rsum_text(run, protocol)}; about "
+                 f"{seconds_left / 60:.0f} minutes to go")
     if failed:
         raise InputError(f"{len(failed)} of {total} runs failed, first {failed[0].name}: look at "
                          f"{failed[0].folder(protocol)}.log; the same command tries them again")
 
 
-def told_of(run: Configuration, protocol: Protocol) -> str:
-    """A run's rsum, where it is there."""
+def rsum_text(run: Configuration, protocol: Protocol) -> str:
+    """Return the rsum of a run for the line that tells of it, and "" where it has no result."""
     path = run.result(protocol)
-    return f": rsum {files.read_json(path)['test']['rsum']:.1f}" if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    return f": rsum {files.read_json(path)['test']['rsum']:.1f}"
 
 
 @contextlib.contextmanager
-def stopped_in_one_line() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT end the command after all of its runs have ended, in one line."""
+def exit_on_signal() -> Iterator[None]:
+    """On SIGTERM or SIGINT, end the command with one line, after all of its runs have ended."""
     before = signal.getsignal(signal.SIGTERM)
 
     def stop(number, frame):
@@ -184,6 +217,7 @@ def stopped_in_one_line() -> Iterator[None]:
 
 
 def build_parser() -> Parser:
+    """Return the parser of this command's flags."""
     parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true",
                         help="a handful of photos, two doses, two seeds: seconds, and no result")
@@ -211,23 +245,31 @@ def build_parser() -> Parser:
     return parser
 
 
-def settle(options) -> Protocol:
-    """Fill in what --quick decides; the protocol.
+def make_protocol(options) -> Protocol:
+    """Fill in the doses and seeds of `options` in place, make the folders, return the protocol.
+
+    Args:
+        options: of the command line; --quick decides what they leave open.
 
     Raises:
-        InputError: a number that cannot be.
+        InputError: a number is out of its range, or a folder cannot be made.
     """
     for name, least in (("jobs", 0), ("again", 0), ("warmup_epochs", 1), ("branch_epochs", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}")
-    if options.seeds and not all(0 <= seed < ORDER for seed in options.seeds):
+    if options.seeds and not all(0 <= seed < AGAIN_OFFSET for seed in options.seeds):
         raise InputError(f"--seeds {options.seeds}: each must be at least 0 and below "
-                         f"{ORDER:,}")
-    options.doses = options.doses or (["3", "10"] if options.quick else list(AMBIGUITIES))
-    options.seeds = list(dict.fromkeys(options.seeds or (SEEDS[:2] if options.quick else SEEDS)))
-    work = options.work or Path("runs") / ("dose_quick" if options.quick else "dose")
-    results = options.results or (
-        work / "results" if options.quick else ROOT / "experiments" / "results" / "dose")
+                         f"{AGAIN_OFFSET:,}")
+    if options.quick:
+        default_doses, default_seeds = ["3", "10"], SEEDS[:2]
+        work = options.work or Path("runs") / "dose_quick"
+        results = options.results or work / "results"
+    else:
+        default_doses, default_seeds = list(AMBIGUITIES), SEEDS
+        work = options.work or Path("runs") / "dose"
+        results = options.results or ROOT / "experiments" / "results" / "dose"
+    options.doses = options.doses or default_doses
+    options.seeds = list(dict.fromkeys(options.seeds or default_seeds))
     for path, flag in ((work, "--work"), (results, "--results")):
         files.check_path(path, flag)
         try:
@@ -244,18 +286,19 @@ def settle(options) -> Protocol:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     options = build_parser().parse_args(argv)
-    with exit_on_input_error(), stopped_in_one_line():
-        protocol = settle(options)
+    with exit_on_input_error(), exit_on_signal():
+        protocol = make_protocol(options)
         if not options.report:
-            do(options, protocol)
+            train_all(options, protocol)
         from experiments.summary import write_summary  # loads matplotlib and SciPy
 
         table = write_summary(Path(protocol.results))
-        why = f"--results {protocol.results} holds no two runs with and without the oracle yet"
+        reason = f"--results {protocol.results} holds no two runs with and without the oracle yet"
         if table is None and options.report:
-            raise InputError(why)
-        tell(table or f"No table: {why}. What ran is kept there.")
+            raise InputError(reason)
+        tell(table or f"No table: {reason}. What ran is kept there.")
 
 
 if __name__ == "__main__":

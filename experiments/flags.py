@@ -1,19 +1,27 @@
-"""What the commands here can be asked for; loads nothing that takes long."""
+"""The flags of the experiments' commands; importing this loads nothing that takes long."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from common.parser import HelpFormatter, Parser
 
-LOSSES = "triplet", "infonce", "fne"  # without an oracle, and without a use of likely matches
-NEVER = 2.0  # a threshold that no probability is above
+LOSSES = "triplet", "infonce", "fne"  # each with and without the oracle
+NEVER = 2.0  # a threshold that no probability exceeds
 
 
 class Use(NamedTuple):
-    """What takes the place of which loss; `experiments.uses` tells what each part means."""
+    """A use of likely matches in training, in the place of one of the losses.
+
+    Attributes:
+        loss: the loss whose place it takes.
+        label: what stands in the table of results.
+        in_bank: whether it draws its negatives from the memory bank too.
+        threshold: posterior above which a candidate is excluded; None excludes none.
+        share: of the posterior by which a likely match counts as a positive.
+    """
 
     loss: str
-    told: str
+    label: str
     in_bank: bool = False
     threshold: float | None = None
     share: float = 0.0
@@ -34,7 +42,7 @@ USES = {
 
 
 def build_posterior_parser(description: str) -> Parser:
-    """Of experiments.posterior."""
+    """Return the parser of the flags of experiments.posterior."""
     parser = Parser(description=description)
     parser.add_argument("embeddings", type=Path, nargs="+", help="npz files of one split")
     parser.add_argument("--judgements", type=Path, help="people's answers, as of evaluation.py")
@@ -46,7 +54,7 @@ def build_posterior_parser(description: str) -> Parser:
 
 
 def build_uses_parser(description: str) -> Parser:
-    """Of experiments.uses: what is not named here are flags of train.py."""
+    """Return the parser of the flags of experiments.uses; all other flags are those of train.py."""
     parser = Parser(HelpFormatter, description=description)
     parser.add_argument("use", choices=USES, metavar="USE", help=", ".join(USES))
     parser.add_argument("--after", type=int, default=5,

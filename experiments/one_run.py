@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,16 +29,16 @@ from common.presets import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
 from experiments.plan import (
-    ORDER,
+    AGAIN_OFFSET,
     WARM_UP,
     Configuration,
     Protocol,
-    data_of,
-    from_words,
+    from_json,
     make_data,
+    shapes_sizes_of,
 )
-from experiments.uses import put_in_place
-from fne_loss import RunningEvidence
+from experiments.uses import use_in_place
+from fne_loss import RunningBivariateGaussian
 from metrics.true_matches import true_share
 from training import storage
 
@@ -71,13 +72,13 @@ def start(configuration: Configuration, protocol: Protocol) -> None:
     state["best_rsum"], state["logs"] = -1.0, []
     if configuration.again:
         # From the seed follow the order of pairs, dropout and draws of all steps to come.
-        state["options"]["seed"] += ORDER
+        state["options"]["seed"] += AGAIN_OFFSET
     if configuration.use and configuration.loss == "fne":
         # A warm-up has no statistics of the evidence yet, and is the same without.
         state["options"] |= {"posterior": "evidence", "prior": PRIOR_OF_EVIDENCE}
         for name in "same", "different":
             state["criterion"] |= {f"{name}.{key}": value for key, value in
-                                   RunningEvidence().state_dict().items()}
+                                   RunningBivariateGaussian().state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.save(path, state)
 
@@ -95,14 +96,15 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         command = branch_command(configuration, protocol)
     places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
     how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
-    use = put_in_place(configuration.use) if configuration.use else contextlib.nullcontext()
-    with data_of(protocol), use:
-        train.main([*command, *places, *how])
+    loss = "infonce" if configuration.loss == "infonce" else "fne"  # whose warm-up is triplet
+    use = use_in_place(configuration.use, loss) if configuration.use else no_use()
+    with shapes_sizes_of(protocol), use as use_flags:
+        train.main([*command, *places, *how, *use_flags])
     if configuration.oracle == WARM_UP:
         return
     result = {
         "configuration": asdict(configuration),
-        "protocol": protocol.told,
+        "protocol": protocol.record,
         "warm_up_command": command_text(warm_up_command(configuration.warm_up, protocol)),
         "command": ("python -m experiments.dose --losses --again 0 --doses "
                     f"{configuration.dose} --seeds {configuration.seed} --uses {configuration.use}"
@@ -117,6 +119,12 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
     for path in folder.glob("*.pth.tar"):
         path.unlink()  # a hundred of them would fill a disk
+
+
+@contextlib.contextmanager
+def no_use() -> Iterator[list[str]]:
+    """Leave the objectives as they are; yields no flags."""
+    yield []
 
 
 def command_text(flags: list[str]) -> str:
@@ -148,9 +156,9 @@ def false_negatives(configuration: Configuration, folder: Path) -> float | None:
 
 
 def run_words(text: str) -> None:
-    """What `plan.words` has put into the one argument of the command."""
+    """What `plan.to_json` has put into the one argument of the command."""
     with exit_on_input_error():
-        run(*from_words(text))
+        run(*from_json(text))
 
 
 if __name__ == "__main__":

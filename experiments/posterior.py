@@ -1,15 +1,15 @@
-r"""How right is P(false negative), by which evidence? Against people, or all true
-matches:
+r"""Measure how right P(false negative) is, by each kind of evidence, against
+people's judgements or all true matches:
 
     python -m experiments.posterior one.npz two.npz \
         --judgements flickr8k_crowd_judgements.json
     python -m experiments.posterior one.npz two.npz \
         --matches data/shapes/shapes_test_matches.json
 
-Of embeddings that `evaluation.py --save_embeddings` wrote, of runs of `--loss
-fne`: precision and calibration of the posterior by the similarity of photo and
-caption, by that of captions, and by both, on the pairs that are not annotated
-as matches.
+The embeddings are files that `evaluation.py --save_embeddings` wrote, of runs
+of `--loss fne`. On the pairs that are not annotated as matches, the command
+measures precision and calibration of the posterior by the similarity of photo
+and caption, by that of captions, and by both.
 """
 
 import json
@@ -35,7 +35,7 @@ from common.presets import PRIOR_OF_EVIDENCE
 from common.terminal import tell
 from data import read_matches
 from fne_loss import (
-    RunningEvidence,
+    RunningBivariateGaussian,
     RunningGaussian,
     cut_down_bound,
     false_negative_posterior,
@@ -46,9 +46,12 @@ from metrics.judgements import auroc, average_precision, read_judgements
 
 PRIORS = 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2
 BINS = 15  # of the expected calibration error, equally wide (Guo et al., 2017)
-# What each form of the posterior sees: 0 the similarity of photo and caption, 1 that of captions.
-FORMS = {"published": (0,), "photo, caption": (0,), "one caption": (1,), "all captions": (1,),
-         "both, one caption": (0, 1), "both, all captions": (0, 1)}
+PHOTO_CAPTION, CAPTIONS = 0, 1  # the two similarities, s and r
+# The forms of the posterior, and the similarities that each knows.
+FORMS = {"published": (PHOTO_CAPTION,), "photo, caption": (PHOTO_CAPTION,),
+         "one caption": (CAPTIONS,), "all captions": (CAPTIONS,),
+         "both, one caption": (PHOTO_CAPTION, CAPTIONS),
+         "both, all captions": (PHOTO_CAPTION, CAPTIONS)}
 COLUMNS = {"ap": "AP", "auroc": "AUROC", "ece": "ECE", "above_ap": "AP above the cut-down",
            "above_auroc": "AUROC above the cut-down", "above_ece": "ECE above the cut-down"}
 
@@ -56,13 +59,21 @@ COLUMNS = {"ap": "AP", "auroc": "AUROC", "ece": "ECE", "above_ap": "AP above the
 class Pairs(NamedTuple):
     """J pairs of a photo and another photo's caption."""
 
-    images: np.ndarray  # (J,)
-    texts: np.ndarray  # (J,)
-    true: np.ndarray  # (J,) bool, whether the caption describes the photo
+    images: np.ndarray  # (J,) indices in the split
+    texts: np.ndarray  # (J,) indices in the split
+    is_match: np.ndarray  # (J,) bool, whether the caption describes the photo
 
 
 def pairs_of_matches(embeddings: Embeddings, path: Path) -> Pairs:
-    """All pairs of a split whose true matches are in `path`."""
+    """Return all pairs of a split that are not annotated, with their true matches from a file.
+
+    Args:
+        embeddings: of the split.
+        path: the file of all true matches.
+
+    Raises:
+        InputError: the file is none of the split's matches.
+    """
     split = embeddings.split
     known = read_matches(path.with_name(path.name.replace("_matches.json", ".json")),
                          len(split.captions), len(split.images))
@@ -74,56 +85,81 @@ def pairs_of_matches(embeddings: Embeddings, path: Path) -> Pairs:
 
 
 def pairs_of_judgements(embeddings: Embeddings, path: Path) -> Pairs:
-    """The judged pairs of a split; true is what most people call so."""
-    judged = read_judgements(path, embeddings.split)
-    return Pairs(judged.images, judged.texts, judged.yes > 0.5)
+    """Return the pairs of a split that people judged; a match is what most of them call one.
+
+    Args:
+        embeddings: of the split.
+        path: the file of people's answers.
+    """
+    judgements = read_judgements(path, embeddings.split)
+    return Pairs(judgements.images, judgements.texts, judgements.yes > 0.5)
 
 
 # ------------------------------------------------------------------------------- forms of evidence
 
 
 class Evidence(NamedTuple):
-    """What one form sees of the pairs, and its Gaussians."""
+    """The two similarities of J pairs, and the Gaussians that are fitted to them.
 
-    seen: Tensor  # (2, J, K): s and r for each of K own captions of the photo; K is 1 of all
-    same: RunningEvidence
-    different: RunningEvidence
-
-
-def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
-    """s of photo and caption, r of the captions, and their Gaussians over the whole split.
-
-    r is to each of the photo's captions or, with `every`, to their mean. N+ is fitted to a photo
-    with its own captions, r then being to the others; N- to all with captions of other photos. It
-    holds the similarity of all captions: 200 MB of 5,000.
+    Attributes:
+        similarities: (2, J, K): s of photo and caption, and r of captions, for each of the K
+            captions of the photo that r is taken to. K is 1 where r is to the mean of all captions.
+        same: the Gaussian of (s, r) of photos with their own captions.
+        different: the Gaussian of (s, r) of photos with captions of other photos.
     """
-    images, texts = (of.double() for of in (embeddings.image_embeds, embeddings.text_embeds))
-    owners = torch.from_numpy(embeddings.split.image_of_text)  # (N_t,)
-    captions = [(owners == photo).nonzero()[:, 0] for photo in range(len(images))]
-    if min(map(len, captions)) != max(map(len, captions)) or len(captions[0]) < 2:
+
+    similarities: Tensor
+    same: RunningBivariateGaussian
+    different: RunningBivariateGaussian
+
+
+def fit_split_evidence(embeddings: Embeddings, pairs: Pairs, to_mean: bool) -> Evidence:
+    """Return s and r of some pairs, with Gaussians fitted to the whole split.
+
+    For a photo with its own caption, r is the similarity to its other captions. The similarities of
+    all captions to each other are held in memory: 200 MB for 5,000 captions.
+
+    Args:
+        embeddings: of the split, whose photos all have the same number of captions.
+        pairs: the J pairs.
+        to_mean: whether r is the similarity to the mean of a photo's captions; otherwise there is
+            an r for each of its captions.
+
+    Raises:
+        InputError: the photos have different numbers of captions, or only one.
+    """
+    image_embeds, text_embeds = embeddings.image_embeds.double(), embeddings.text_embeds.double()
+    image_of_text = torch.from_numpy(embeddings.split.image_of_text)  # (N_t,)
+    texts_of = [(image_of_text == image).nonzero()[:, 0] for image in range(len(image_embeds))]
+    counts = set(map(len, texts_of))
+    if len(counts) > 1 or min(counts) < 2:
         raise InputError(f"{embeddings.split.source}: this needs photos with the same number of "
                          "captions, at least two")
-    own, s_of, r_of = torch.stack(captions), images @ texts.T, texts @ texts.T
-    # (N_i, K), (N_i, N_t) and (N_t, N_t)
-    if every:
+    texts_of = torch.stack(texts_of)  # (N_i, K)
+    photo_similarity = image_embeds @ text_embeds.T  # (N_i, N_t)
+    caption_similarity = text_embeds @ text_embeds.T  # (N_t, N_t)
+    if to_mean:
         _, same, different = fit_evidence(
-            replace(embeddings, image_embeds=images, text_embeds=texts))
+            replace(embeddings, image_embeds=image_embeds, text_embeds=text_embeds))
     else:
-        same, different = RunningEvidence(), RunningEvidence()
-        count = own.shape[1]
-        apart = ~torch.eye(count, dtype=torch.bool)  # (K, K)
-        for photo, listed in enumerate(own):
-            s, r, other = s_of[photo], r_of[listed], owners != photo  # (N_t,), (K, N_t), (N_t,)
-            same.add(doubles(s[listed].expand(count, -1)[apart], r[:, listed][apart]))
-            different.add(doubles(s[other].repeat(count), r[:, other].flatten()))
-    at = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
-    s, r = s_of[at], r_of[own[at[0]], at[1][:, None]]  # (J,), (J, K)
-    r = r.mean(dim=1, keepdim=True) if every else r
+        same, different = RunningBivariateGaussian(), RunningBivariateGaussian()
+        count = texts_of.shape[1]
+        others = ~torch.eye(count, dtype=torch.bool)  # (K, K), each caption with the others
+        for image, texts in enumerate(texts_of):
+            s, r = photo_similarity[image], caption_similarity[texts]  # (N_t,), (K, N_t)
+            foreign = image_of_text != image  # (N_t,)
+            same.add(doubles(s[texts].expand(count, -1)[others], r[:, texts][others]))
+            different.add(doubles(s[foreign].repeat(count), r[:, foreign].flatten()))
+    images, texts = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
+    s = photo_similarity[images, texts]  # (J,)
+    r = caption_similarity[texts_of[images], texts[:, None]]  # (J, K)
+    if to_mean:
+        r = r.mean(dim=1, keepdim=True)
     return Evidence(torch.stack([s[:, None].expand_as(r), r]), same, different)
 
 
-def marginal(evidence: RunningEvidence, axis: int) -> RunningGaussian:
-    """The Gaussian of s (0) or r (1) alone."""
+def marginal(evidence: RunningBivariateGaussian, axis: int) -> RunningGaussian:
+    """Return the Gaussian of s alone (axis `PHOTO_CAPTION`) or of r alone (axis `CAPTIONS`)."""
     gaussian = RunningGaussian()
     gaussian.count.copy_(evidence.count)
     gaussian.mean.copy_(evidence.mean[axis])
@@ -132,74 +168,131 @@ def marginal(evidence: RunningEvidence, axis: int) -> RunningGaussian:
 
 
 def log_odds(form: str, evidence: Evidence, published: list[RunningGaussian]) -> np.ndarray:
-    """(J K,) of a form, without a prior."""
-    sides, seen = (evidence.same, evidence.different), FORMS[form]
-    if len(seen) == 2:
-        even = false_negative_posterior(evidence.seen[0], *sides, 0.5, evidence.seen[1])
+    """Return the logarithm of N+ / N- of all pairs by one form of the posterior, (J K,).
+
+    Args:
+        form: a key of `FORMS`.
+        evidence: the similarities of the pairs, and Gaussians fitted to the split.
+        published: the Gaussians of the training, of the form "published".
+    """
+    known = FORMS[form]
+    if len(known) == 2:
+        s, r = evidence.similarities
+        even = false_negative_posterior(s, evidence.same, evidence.different, 0.5, r)
     else:
-        sides = published if form == "published" else [marginal(side, *seen) for side in sides]
-        even = false_negative_posterior(evidence.seen[seen[0]], *sides, 0.5)
+        [axis] = known
+        if form == "published":
+            positive, negative = published
+        else:
+            positive, negative = marginal(evidence.same, axis), marginal(evidence.different, axis)
+        even = false_negative_posterior(evidence.similarities[axis], positive, negative, 0.5)
     return even.logit().flatten().numpy()
 
 
-# -------------------------------------------------------------------------------------- measured
+# -------------------------------------------------------------------------------------- measures
 
 
-def expected_calibration_error(true: np.ndarray, posterior: np.ndarray) -> float:
-    """Mean over all pairs of |mean posterior - share of true pairs| in the pair's bin."""
+def expected_calibration_error(is_match: np.ndarray, posterior: np.ndarray) -> float:
+    """Return the mean over pairs (n,) of |mean posterior - share of matches| in the pair's bin.
+
+    The bins of the posterior are equally wide (Guo et al., 2017).
+    """
     bins = np.minimum((posterior * BINS).astype(int), BINS - 1)
-    gaps = [abs(posterior[bins == number].mean() - true[bins == number].mean())
-            * (bins == number).sum() for number in np.unique(bins)]
-    return float(sum(gaps) / len(true))
+    total = 0.0
+    for number in np.unique(bins):
+        in_bin = bins == number
+        gap = abs(posterior[in_bin].mean() - is_match[in_bin].mean())
+        total += gap * in_bin.sum()
+    return float(total / len(is_match))
 
 
-def log_loss(true: np.ndarray, posterior: np.ndarray) -> float:
-    """Mean of -log of the probability that the posterior gave to what is so."""
-    p = np.where(true, posterior, 1 - posterior)
+def log_loss(is_match: np.ndarray, posterior: np.ndarray) -> float:
+    """Return the mean over pairs (n,) of -log of the probability that was given to the truth."""
+    p = np.where(is_match, posterior, 1 - posterior)
     return float(-np.log(np.maximum(p, 1e-12)).mean())
 
 
-def measured(true: np.ndarray, posterior: np.ndarray, above: np.ndarray) -> dict[str, float]:
-    """The columns of one form, of (n,) each; `above` is bool, s above the cut-down."""
-    found = {}
-    for start, rows in (("", slice(None)), ("above_", above)):
-        of, p = true[rows], posterior[rows]
-        found[f"{start}pairs"], found[f"{start}true"] = len(of), int(of.sum())
-        if 0 < of.sum() < len(of):
-            found[f"{start}ap"], found[f"{start}auroc"] = average_precision(of, p), auroc(of, p)
-            found[f"{start}ece"] = expected_calibration_error(of, p)
-    return found
+def precision_and_calibration(
+    is_match: np.ndarray, posterior: np.ndarray, above: np.ndarray
+) -> dict[str, float]:
+    """Return precision and calibration of a posterior, on all pairs and above the cut-down.
+
+    Args:
+        is_match: (n,) bool.
+        posterior: (n,) probabilities.
+        above: (n,) bool, whether s is above the cut-down.
+
+    Returns:
+        "pairs", "true", "ap", "auroc" and "ece", and the same names with "above_" in front. The
+        last three are left out where all pairs are matches, or none is.
+    """
+    result = {}
+    for prefix, rows in (("", slice(None)), ("above_", above)):
+        labels, p = is_match[rows], posterior[rows]
+        result[f"{prefix}pairs"], result[f"{prefix}true"] = len(labels), int(labels.sum())
+        if 0 < labels.sum() < len(labels):
+            result[f"{prefix}ap"] = average_precision(labels, p)
+            result[f"{prefix}auroc"] = auroc(labels, p)
+            result[f"{prefix}ece"] = expected_calibration_error(labels, p)
+    return result
 
 
 def measure(embeddings: Embeddings, pairs: Pairs, margin: float) -> dict[str, dict]:
-    """Every form's columns on all pairs, at its prior; and its prior and columns if the prior is
-    chosen by log loss on the pairs of every other photo, and measured on the rest."""
+    """Measure every form of the posterior on some pairs of a split.
+
+    Each form is measured on all pairs under its own prior. It is also measured under the prior that
+    has the lowest log loss on the pairs of every other photo, on those pairs and on the rest.
+
+    Args:
+        embeddings: of the split, with the statistics of FNE.
+        pairs: that are measured.
+        margin: of the training, for the cut-down.
+
+    Returns:
+        For each form its "prior" with what `precision_and_calibration` returns, its "chosen_prior",
+        and the same under that prior on the pairs that it was "chosen_on", and on the others,
+        "measured_on".
+
+    Raises:
+        InputError: the embeddings carry no statistics, or the captions are too few.
+    """
     gaussians = fitted_gaussians(embeddings)
     if not gaussians:
         raise InputError(f"{embeddings.split.source} has no statistics of FNE: take a run of "
                          "--loss fne after its warm-up")
-    found, kinds = {}, {every: evidence_of(embeddings, pairs, every) for every in (False, True)}
+    to_each = fit_split_evidence(embeddings, pairs, to_mean=False)
+    to_mean = fit_split_evidence(embeddings, pairs, to_mean=True)
     bound = float(cut_down_bound(gaussians[0], margin))
+    results = {}
     for form in FORMS:
-        evidence = kinds["one" not in form]
-        count = evidence.seen.shape[2]
-        true = pairs.true.repeat(count)
-        above = (evidence.seen[0] > bound).flatten().numpy()
+        evidence = to_each if "one" in form else to_mean
+        count = evidence.similarities.shape[2]  # K
+        is_match = pairs.is_match.repeat(count)  # (J K,)
+        above = (evidence.similarities[PHOTO_CAPTION] > bound).flatten().numpy()
         half = (pairs.images % 2 == 0).repeat(count)
         odds = log_odds(form, evidence, gaussians)
-        own = embeddings.prior if form == "published" else PRIOR_OF_EVIDENCE
-        best = min(PRIORS, key=lambda prior: log_loss(
-            true[half], expit(odds[half] + logit(prior))))
-        chosen = expit(odds + logit(best))
-        found[form] = {"prior": own} | measured(true, expit(odds + logit(own)), above) | {
-            "chosen_prior": best,
-            "chosen_on": measured(true[half], chosen[half], above[half]),
-            "measured_on": measured(true[~half], chosen[~half], above[~half])}
-    return found
+        prior = embeddings.prior if form == "published" else PRIOR_OF_EVIDENCE
+        losses = {candidate: log_loss(is_match[half], expit(odds[half] + logit(candidate)))
+                  for candidate in PRIORS}
+        chosen_prior = min(losses, key=losses.get)
+        chosen = expit(odds + logit(chosen_prior))
+        usual = expit(odds + logit(prior))
+        results[form] = {"prior": prior} | precision_and_calibration(is_match, usual, above)
+        results[form] |= {
+            "chosen_prior": chosen_prior,
+            "chosen_on": precision_and_calibration(is_match[half], chosen[half], above[half]),
+            "measured_on": precision_and_calibration(is_match[~half], chosen[~half], above[~half])}
+    return results
 
 
 def tables(results: dict[str, dict]) -> str:
-    """One table for each column: a row for each file, a column for each form, and the means."""
+    """Return a Markdown table for each measure.
+
+    A table has a row for each file and one of their means, and a column for each form.
+
+    Args:
+        results: what `measure` returns, by the name of the file.
+    """
     lines = []
     for key, title in COLUMNS.items():
         lines += [f"\n{title}:\n", "| file | " + " | ".join(FORMS) + " |",
@@ -207,23 +300,27 @@ def tables(results: dict[str, dict]) -> str:
         rows = {name: [forms[form].get(key, np.nan) for form in FORMS]
                 for name, forms in results.items()}
         rows["mean"] = np.mean(list(rows.values()), axis=0)
-        lines += [f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |"
-                  for name, row in rows.items()]
+        for name, row in rows.items():
+            cells = " | ".join(f"{value:.3f}" for value in row)
+            lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     options = build_posterior_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
         if (options.judgements is None) == (options.matches is None):
             raise InputError("give either --judgements or --matches")
-        keep_freed_memory()  # else half of the time goes into new pages
+        keep_freed_memory()  # otherwise half of the time goes into new pages of memory
         results = {}
         for path in options.embeddings:
             embeddings = read_embeddings(path)
-            pairs = (pairs_of_judgements(embeddings, options.judgements) if options.judgements
-                     else pairs_of_matches(embeddings, options.matches))
-            if not 0 < pairs.true.sum() < len(pairs.true):
+            if options.judgements:
+                pairs = pairs_of_judgements(embeddings, options.judgements)
+            else:
+                pairs = pairs_of_matches(embeddings, options.matches)
+            if not 0 < pairs.is_match.sum() < len(pairs.is_match):
                 raise InputError(f"{printable(str(path))}: its pairs are all matches or all none")
             results[path.stem] = measure(embeddings, pairs, options.margin)
         tell(tables(results))

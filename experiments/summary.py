@@ -1,14 +1,15 @@
 """Tables and figure of the results of `experiments.dose`: means, paired differences, intervals.
 
-A pair has the same photos, captions, weights and warm-up, and batches in the same order; the oracle
-alone differs, or what is done with a likely match. The interval of a difference is Student's, of
-the differences of the seeds.
+The two runs of a pair have the same photos, captions, weights and warm-up, and their batches come
+in the same order. Only the oracle differs, or the use of likely matches. The interval of a mean
+difference is Student's, over the differences of the seeds.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -29,26 +30,25 @@ from figures.plots import (
 CONFIDENCE = 0.95
 METRICS = {"rsum": "rsum", "t2i_map_at_r": "t2i mAP@R", "i2t_map_at_r": "i2t mAP@R",
            "t2i_r_precision": "t2i R-Precision"}
-SHOWN = "rsum", "t2i_map_at_r", "i2t_map_at_r"  # in the figure
-# Loss and --oracle of what is set beside the same loss without an oracle.
-PAIRED = {("triplet", "exclude"): "hardest in the batch", ("infonce", "exclude"): "InfoNCE",
-          ("infonce", "positives"): "InfoNCE, matches as positives", ("fne", "exclude"): "FNE"}
-COLOURS = dict(zip(PAIRED, (NEGATIVE, POSITIVE, POSTERIOR, WEIGHT), strict=True))
+FIGURE_METRICS = TABLE_METRICS = "rsum", "t2i_map_at_r", "i2t_map_at_r"
+USES_METRICS = "rsum", "t2i_map_at_r"  # in the table of uses
+# Runs that are compared with the same loss without an oracle: loss and --oracle, and their label.
+COMPARED = {("triplet", "exclude"): "hardest in the batch", ("infonce", "exclude"): "InfoNCE",
+            ("infonce", "positives"): "InfoNCE, matches as positives", ("fne", "exclude"): "FNE"}
+COLOURS = dict(zip(COMPARED, (NEGATIVE, POSITIVE, POSTERIOR, WEIGHT), strict=True))
 
 
 def read_results(folder: Path) -> list[dict]:
-    """All results of a folder, in the order of their names.
+    """Return all results in a folder, in the order of their file names.
 
     Raises:
-        InputError: there is none, or one that is none.
+        InputError: there is none, or a json file is no result.
     """
     results = []
     for path in sorted(folder.glob("*.json")):
         result = files.read_json(path)
         try:
-            configuration, test = result["configuration"], result["test"]
-            known = [configuration[name] for name in ("dose", "seed", "loss", "oracle", "again")]
-            known += [float(test[name]) for name in METRICS] + [float(result["true_matches"])]
+            check_result(result)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"--results {folder}: {path.name} is no result of a run: take it away"
                              ) from error
@@ -58,22 +58,49 @@ def read_results(folder: Path) -> list[dict]:
     return results
 
 
-def values(results: list[dict], dose: str, loss: str, oracle: str, again: bool = False,
-           use: str = "") -> dict:
-    """Seed to result, of the runs of a configuration."""
+def check_result(result: dict) -> None:
+    """Raise KeyError, TypeError or ValueError where a result lacks what the summary needs."""
+    for name in "dose", "seed", "loss", "oracle", "again":
+        result["configuration"][name]
+    for metric in METRICS:
+        float(result["test"][metric])
+    float(result["true_matches"])
+
+
+# --------------------------------------------------------------------------------------- statistics
+
+
+def select(results: list[dict], dose: str, loss: str, oracle: str, again: bool = False,
+           use: str = "") -> dict[int, dict]:
+    """Return the results of one configuration, by seed."""
     wanted = {"dose": dose, "loss": loss, "oracle": oracle, "again": again, "use": use}
-    return {result["configuration"]["seed"]: result for result in results
-            if wanted.items() <= ({"use": ""} | result["configuration"]).items()}
+    selected = {}
+    for result in results:
+        configuration = {"use": ""} | result["configuration"]  # older results have no use
+        if wanted.items() <= configuration.items():
+            selected[configuration["seed"]] = result
+    return selected
 
 
-def pairs(first: dict, second: dict, metric: str) -> np.ndarray:
-    """(n, 2) values of a metric, of the seeds that both have."""
-    return np.array([[side[seed]["test"][metric] for side in (first, second)]
-                     for seed in first if seed in second]).reshape(-1, 2)
+def paired_values(first: dict, second: dict, metric: str) -> np.ndarray:
+    """Return a metric of both runs of each pair, (n, 2), for the n seeds that both have.
+
+    Args:
+        first: results by seed, as `select` returns them.
+        second: results by seed of the other configuration.
+        metric: a key of `METRICS`.
+    """
+    values = [[results[seed]["test"][metric] for results in (first, second)]
+              for seed in first if seed in second]
+    return np.array(values).reshape(-1, 2)
 
 
 def interval(differences: np.ndarray) -> float | None:
-    """Half the width of the interval of a mean of differences (n,); None of fewer than two."""
+    """Return half the width of the confidence interval of the mean of differences (n,).
+
+    Returns:
+        The half width, by Student's t; None for fewer than two differences.
+    """
     if len(differences) < 2:
         return None
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
@@ -81,96 +108,134 @@ def interval(differences: np.ndarray) -> float | None:
 
 
 def summary(results: list[dict]) -> dict:
-    """What tables and figure show: `rows`, one for each dose and pair; `uses`, one for each dose
-    and use of likely matches; and `noise`, by metric the root mean square of the difference of two
-    runs that differ in nothing but order."""
+    """Return everything that tables and figure show.
+
+    Returns:
+        `rows`, one for each dose and comparison with the oracle; `uses`, one for each dose and use
+        of likely matches; `noise`, for each metric the root mean square of the difference of two
+        runs that differ in nothing but the order of batches and draws; and `confidence`.
+    """
     doses = sorted({result["configuration"]["dose"] for result in results}, key=float)
-    rows = []
+    rows, uses = [], []
     for dose in doses:
-        for (loss, oracle), label in PAIRED.items():
-            plain, helped = values(results, dose, loss, "off"), values(results, dose, loss, oracle)
-            both = [seed for seed in plain if seed in helped]
-            if both:
-                rows.append(row_of(dose, label, (loss, oracle), plain, helped, both))
+        for loss, oracle in COMPARED:
+            rows += comparison_row(results, dose, loss, oracle)
+    for dose in doses:
+        for use in USES:
+            uses += use_row(results, dose, use)
+    return {"rows": rows, "uses": uses, "noise": order_noise(results, doses),
+            "confidence": CONFIDENCE}
+
+
+def order_noise(results: list[dict], doses: list[str]) -> dict[str, dict]:
+    """Return by how much two runs differ that differ in the order of batches and draws alone.
+
+    Returns:
+        For each metric the number of such pairs of "runs", and the root mean square, "rms", of
+        their differences; nothing of a metric without such a pair.
+    """
+    configurations = [(dose, loss, oracle) for dose in doses
+                      for loss, oracle in [*COMPARED, *((loss, "off") for loss in LOSSES)]]
     noise = {}
     for metric in METRICS:
-        found = [pairs(values(results, dose, loss, oracle),
-                       values(results, dose, loss, oracle, again=True), metric)
-                 for dose in doses
-                 for loss, oracle in [*PAIRED, *((loss, "off") for loss in LOSSES)]]
-        differences = np.concatenate([np.diff(pair, axis=1)[:, 0] for pair in found])
+        differences = []
+        for configuration in configurations:
+            values = paired_values(select(results, *configuration),
+                                   select(results, *configuration, again=True), metric)  # (n, 2)
+            differences.append(values[:, 1] - values[:, 0])
+        differences = np.concatenate(differences)
         if len(differences):
             noise[metric] = {"runs": len(differences),
                              "rms": float(np.sqrt(np.square(differences).mean()))}
-    uses = [row for dose in doses for use in USES for row in row_of_use(results, dose, use)]
-    return {"rows": rows, "uses": uses, "noise": noise, "confidence": CONFIDENCE}
+    return noise
 
 
-def row_of(dose: str, label: str, way: tuple[str, str], plain: dict, helped: dict,
-           seeds: list[int]) -> dict:
-    """One row: both sides' values by seed, their means, the paired difference and its interval."""
-    row = {"dose": dose, "label": label, "loss": way[0], "oracle": way[1], "seeds": seeds,
-           "true_matches": plain[seeds[0]]["true_matches"],
-           "false_negatives": [mean_share([side[seed] for seed in seeds])
-                               for side in (plain, helped)]}
-    for metric in METRICS:
-        pair = pairs(plain, helped, metric)
-        differences = pair[:, 1] - pair[:, 0]
-        row[metric] = {"plain": pair[:, 0].tolist(), "oracle": pair[:, 1].tolist(),
-                       "difference": float(differences.mean()),
-                       "interval": interval(differences)}
-    return row
+def comparison_row(results: list[dict], dose: str, loss: str, oracle: str) -> list[dict]:
+    """Return the comparison of a loss with and without the oracle at a dose, in a list.
 
-
-def row_of_use(results: list[dict], dose: str, use: str) -> list[dict]:
-    """The row of a use at a dose, beside the loss whose place it takes and beside the best of the
-    plain losses, in the mean of its seeds; none where the seeds have not all three."""
-    used = values(results, dose, USES[use].loss, "off", use=use)
-    plain = {loss: values(results, dose, loss, "off") for loss in LOSSES}
-    seeds = [seed for seed in used if all(seed in side for side in plain.values())]
+    The list is empty where no seed has both runs.
+    """
+    plain = select(results, dose, loss, "off")
+    with_oracle = select(results, dose, loss, oracle)
+    seeds = [seed for seed in plain if seed in with_oracle]
     if not seeds:
         return []
-    row = {"dose": dose, "use": use, "label": USES[use].told, "loss": USES[use].loss,
+    row = {"dose": dose, "label": COMPARED[loss, oracle], "loss": loss, "oracle": oracle,
+           "seeds": seeds, "true_matches": plain[seeds[0]]["true_matches"],
+           "false_negatives": [mean_share([runs[seed] for seed in seeds])
+                               for runs in (plain, with_oracle)]}
+    for metric in METRICS:
+        values = paired_values(plain, with_oracle, metric)  # (n, 2)
+        differences = values[:, 1] - values[:, 0]
+        row[metric] = {"plain": values[:, 0].tolist(), "oracle": values[:, 1].tolist(),
+                       "difference": float(differences.mean()),
+                       "interval": interval(differences)}
+    return [row]
+
+
+def use_row(results: list[dict], dose: str, use: str) -> list[dict]:
+    """Return the comparison of a use of likely matches at a dose, in a list.
+
+    The use is compared with the loss whose place it takes, and with the loss that is best in the
+    mean over the seeds. The list is empty where no seed has the use and all three losses.
+    """
+    used = select(results, dose, USES[use].loss, "off", use=use)
+    plain = {loss: select(results, dose, loss, "off") for loss in LOSSES}
+    seeds = [seed for seed in used if all(seed in runs for runs in plain.values())]
+    if not seeds:
+        return []
+    row = {"dose": dose, "use": use, "label": USES[use].label, "loss": USES[use].loss,
            "seeds": seeds, "true_matches": used[seeds[0]]["true_matches"],
            "false_negatives": mean_share([used[seed] for seed in seeds])}
     for metric in METRICS:
-        def of(side, metric=metric):
-            return np.array([side[seed]["test"][metric] for seed in seeds])
-
-        best = max(LOSSES, key=lambda loss: of(plain[loss]).mean())
-        row[metric] = {"used": of(used).tolist(), "best_loss": best}
-        for name, other in ("plain", USES[use].loss), ("best", best):
-            differences = of(used) - of(plain[other])
-            row[metric][name] = {"values": of(plain[other]).tolist(),
+        used_values = metric_values(used, seeds, metric)
+        plain_values = {loss: metric_values(plain[loss], seeds, metric) for loss in LOSSES}
+        best = max(LOSSES, key=lambda loss: plain_values[loss].mean())
+        row[metric] = {"used": used_values.tolist(), "best_loss": best}
+        for name, loss in ("plain", USES[use].loss), ("best", best):
+            differences = used_values - plain_values[loss]
+            row[metric][name] = {"values": plain_values[loss].tolist(),
                                  "difference": float(differences.mean()),
                                  "interval": interval(differences)}
     return [row]
 
 
+def metric_values(results: dict[int, dict], seeds: list[int], metric: str) -> np.ndarray:
+    """Return a metric of the results of some seeds, (n,)."""
+    return np.array([results[seed]["test"][metric] for seed in seeds])
+
+
 def mean_share(results: list[dict]) -> float | None:
-    """The share of true matches among negatives, mean of some runs, where it is known."""
+    """Return the share of true matches among negatives in percent, averaged over some runs.
+
+    Returns:
+        The mean of the runs in which the share is known; None where it is known in none.
+    """
     shares = [result["false_negatives"] for result in results
               if result["false_negatives"] is not None]
     return sum(shares) / len(shares) if shares else None
 
 
-# ------------------------------------------------------------------------------------------- table
+# ------------------------------------------------------------------------------------------- tables
 
 
-def table(found: dict) -> str:
-    """The rows as Markdown, and what the noise is."""
-    shown = list(METRICS.items())[:3]
+def comparison_table(found: dict) -> str:
+    """Return the comparisons with the oracle as a Markdown table, and sentences on the noise.
+
+    Args:
+        found: as `summary` returns it.
+    """
+    metric_headers = " | ".join(f"{METRICS[metric]}, plain → oracle | difference"
+                                for metric in TABLE_METRICS)
     lines = ["| other photos that a caption is true of | loss | seeds | true matches among "
-             "negatives | " + " | ".join(f"{label}, plain → oracle | difference"
-                                         for _, label in shown) + " |",
-             "|---|---|---|---|" + "---|---|" * len(shown)]
+             f"negatives | {metric_headers} |",
+             "|---|---|---|---|" + "---|---|" * len(TABLE_METRICS)]
     for row in found["rows"]:
-        shares = " → ".join("–" if share is None else f"{share:.1f} %"
-                            for share in row["false_negatives"])
-        cells = [f"{row['true_matches']:.1f} %", row["label"], str(len(row["seeds"])), shares]
-        for metric, _ in shown:
-            sides = [np.mean(row[metric][side]) for side in ("plain", "oracle")]
-            cells += [" → ".join(f"{side:.1f}" for side in sides), difference_text(row[metric])]
+        shares = " → ".join(share_text(share) for share in row["false_negatives"])
+        cells = [share_text(row["true_matches"]), row["label"], str(len(row["seeds"])), shares]
+        for metric in TABLE_METRICS:
+            plain, with_oracle = (np.mean(row[metric][name]) for name in ("plain", "oracle"))
+            cells += [f"{plain:.1f} → {with_oracle:.1f}", difference_text(row[metric])]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Differences: mean over seeds of oracle less plain, ± half of the "
               f"{100 * found['confidence']:.0f} % interval (Student's t). All on the test split, "
@@ -182,28 +247,41 @@ def table(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_of_uses(found: dict) -> str:
-    """The rows of the uses as Markdown."""
-    shown = list(METRICS.items())[:2]
+def uses_table(found: dict) -> str:
+    """Return the uses of likely matches as a Markdown table.
+
+    Args:
+        found: as `summary` returns it.
+    """
+    metric_headers = " | ".join(f"{METRICS[metric]} | less the plain loss | less the best loss"
+                                for metric in USES_METRICS)
     lines = ["| other photos that a caption is true of | in place of | use | seeds | true matches "
-             "among negatives | " + " | ".join(
-                 f"{label} | less the plain loss | less the best loss" for _, label in shown)
-             + " |",
-             "|---|---|---|---|---|" + "---|---|---|" * len(shown)]
+             f"among negatives | {metric_headers} |",
+             "|---|---|---|---|---|" + "---|---|---|" * len(USES_METRICS)]
     for row in found["uses"]:
-        share = row["false_negatives"]
-        cells = [f"{row['true_matches']:.1f} %", row["loss"], row["label"], str(len(row["seeds"])),
-                 "–" if share is None else f"{share:.1f} %"]
-        for metric, _ in shown:
-            of = row[metric]
-            cells += [f"{np.mean(of['used']):.1f}", difference_text(of["plain"]),
-                      f"{difference_text(of['best'])} ({of['best_loss']})"]
+        cells = [share_text(row["true_matches"]), row["loss"], row["label"],
+                 str(len(row["seeds"])), share_text(row["false_negatives"])]
+        for metric in USES_METRICS:
+            values = row[metric]
+            cells += [f"{np.mean(values['used']):.1f}", difference_text(values["plain"]),
+                      f"{difference_text(values['best'])} ({values['best_loss']})"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def share_text(share: float | None) -> str:
+    """Return a share in percent as text, and a dash where it is not known."""
+    return "–" if share is None else f"{share:.1f} %"
+
+
 def difference_text(values: dict) -> str:
-    """"+3.1 ± 2.0"; in bold where the interval does not hold 0."""
+    """Return a difference with its interval, as in "+3.1 ± 2.0".
+
+    It is in bold where the interval does not hold 0.
+
+    Args:
+        values: "difference" and "interval"; None for an interval that is not known.
+    """
     if values["interval"] is None:
         return f"{values['difference']:+.1f}"
     text = f"{values['difference']:+.1f} ± {values['interval']:.1f}"
@@ -213,72 +291,103 @@ def difference_text(values: dict) -> str:
 # ------------------------------------------------------------------------------------------ figure
 
 
-def figure_of(found: dict) -> Figure:
-    """Three metrics against the dose, and below their paired differences: a colour for each way."""
+def dose_figure(found: dict) -> Figure:
+    """Draw three metrics against the dose, and below them the differences that the oracle makes.
+
+    Each comparison has its own colour.
+
+    Args:
+        found: as `summary` returns it.
+    """
     figure = Figure(figsize=(12.5, 7.0), layout="constrained")
-    for column, axes in enumerate(figure.subplots(2, len(SHOWN), sharex=True).T):
-        metric = SHOWN[column]
-        for number, way in enumerate(PAIRED):
-            rows = [row for row in found["rows"] if (row["loss"], row["oracle"]) == way]
+    true_matches = sorted({row["true_matches"] for row in found["rows"]})
+    for metric, (upper, lower) in zip(
+            FIGURE_METRICS, figure.subplots(2, len(FIGURE_METRICS), sharex=True).T):
+        for number, (loss, oracle) in enumerate(COMPARED):
+            rows = [row for row in found["rows"]
+                    if (row["loss"], row["oracle"]) == (loss, oracle)]
             if rows:
-                draw_values(axes[0], rows, metric, way)
-                draw_differences(axes[1], rows, metric, way, number)
+                draw_values(upper, rows, metric)
+                draw_differences(lower, rows, metric, number)
         noise = found["noise"].get(metric)
         if noise:
-            axes[1].axhspan(-noise["rms"], noise["rms"], color=SHADE, alpha=0.25, linewidth=0,
-                            label="two orders of the same run differ by so much")
-        axes[1].axhline(0, color=SHADE, linewidth=1)
-        axes[0].set_ylabel(METRICS[metric])
-        axes[1].set_ylabel(f"{METRICS[metric]}, oracle less plain")
-        axes[1].set_xlabel("other photos that a caption is true of, %")
-        for part in axes:
-            part.set_xscale("log")
-            doses = sorted({row["true_matches"] for row in found["rows"]})
-            part.set_xticks(doses, [f"{dose:.1f}" for dose in doses])
-            part.minorticks_off()
-    upper, lower = figure.axes[0], figure.axes[len(SHOWN)]
-    handles, labels = (first + second for first, second in zip(
-        upper.get_legend_handles_labels(), lower.get_legend_handles_labels()))
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+            lower.axhspan(-noise["rms"], noise["rms"], color=SHADE, alpha=0.25, linewidth=0,
+                          label="two orders of the same run differ by so much")
+        lower.axhline(0, color=SHADE, linewidth=1)
+        upper.set_ylabel(METRICS[metric])
+        lower.set_ylabel(f"{METRICS[metric]}, oracle less plain")
+        lower.set_xlabel("other photos that a caption is true of, %")
+        for axes in upper, lower:
+            axes.set_xscale("log")
+            axes.set_xticks(true_matches, [f"{share:.1f}" for share in true_matches])
+            axes.minorticks_off()
+    upper, lower = figure.axes[0], figure.axes[len(FIGURE_METRICS)]
+    upper_handles, upper_labels = upper.get_legend_handles_labels()
+    lower_handles, lower_labels = lower.get_legend_handles_labels()
+    figure.legend(upper_handles + lower_handles, upper_labels + lower_labels,
+                  loc="outside upper left", ncols=4, frameon=False)
     return style_axes(figure)
 
 
-def draw_values(axes, rows: list[dict], metric: str, way: tuple[str, str]) -> None:
-    """Means over seeds against the dose: plain as dots and dashes, with the oracle as a line."""
+def draw_values(axes: Axes, rows: list[dict], metric: str) -> None:
+    """Draw a metric against the dose: dashed without the oracle, a full line with it.
+
+    Args:
+        axes: to draw on.
+        rows: of one comparison, one for each dose.
+        metric: a key of `METRICS`.
+    """
+    excluding = rows[0]["oracle"] == "exclude"
+    colour = COLOURS[rows[0]["loss"], rows[0]["oracle"]]
+    label = rows[0]["label"]
     x = [row["true_matches"] for row in rows]
-    if way[1] == "exclude":
-        axes.plot(x, [np.mean(row[metric]["plain"]) for row in rows], "o--", color=COLOURS[way],
-                  linewidth=1.5, fillstyle="none", label=f"{rows[0]['label']}, plain")
-    axes.plot(x, [np.mean(row[metric]["oracle"]) for row in rows], "o-", color=COLOURS[way],
-              linewidth=2, label=rows[0]["label"] + (", oracle" if way[1] == "exclude" else ""))
+    if excluding:  # the other comparison of InfoNCE has the same runs without an oracle
+        axes.plot(x, [np.mean(row[metric]["plain"]) for row in rows], "o--", color=colour,
+                  linewidth=1.5, fillstyle="none", label=f"{label}, plain")
+    axes.plot(x, [np.mean(row[metric]["oracle"]) for row in rows], "o-", color=colour,
+              linewidth=2, label=f"{label}, oracle" if excluding else label)
 
 
-def draw_differences(
-    axes, rows: list[dict], metric: str, way: tuple[str, str], number: int
-) -> None:
-    """The paired differences with their intervals, and each seed's as a small dot; beside those of
-    the other ways."""
+def draw_differences(axes: Axes, rows: list[dict], metric: str, number: int) -> None:
+    """Draw the mean differences with their intervals, and that of each seed as a small dot.
+
+    Args:
+        axes: to draw on.
+        rows: of one comparison, one for each dose.
+        metric: a key of `METRICS`.
+        number: of the comparison; each stands a little beside the others.
+    """
+    colour = COLOURS[rows[0]["loss"], rows[0]["oracle"]]
     x = [row["true_matches"] * 1.07 ** (number - 1.5) for row in rows]
     axes.errorbar(x, [row[metric]["difference"] for row in rows],
                   yerr=[row[metric]["interval"] or 0.0 for row in rows], fmt="o",
-                  color=COLOURS[way], capsize=3)
-    for left, row in zip(x, rows):
-        seeds = np.subtract(row[metric]["oracle"], row[metric]["plain"])
-        axes.plot([left] * len(seeds), seeds, ".", color=COLOURS[way], alpha=0.5)
+                  color=colour, capsize=3)
+    for place, row in zip(x, rows):
+        differences = np.subtract(row[metric]["oracle"], row[metric]["plain"])
+        axes.plot([place] * len(differences), differences, ".", color=colour, alpha=0.5)
 
 
 def write_summary(folder: Path) -> str | None:
-    """Write `<folder>.json`, `.md`, `.svg` and `.png` beside the folder of the results; the table.
-    None where no two runs are to be compared."""
+    """Write the summary of a folder of results beside it, as `.json`, `.md`, `.svg` and `.png`.
+
+    Args:
+        folder: of the results; the files have its name and these endings.
+
+    Returns:
+        The tables in Markdown; None, with nothing written, where no two runs can be compared.
+
+    Raises:
+        InputError: there are no results, or a file cannot be written.
+    """
     found = summary(read_results(folder))
     if not found["rows"]:
         return None
-    text, figure = table(found), figure_of(found)
+    text, figure = comparison_table(found), dose_figure(found)
     if found["uses"]:
-        text += f"\n{table_of_uses(found)}"
+        text += f"\n{uses_table(found)}"
     label = "What the oracle gives, against how many false negatives there are"
-    for ending, content in (("json", json.dumps(found, indent=2).encode() + b"\n"),
-                            ("md", text.encode()), ("png", png_bytes(figure)),
-                            ("svg", svg_element(figure, label).encode())):
+    contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
+                "png": png_bytes(figure), "svg": svg_element(figure, label).encode()}
+    for ending, content in contents.items():
         files.write(folder.with_name(f"{folder.name}.{ending}"), content, "--results")
     return text

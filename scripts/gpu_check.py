@@ -3,7 +3,7 @@ minutes.
 
     python -m scripts.gpu_check
 
-What it prints can be pasted into an issue as it is. Status 0 where all tests
+The output can be pasted into an issue as it is. The status is 0 if all tests
 pass.
 """
 
@@ -22,16 +22,16 @@ if __name__ == "__main__":
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# Title to command. The tests come first: figures of a program that is wrong are worth nothing.
+# Commands by title. The tests come first: the speed of a wrong program is worth nothing.
 CHECKS = {
     "tests": [sys.executable, "-m", "pytest", "-q", "-rs", "tests/test_cuda.py"],
     "speed": [sys.executable, "benchmarks/speed.py", "--device", "cuda", "--repeats", "5"],
 }
-LONGEST = 540  # seconds of one command
+TIME_LIMIT = 540  # seconds of one command
 
 
-def machine() -> str:
-    """The GPU and what drives it, in lines."""
+def describe_gpu() -> str:
+    """Return the GPU and the versions of what drives it, in three lines."""
     gpu = torch.cuda.get_device_properties(0)
     return (f"GPU      {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability "
             f"{gpu.major}.{gpu.minor}\n"
@@ -39,29 +39,35 @@ def machine() -> str:
             f"bfloat16 {torch.cuda.is_bf16_supported(including_emulation=False)}")
 
 
-def outcome(command: list[str]) -> tuple[str, bool]:
-    """What a command printed, and whether it ended well and in time."""
+def run_check(command: list[str]) -> tuple[str, bool]:
+    """Run a command, and return its output and whether it ended in time with status 0.
+
+    Standard error is part of the output only where the status is another one.
+    """
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST)
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                                  timeout=TIME_LIMIT)
     except subprocess.TimeoutExpired:
-        return f"not done after {LONGEST} s", False
-    text = done.stdout.strip() if done.returncode == 0 else (done.stdout + done.stderr).strip()
-    return text, done.returncode == 0
+        return f"not done after {TIME_LIMIT} s", False
+    if finished.returncode == 0:
+        return finished.stdout.strip(), True
+    return (finished.stdout + finished.stderr).strip(), False
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     Parser(description=__doc__).parse_args(argv)
     with exit_on_input_error():
         if not torch.cuda.is_available():
             raise InputError("no GPU is visible to PyTorch: there is nothing to check; the tests "
                              "that need none are run by: pytest")
-        tell(machine())
-        good = True
+        tell(describe_gpu())
+        all_passed = True
         for title, command in CHECKS.items():
-            text, ended_well = outcome(command)
-            good &= ended_well
-            tell(f"\n{title}: {'ok' if ended_well else 'FAILED'}\n{text}")
-        sys.exit(0 if good else 1)
+            output, passed = run_check(command)
+            all_passed = all_passed and passed
+            tell(f"\n{title}: {'ok' if passed else 'FAILED'}\n{output}")
+        sys.exit(0 if all_passed else 1)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import common.options
 from common.errors import InputError
-from common.flags import option
+from common.flags import flags_of, option
 from common.options import (
     LARGEST_BATCH,
     LARGEST_COUNT,
-    LARGEST_FACTOR,
+    LARGEST_FLOAT,
     EncodingOptions,
     set_data_path,
     with_preset,
@@ -22,8 +22,8 @@ from common.options import (
 from common.parser import Parser, build_parser, given_values
 from common.presets import USUAL_AMBIGUITY, presets_help
 from common.ranks import world
-from training.objectives import OBJECTIVES
-from training.objectives.options import FNEOptions, InfoNCEOptions, set_prior
+from training.objectives import OBJECTIVES, objective_class
+from training.objectives.options import FNEOptions, InfoNCEOptions, SigmoidOptions, set_prior
 
 # ------------------------------------------------------------------------------------------- groups
 
@@ -34,8 +34,8 @@ class ObjectiveOptions:
 
     title = "objective"
     loss: str = option(
-        "fne", "the method, or a control that uses the batch alone throughout", choices=OBJECTIVES,
-        from_checkpoint=True)
+        "fne", "the method, or a loss that uses the batch alone throughout", choices=OBJECTIVES,
+        from_checkpoint=True, fixed=True)
     oracle: str = option(
         "off", "exclude all true matches from the candidates of the loss, where they are known "
         "(shapes, or train's _matches.json); positives: InfoNCE takes those of the batch as "
@@ -53,14 +53,14 @@ class TrainingOptions:
         choices=("published", "none"), from_checkpoint=True)
     freeze: str | None = option(
         None, "encoder that is not trained (its projection is)", choices=("image", "text"),
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     num_epochs: int = option(
         25, "epochs, warm-up included", low=1, high=10**6, from_checkpoint=True)
     batch_size_train: int = option(
         32, "B, pairs in a step of all processes together", low=1, high=LARGEST_BATCH,
-        from_checkpoint=True)
+        from_checkpoint=True, fixed=True)
     learning_rate: float = option(
-        2e-5, "of Adam", low=0, high=LARGEST_FACTOR, from_checkpoint=True)
+        2e-5, "of Adam", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
     lr_milestones: list[int] = option(
         [5, 15], "after these many epochs the learning rate falls to a tenth", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)
@@ -86,7 +86,8 @@ class TrainingOptions:
         False, "on a GPU: a run that is repeated, or goes on, ends in the same bits; slower",
         from_checkpoint=True)
     seed: int = option(
-        3407, "of weights, order and draws", low=0, high=2**63 - 1, from_checkpoint=True)
+        3407, "of weights, order and draws", low=0, high=2**63 - 1, from_checkpoint=True,
+        fixed=True)
 
 
 @dataclass(kw_only=True)
@@ -123,8 +124,8 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
-class TrainOptions(EncodingOptions, ObjectiveOptions, FNEOptions, InfoNCEOptions, TrainingOptions,
-                   RunOptions):
+class TrainOptions(EncodingOptions, ObjectiveOptions, FNEOptions, InfoNCEOptions, SigmoidOptions,
+                   TrainingOptions, RunOptions):
     """The options of train.py. `options_class` adds the flags of further objectives."""
 
 
@@ -184,32 +185,21 @@ def check(options: TrainOptions) -> None:
     if options.ambiguity != USUAL_AMBIGUITY and options.dataset != "shapes" and not options.test:
         raise InputError(f"--ambiguity {options.ambiguity}: --dataset {options.dataset} has the "
                          "captions that it has; leave the flag out, or give --dataset shapes")
-    check_queue_size(options)
-    check_oracle(options)
-    check_posterior(options)
+    check_exclusive(options)
     if not options.test and options.batch_size_train % world():
         below = options.batch_size_train // world() * world()
         sizes = f"{below} or {below + world()}" if below else str(world())
         raise InputError(f"--batch_size_train {options.batch_size_train}: {world()} processes "
                          f"cannot share it alike; make it {sizes}")
+    objective_class(options.loss).check_options(options)
 
 
-def check_queue_size(options: TrainOptions) -> None:
-    """Raise InputError where the memory bank of FNE cannot hold a batch."""
-    if options.loss == "fne" and options.queue_size < options.batch_size_train:
-        raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
-                         f"{options.batch_size_train} (--batch_size_train)")
-
-
-def check_oracle(options: TrainOptions) -> None:
-    """Raise InputError where the loss cannot take several matches of an anchor."""
-    if options.oracle == "positives" and options.loss != "infonce":
-        raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an anchor; "
-                         "give --loss infonce, or --oracle alone, which excludes the others")
-
-
-def check_posterior(options: TrainOptions) -> None:
-    """Raise InputError where the loss uses no posterior and one is chosen."""
-    if options.posterior != "published" and options.loss != "fne":
-        raise InputError(f"--posterior {options.posterior}: --loss {options.loss} asks for no "
-                         "P(false negative); leave the flag out, or give --loss fne")
+def check_exclusive(options: TrainOptions) -> None:
+    """Raise InputError where a flag asks for what only another objective than `--loss` has."""
+    declared = flags_of(OBJECTIVES[options.loss].flags)
+    for name, flag in flags_of(type(options)).items():
+        value = getattr(options, name)
+        if flag.exclusive and name not in declared and value != flag.default:
+            losses = [loss for loss, entry in OBJECTIVES.items() if name in flags_of(entry.flags)]
+            raise InputError(f"--{name} {value}: --loss {options.loss} does not use it; leave the "
+                             f"flag out, or give --loss {' or '.join(losses)}")

@@ -4,9 +4,9 @@ a line:
     python vocab/build_vocab.py flickr30k_train.json vocab/flickr30k.txt \
         --size 8000
 
-The text is cleaned as in training first. The same captions give the same file.
-Of Karpathy's file, which holds all splits, the training split is read; of tar
-shards, 'shards/{00000..00331}.tar', the captions inside.
+The captions are first cleaned as in training. The same captions give the same
+file. Of Karpathy's file, which holds all splits, only the training split is
+read. Tar shards, 'shards/{00000..00331}.tar', hold captions too.
 """
 
 import sys
@@ -22,10 +22,11 @@ from common.options import SourceOptions  # noqa: E402
 from common.parser import Parser, add_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
 
-LARGEST = 10**7  # tokens
+LARGEST_SIZE = 10**7  # tokens
 
 
 def build_vocab_parser() -> Parser:
+    """Return the parser of this command's flags."""
     parser = Parser(description=__doc__)
     parser.add_argument("split", type=Path,
                         help="a training split: json, any file of captions, or tar shards")
@@ -49,34 +50,42 @@ from inputs.shards import is_shards  # noqa: E402
 
 
 def build_vocabulary(captions: Sequence[str], size: int) -> list[str]:
-    """At most `size` WordPiece tokens: special ones, letters, then pieces by frequency."""
+    """Return the tokens of a WordPiece vocabulary: special ones, letters, then frequent pieces.
+
+    Args:
+        captions: the text, as it is in the captions file.
+        size: the most tokens.
+    """
     counts = Counter(word for text in captions for word in clean_caption(text).split())
     words = sorted(counts, key=lambda word: (-counts[word], word))
     letters = sorted(set("".join(words)))
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The trainer numbers letters inside words in a random order and breaks ties by number. Naming
-    # them as special tokens gives them fixed numbers, so the same captions give the same file.
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers the letters inside words in a random order, and breaks ties by number.
+    # Letters that are named as special tokens have fixed numbers instead, so that the same captions
+    # give the same file.
     fixed = [*SPECIAL_TOKENS.values(), *letters, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=fixed, show_progress=False)
-    core.train_from_iterator((" ".join([word] * counts[word]) for word in words), trainer)
-    vocabulary = core.get_vocab()
+    repeated_words = (" ".join([word] * counts[word]) for word in words)
+    tokenizer.train_from_iterator(repeated_words, trainer)
+    vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary, key=vocabulary.get)
 
 
 def is_vocabulary(path: Path) -> bool:
-    """Whether a file begins as the vocabularies that are written here."""
+    """Return whether a file begins like the vocabularies that this command writes."""
     return files.read_bytes(path).startswith("\n".join(SPECIAL_TOKENS.values()).encode())
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with the arguments `argv`, or with those of the process."""
     options = build_vocab_parser().parse_args(argv)
     with exit_on_input_error():
-        if not 1 <= options.size <= LARGEST:
+        if not 1 <= options.size <= LARGEST_SIZE:
             raise InputError(f"--size {str(options.size)[:30]}: must be at least 1, and at most "
-                             f"{LARGEST:,}")
+                             f"{LARGEST_SIZE:,}")
         files.check_path(options.split, "split")
         files.check_path(options.output, "output")
         columns = Columns(options.image_column, options.caption_column)

@@ -1,11 +1,11 @@
-"""The pipelines that ours is timed beside make the same photos as ours does."""
+"""The baselines of the photo benchmark make the same photos as the loader."""
 
 import numpy as np
 import photo_input
 import pytest
 import torch
 from helpers.photos import array
-from photo_input import CV_OPERATIONS, PLAIN_OPERATIONS, crop_and_flip, floats, plain_evaluation
+from photo_input import CV_OPERATIONS, PLAIN_OPERATIONS, crop_and_flip, plain_evaluation, to_floats
 from PIL import Image
 
 from inputs.augmentation import OPERATIONS, train_pixels
@@ -64,4 +64,4 @@ def test_a_training_photo_is_as_bright_and_as_varied(photos):
 def test_floats_are_ours(photos):
     image = crop_and_flip(load_photo(photos[0]), 48)
     ours = normalize(eval_pixels(image, 48)[None], CLIP_MEAN, CLIP_STD)[0]
-    torch.testing.assert_close(floats(image), ours, atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_floats(image), ours, atol=1e-5, rtol=0)

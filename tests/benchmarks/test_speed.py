@@ -13,7 +13,7 @@ def test_each_section_gives_a_table_row(tmp_path, monkeypatch, capsys):
                            "--sections", *speed.SECTIONS])
         assert compiled
     assert {row.section for row in rows} == set(speed.SECTIONS)
-    assert all(len(row.ratios) == 2 and min(row.ratios) > 0 and row.ours > 0 for row in rows)
+    assert all(len(row.ratios) == 2 and min(row.ratios) > 0 and row.value > 0 for row in rows)
     printed = capsys.readouterr().out
     assert printed.count("\n| ") == len(rows) + 1
     [saved] = tmp_path.iterdir()

@@ -356,7 +356,8 @@ class MadeUpOptions(TripletOptions):
 
 @pytest.fixture
 def made_up(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "made_up", Entry("nowhere:MadeUp", MadeUpOptions))
+    monkeypatch.setitem(OBJECTIVES, "made_up", Entry(
+        "training.objectives.triplet:TripletObjective", MadeUpOptions))
 
 
 def test_an_objective_brings_its_flags(made_up, capsys):

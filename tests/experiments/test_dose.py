@@ -1,5 +1,6 @@
-"""The experiment of the dose: what it runs, goes on with and shows, in its quick form."""
+"""The experiment of the dose in its quick form: its runs, its resumption, table and figure."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,38 +17,39 @@ from helpers.runs import assert_same, expect_exit, expect_one_line
 import checkpoint
 import train
 from experiments import dose, one_run
-from experiments.plan import ORDER, WARM_UP, Configuration, data_of, make_data
-from experiments.summary import PAIRED, interval, summary, table
+from experiments.plan import AGAIN_OFFSET, WARM_UP, Configuration, make_data, shapes_sizes_of
+from experiments.summary import COMPARED, comparison_table, interval, summary
 
 FEW = ["--quick", "--jobs", "0", "--doses", "10", "--seeds", "1", "2"]
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """The work folder of a quick experiment of two losses, that was run to its end."""
+    """The work folder of a finished quick experiment with two losses."""
     folder = tmp_path_factory.mktemp("dose")
     dose.main([*FEW, "--work", str(folder), "--losses", "fne", "infonce"])
     return folder
 
 
 def results_of(folder):
+    """Return the results in a work folder, by the names of the runs."""
     return {path.stem: json.loads(path.read_text()) for path in (folder / "results").glob("*.json")}
 
 
 # ----------------------------------------------------------------------------------------- the runs
 
 
-def test_the_plan_has_every_way_of_every_dose_and_seed(tmp_path):
-    """24 warm-ups, 84 runs and 28 again, seed by seed, each after its warm-up; of the first seed,
-    those that tell the noise come first."""
+def test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed(tmp_path):
+    """24 warm-ups, 84 runs and 28 repeated ones, seed by seed, each after its warm-up. The repeated
+    runs, which measure the noise, are those of the first seed and come first."""
     options = dose.build_parser().parse_args(
         ["--work", str(tmp_path), "--results", str(tmp_path)])
-    dose.settle(options)
+    dose.make_protocol(options)
     stages = dose.plan(options)
     runs = [run for stage in stages for run in stage]
     assert len(set(runs)) == len(runs) == 3 * (4 * 2 + 4 * 7) + 4 * 7
-    for way in [(loss, oracle) for loss in dose.LOSSES for oracle in ("off", "exclude")]:
-        found = [run for run in runs if (run.loss, run.oracle, run.again) == (*way, False)]
+    for loss, oracle in itertools.product(dose.LOSSES, ("off", "exclude")):
+        found = [run for run in runs if (run.loss, run.oracle, run.again) == (loss, oracle, False)]
         assert {(run.dose, run.seed) for run in found} == {
             (share, seed) for share in ("0.5", "3", "10", "25") for seed in (3407, 1, 2)}
     assert [run.loss for run in runs if run.oracle == "positives" and not run.again] == [
@@ -60,7 +62,7 @@ def test_the_plan_has_every_way_of_every_dose_and_seed(tmp_path):
 
 
 def test_a_quick_experiment_from_end_to_end(few):
-    """Each run's json says what it is, how it is made again and what it came to."""
+    """The json file of each run holds its configuration, its commands and its scores."""
     results = results_of(few)
     branches = {f"dose10_seed{seed}_{way}" for seed in (1, 2) for way in (
         "fne_plain", "fne_oracle", "infonce_plain", "infonce_oracle", "infonce_positives")}
@@ -83,7 +85,7 @@ def test_a_quick_experiment_from_end_to_end(few):
     assert all(row["seeds"] == [1, 2] for row in rows)
 
 
-def test_the_same_command_runs_nothing_again_and_a_lost_result_alone(few, monkeypatch):
+def test_the_same_command_trains_lost_results_again_and_nothing_else(few, monkeypatch):
     ran, run = [], one_run.run
     monkeypatch.setattr(one_run, "run", lambda *given: ran.append(given[0].name) or run(*given))
     again = [*FEW, "--work", str(few), "--losses", "fne", "infonce"]
@@ -102,9 +104,9 @@ def test_the_same_command_runs_nothing_again_and_a_lost_result_alone(few, monkey
 
 
 def test_a_branch_is_the_run_that_never_stopped(few, tmp_path):
-    """FNE after its warm-up, to the bit what `train.py` makes of both in one go."""
+    """FNE after a warm-up of its own ends in the same bits as one run of `train.py`."""
     warm_up = few / "dose10_seed2_triplet_warm-up"
-    protocol = dose.settle(dose.build_parser().parse_args(
+    protocol = dose.make_protocol(dose.build_parser().parse_args(
         [*FEW, "--work", str(few), "--results", str(tmp_path / "results")]))
     branch = Configuration("10", 2, "fne", "off")
     data = str(make_data(branch, protocol))
@@ -112,7 +114,7 @@ def test_a_branch_is_the_run_that_never_stopped(few, tmp_path):
     flags = one_run.warm_up_command(branch.warm_up, protocol)
     at = flags.index("--num_epochs")
     whole = [*flags[:at], "--num_epochs", "2", *flags[at + 2 :]]
-    with data_of(protocol):
+    with shapes_sizes_of(protocol):
         train.main([*whole, "--logger_name", str(tmp_path / "whole"), *how])
         train.main(["--resume", str(warm_up / "checkpoint.pth.tar"), "--logger_name",
                     str(tmp_path / "branch"), *one_run.branch_command(branch, protocol), *how])
@@ -123,7 +125,7 @@ def test_a_branch_is_the_run_that_never_stopped(few, tmp_path):
 
 
 def test_another_order_starts_from_the_same_weights_and_ends_elsewhere(few, tmp_path):
-    protocol = dose.settle(dose.build_parser().parse_args(
+    protocol = dose.make_protocol(dose.build_parser().parse_args(
         [*FEW, "--work", str(few), "--results", str(tmp_path)]))
     runs = [Configuration("10", 1, "fne", "off", again) for again in (False, True)]
     states = []
@@ -135,7 +137,7 @@ def test_another_order_starts_from_the_same_weights_and_ends_elsewhere(few, tmp_
         path.unlink()
     for name in "model", "optimizer", "epoch", "best_rsum":
         assert_same(states[0][name], states[1][name], name)
-    assert states[1]["options"]["seed"] - states[0]["options"]["seed"] == ORDER
+    assert states[1]["options"]["seed"] - states[0]["options"]["seed"] == AGAIN_OFFSET
     results = results_of(few)
     assert results["dose10_seed1_fne_plain"]["test"] != (
         results["dose10_seed1_fne_plain_again"]["test"])
@@ -143,8 +145,8 @@ def test_another_order_starts_from_the_same_weights_and_ends_elsewhere(few, tmp_
 
 def test_runs_side_by_side_are_the_same_as_one_after_the_other(
         few, tmp_path, monkeypatch, capsys):
-    """In processes of their own, with the small encoders of here. Then two that fail: they are told
-    of, and the command ends with status 2."""
+    """Runs in processes of their own, with the small encoders of the tests. Then two runs fail: the
+    command names them and ends with status 2."""
     small = tmp_path / "small.py"
     small.write_text("import sys\nimport pytest\nfrom helpers import encoders\n"
                      "encoders.shrink_built_in(pytest.MonkeyPatch())\n"
@@ -156,17 +158,18 @@ def test_runs_side_by_side_are_the_same_as_one_after_the_other(
     dose.main(command)
     printed = capsys.readouterr().out
     assert "| FNE |" in printed and "3/3 dose10_seed1" in printed
-    mine, theirs = results_of(tmp_path / "work"), results_of(few)
-    assert mine.keys() == {"dose10_seed1_fne_plain", "dose10_seed1_fne_oracle"}
-    assert all(result["test"] == theirs[name]["test"] for name, result in mine.items())
+    side_by_side, one_by_one = results_of(tmp_path / "work"), results_of(few)
+    assert side_by_side.keys() == {"dose10_seed1_fne_plain", "dose10_seed1_fne_oracle"}
+    assert all(result["test"] == one_by_one[name]["test"]
+               for name, result in side_by_side.items())
     (tmp_path / "work/results/dose10_seed1_fne_plain.json").unlink()
     small.write_text("print('it is broken')\nraise SystemExit(1)\n")
-    expect_exit(command, 2, capsys, ["2 of 2 runs failed"], dose.main, lines=3)
+    expect_exit(command, 2, capsys, ["2 of 2 runs", "dose10_seed1_fne_plain"], dose.main, lines=3)
     assert "it is broken" in (tmp_path / "work/dose10_seed1_fne_plain.log").read_text()
 
 
 def test_a_stopped_experiment_ends_its_runs_and_goes_on(tmp_path, monkeypatch, capsys):
-    """SIGTERM to the command alone: status 130, no run is left, none is taken for done."""
+    """SIGTERM to the command alone: status 130, no process is left, and no run counts as done."""
     slow = tmp_path / "slow.py"
     slow.write_text("import os, sys, time\nopen(sys.argv[0] + str(os.getpid()), 'w').close()\n"
                     "time.sleep(60)\n")
@@ -180,7 +183,7 @@ def test_a_stopped_experiment_ends_its_runs_and_goes_on(tmp_path, monkeypatch, c
     thread = threading.Thread(target=stop)
     thread.start()
     expect_exit(["--quick", "--jobs", "2", "--work", str(tmp_path / "work")], 130, capsys,
-                ["stopped; the same command goes on"], dose.main)
+                ["stopped"], dose.main)
     thread.join()
     for path in tmp_path.glob("slow.py?*"):
         with pytest.raises(ProcessLookupError):
@@ -209,7 +212,7 @@ def test_differences_are_paired_by_seed_and_intervals_are_students():
     assert row["rsum"]["interval"] == pytest.approx(4.3027 * 3.6056 / 3**0.5, rel=1e-4)
     assert row["t2i_map_at_r"]["difference"] == row["t2i_map_at_r"]["interval"] == 0
     assert interval(np.array([3.0])) is None
-    text = table(summary(results))
+    text = comparison_table(summary(results))
     assert "| 3.0 % | FNE | 3 | 5.0 % → 5.0 % | 200.0 → 205.0 | +5.0 ± 9.0 |" in text
     assert "**" not in text  # the interval holds 0
 
@@ -219,16 +222,16 @@ def test_noise_is_of_runs_that_differ_in_order_alone():
     results = [result("3", 1, "fne", "off", 100), result("3", 1, "fne", "exclude", 107),
                result("3", 1, "fne", "off", 103, True), result("3", 1, "fne", "exclude", 103, True)]
     assert summary(results)["noise"]["rsum"] == {"runs": 2, "rms": pytest.approx(12.5**0.5)}
-    assert "differ in rsum by 3.5 (root mean square of 2)" in table(summary(results))
+    assert "differ in rsum by 3.5 (root mean square of 2)" in comparison_table(summary(results))
 
 
-def test_the_report_renders_what_is_there_without_a_run(tmp_path, monkeypatch, capsys):
+def test_the_report_shows_existing_results_without_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(one_run, "run", None)
     folder = tmp_path / "results"
     folder.mkdir()
     for share in ("0.5", "10"):
         for seed in (1, 2):
-            for loss, oracle in [*PAIRED, ("triplet", "off"), ("infonce", "off"), ("fne", "off")]:
+            for loss, oracle in [*COMPARED, ("triplet", "off"), ("infonce", "off"), ("fne", "off")]:
                 one = result(share, seed, loss, oracle, 100 + seed * (oracle == "exclude"))
                 (folder / f"{share}_{seed}_{loss}_{oracle}.json").write_text(json.dumps(one))
     dose.main(["--report", "--work", str(tmp_path / "work"), "--results", str(folder)])
@@ -241,39 +244,39 @@ def test_the_report_renders_what_is_there_without_a_run(tmp_path, monkeypatch, c
     assert (tmp_path / "results.svg").read_bytes() == first
 
 
-def test_runs_without_their_oracle_are_kept_and_make_no_table(tmp_path, monkeypatch, capsys):
-    """As `--losses --uses ...` leaves them in a new folder: that is no mistake, but to ask for a
-    report of them is one."""
-    monkeypatch.setattr(dose, "do", lambda options, protocol: None)
+def test_runs_without_the_oracle_are_kept_and_make_no_table(tmp_path, monkeypatch, capsys):
+    """`--losses --uses ...` leaves such runs in a new folder, which is no mistake. A report of them
+    is one."""
+    monkeypatch.setattr(dose, "train_all", lambda options, protocol: None)
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "one.json").write_text(json.dumps(result("10", 1, "fne", "off", 100)))
     places = ["--work", str(tmp_path / "work"), "--results", str(folder)]
     dose.main(places)
     assert capsys.readouterr().out.startswith("No table: ")
-    expect_one_line([*places, "--report"], "holds no two runs", capsys, dose.main)
+    expect_one_line([*places, "--report"], f"--results {folder}", capsys, dose.main)
     assert not (tmp_path / "results.md").exists()
 
 
 # ----------------------------------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("more, told", [
-    (["--report"], "holds no results yet"), (["--jobs", "-1"], "--jobs -1: must be at least 0"),
+@pytest.mark.parametrize("more, named", [
+    (["--report"], "--report"), (["--jobs", "-1"], "--jobs -1"),
     (["--branch_epochs", "0"], "--branch_epochs 0"), (["--seeds", "-4"], "--seeds"),
     (["--doses", "4"], "--doses"), (["--work", "{tmp}/file"], "--work")])
-def test_mistakes_are_told_in_one_line(tmp_path, capsys, more, told):
+def test_a_mistake_is_one_line(tmp_path, capsys, more, named):
     (tmp_path / "file").write_text("x")
     more = [word.format(tmp=tmp_path) for word in more]
     expect_one_line(["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results"),
-                     *more], told, capsys, dose.main)
+                     *more], named, capsys, dose.main)
 
 
 def test_results_of_another_protocol_and_what_is_no_result_are_refused(few, tmp_path, capsys):
     arguments = ["--work", str(tmp_path), "--results", str(few / "results"), "--doses", "10",
                  "--seeds", "1", "--losses", "fne"]
-    expect_one_line(arguments, "is of another protocol", capsys, dose.main)
+    expect_one_line(arguments, f"--results {few / 'results'}", capsys, dose.main)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "x.json").write_text('{"rsum": 1}')
     expect_one_line(["--report", "--work", str(tmp_path), "--results",
-                     str(tmp_path / "results")], "x.json is no result of a run", capsys, dose.main)
+                     str(tmp_path / "results")], "x.json", capsys, dose.main)

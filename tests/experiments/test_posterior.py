@@ -1,4 +1,4 @@
-"""The forms of the posterior beside slow loops, and the command on embeddings of a small split."""
+"""The forms of the posterior against slow loops, and the command on a small split."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from experiments import posterior
 from experiments.posterior import (
     FORMS,
     Pairs,
-    evidence_of,
     expected_calibration_error,
+    fit_split_evidence,
     log_loss,
     log_odds,
     measure,
@@ -40,7 +40,7 @@ def some_pairs():
 
 
 def density(x, points):
-    """Of the Gaussian of `points` (n, d) at x (d,)."""
+    """Return the density of the Gaussian fitted to `points` (n, d) at x (d,), but for a factor."""
     covariance = np.atleast_2d(np.cov(points.T))
     gap = np.array(x) - points.mean(axis=0)
     return (np.exp(-0.5 * gap @ np.linalg.inv(covariance) @ gap)
@@ -50,32 +50,34 @@ def density(x, points):
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "published"])
 def test_each_form_is_bayes_rule_over_all_pairs_of_the_split(form):
     embeddings, pairs = some_embeddings(), some_pairs()
-    images, texts = (of.double().numpy()
-                     for of in (embeddings.image_embeds, embeddings.text_embeds))
-    every, seen = "one" not in form, FORMS[form]
+    images = embeddings.image_embeds.double().numpy()
+    texts = embeddings.text_embeds.double().numpy()
+    to_mean, known = "one" not in form, FORMS[form]
     captions = [np.flatnonzero(OWNERS == photo) for photo in range(4)]
     same, different = [], []
     for photo in range(4):
         for text in range(12):
             own = [other for other in captions[photo] if other != text]
             s, each = images[photo] @ texts[text], texts[own] @ texts[text]
-            of = same if OWNERS[text] == photo else different
-            of += [(s, each.mean())] if every else [(s, r) for r in each]
-    sides = [np.array(side)[:, list(seen)] for side in (same, different)]
-    if not every and seen == (1,):
+            found = same if OWNERS[text] == photo else different
+            found += [(s, each.mean())] if to_mean else [(s, r) for r in each]
+    same, different = (np.array(points)[:, list(known)] for points in (same, different))
+    if not to_mean and known == (1,):
         assert len(same) == 4 * 3 * 2 and len(different) == 4 * 9 * 3
-    found = log_odds(form, evidence_of(embeddings, pairs, every), []).reshape(len(pairs.true), -1)
+    evidence = fit_split_evidence(embeddings, pairs, to_mean)
+    found = log_odds(form, evidence, []).reshape(len(pairs.is_match), -1)
     for (photo, text, _), odds in zip(zip(*pairs), found):
         s, each = images[photo] @ texts[text], texts[captions[photo]] @ texts[text]
-        for r, value in zip([each.mean()] if every else each, odds):
-            x = np.array((s, r))[list(seen)]
-            wanted = math.log(density(x, sides[0]) / density(x, sides[1]))
+        for r, value in zip([each.mean()] if to_mean else each, odds):
+            x = np.array((s, r))[list(known)]
+            wanted = math.log(density(x, same) / density(x, different))
             assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 def test_the_published_form_is_that_of_the_statistics():
     embeddings, pairs = some_embeddings(), some_pairs()
-    found = log_odds("published", evidence_of(embeddings, pairs, True), gaussians_of(STATISTICS))
+    evidence = fit_split_evidence(embeddings, pairs, to_mean=True)
+    found = log_odds("published", evidence, gaussians_of(STATISTICS))
     for photo, text, odds in zip(pairs.images, pairs.texts, found):
         s = float(embeddings.image_embeds[photo].double() @ embeddings.text_embeds[text].double())
         wanted = sum(sign * (-0.5 * (s - mean) ** 2 / (m2 / (count - 1))
@@ -133,22 +135,22 @@ def test_the_command_prints_a_row_for_each_file_and_keeps_all(tmp_path, capsys):
     assert row.endswith(f"| {mean:.3f} |")
 
 
-@pytest.mark.parametrize("change, told", [
-    ([], "give either --judgements or --matches"),
-    (["--matches", "nowhere.json"], "is no file of matches"),
-    (["--judgements", "nowhere.json"], "nowhere.json cannot be read")])
-def test_a_slip_is_told_in_a_line(tmp_path, capsys, change, told):
+@pytest.mark.parametrize("flags, named", [
+    ([], ["--judgements", "--matches"]),
+    (["--matches", "nowhere.json"], ["--matches nowhere.json"]),
+    (["--judgements", "nowhere.json"], ["nowhere.json"])])
+def test_a_mistake_is_one_line(tmp_path, capsys, flags, named):
     save_embeddings(some_embeddings(), tmp_path / "one.npz")
-    expect_exit([str(tmp_path / "one.npz"), *change], 2, capsys, told, posterior.main)
+    expect_exit([str(tmp_path / "one.npz"), *flags], 2, capsys, named, posterior.main)
 
 
-def test_embeddings_without_what_it_needs_are_told_of(tmp_path, capsys):
+def test_embeddings_that_cannot_be_measured_are_named(tmp_path, capsys):
     (tmp_path / "test_matches.json").write_text(json.dumps(
         {"matches": [[(int(OWNERS[n]) + 1) % 4] for n in range(12)]}))
     none = some_embeddings(statistics=None)
     uneven = some_embeddings()
     uneven.split = Split("split", none.split.images, none.split.captions, OWNERS.clip(0, 2))
-    for embeddings, told in (none, "no statistics of FNE"), (uneven, "the same number of captions"):
+    for embeddings, named in (none, "statistics"), (uneven, "captions"):
         save_embeddings(embeddings, tmp_path / "one.npz")
         expect_exit([str(tmp_path / "one.npz"), "--matches", str(tmp_path / "test_matches.json")],
-                    2, capsys, told, posterior.main)
+                    2, capsys, ["one.npz", named], posterior.main)

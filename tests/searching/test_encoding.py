@@ -1,4 +1,4 @@
-"""Photos to embeddings: those of `evaluation.py`, and broken ones among them end nothing."""
+"""Embeddings of photo files are those of `evaluation.py`, and broken photos end nothing."""
 
 import contextlib
 import os
@@ -34,12 +34,12 @@ def test_embeddings_are_those_of_evaluation(model, exported, data, tmp_path, wor
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_photos_are_told_and_the_others_encoded(model, tmp_path, workers):
+def test_broken_photos_are_faults_and_the_others_are_encoded(model, tmp_path, workers):
     good = [tmp_path / "a.png", tmp_path / "z.png"]
     for path in good:
         noise().save(path)
-    whole = good[0].read_bytes()
-    broken = {"cut.png": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"text",
+    content = good[0].read_bytes()
+    broken = {"cut.png": content[: len(content) // 2], "empty.jpg": b"", "text.jpg": b"text",
               "script.png": b"%!PS\nquit\n"}
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
@@ -54,21 +54,21 @@ def test_broken_photos_are_told_and_the_others_encoded(model, tmp_path, workers)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_photo_that_may_not_be_read_is_no_broken_one(model, tmp_path):
+def test_a_photo_without_read_permission_is_no_permanent_fault(model, tmp_path):
     noise().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     [batch] = encode_files(model, [tmp_path / "a.png"], 0, 1)
     assert not batch.faults[0].permanent
 
 
-def test_a_huge_photo_is_told(model, tmp_path, monkeypatch):
+def test_a_huge_photo_is_a_permanent_fault(model, tmp_path, monkeypatch):
     monkeypatch.setattr("inputs.photos.MAX_PIXELS", 1_000)
     noise(100, 100).save(tmp_path / "a.png")
     [batch] = encode_files(model, [tmp_path / "a.png"], 0, 1)
     assert "100 x 100" in batch.faults[0].reason and batch.faults[0].permanent
 
 
-def test_an_embedding_that_is_no_number_is_a_fault(model, tmp_path, monkeypatch):
+def test_an_embedding_with_nan_is_a_fault(model, tmp_path, monkeypatch):
     noise().save(tmp_path / "a.png")
     rows = torch.eye(24)[:2]
     rows[1, 3] = torch.nan
@@ -77,7 +77,7 @@ def test_an_embedding_that_is_no_number_is_a_fault(model, tmp_path, monkeypatch)
     assert batch.indices == [0] and batch.faults[0].index == 1 and batch.embeds.shape == (1, 24)
 
 
-def test_given_up_early_its_workers_end(model, tmp_path):
+def test_workers_end_when_the_iteration_is_closed_early(model, tmp_path):
     noise().save(tmp_path / "a.png")
     with contextlib.closing(encode_files(model, [tmp_path / "a.png"] * 40, 2, 1)) as batches:
         next(batches)

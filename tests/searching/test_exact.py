@@ -1,4 +1,4 @@
-"""Exact search: what a slow loop finds, whatever the blocks, and equal photos in their order."""
+"""Exact search finds what a slow loop finds, in any blocks, and keeps equal photos in order."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def unit_rows(count, dim, seed=0):
 
 
 def slowly(query, embeds, count):
-    """(row, cosine) in double precision, the best first; of equal ones the first."""
+    """Return (cosine, row) in double precision, the best first; equal cosines by row."""
     products = [(sum(float(a) * float(b) for a, b in zip(query, row)), number)
                 for number, row in enumerate(embeds.tolist())]
     return sorted(products, key=lambda pair: (-round(pair[0], 12), pair[1]))[:count]
@@ -34,7 +34,7 @@ def test_a_slow_loop_finds_the_same(block, count):
 @pytest.mark.parametrize("count", [1, 3, 9])
 @pytest.mark.parametrize("block", [16, 5 * 16, 10**6])
 def test_equal_photos_come_in_their_order_with_one_score(block, count):
-    """Also where they are in different blocks, whose products a library may round otherwise."""
+    """Equal photos may be in different blocks, whose products a library may round differently."""
     embeds = unit_rows(50, 16)
     embeds[[3, 17, 18, 29, 41, 49]] = embeds[30].clone()
     [best] = best_rows(embeds[30:31], embeds, count, block)
@@ -44,15 +44,15 @@ def test_equal_photos_come_in_their_order_with_one_score(block, count):
 
 def test_other_queries_and_blocks_change_no_score():
     embeds, queries = unit_rows(3000, 96), unit_rows(300, 96, seed=1)
-    together = best_rows(queries, embeds, 20)
+    all_at_once = best_rows(queries, embeds, 20)
     for number in 0, 255, 256, 299:
         [alone] = best_rows(queries[number : number + 1], embeds, 20, block=96 * 7)
-        assert np.array_equal(alone.rows, together[number].rows)
-        assert np.array_equal(alone.scores, together[number].scores)
+        assert np.array_equal(alone.rows, all_at_once[number].rows)
+        assert np.array_equal(alone.scores, all_at_once[number].scores)
 
 
-def test_what_rounding_hides_in_float32_is_told_apart():
-    """Rows that float32 products cannot rank are ranked as float64 does."""
+def test_rows_that_are_equal_in_float32_are_ranked_in_float64():
+    """The rows differ by less than the rounding of float32 products."""
     random = torch.Generator().manual_seed(0)
     base = unit_rows(1, 512)
     embeds = F.normalize(base + 1e-7 * torch.randn(400, 512, generator=random), dim=1)
@@ -62,8 +62,8 @@ def test_what_rounding_hides_in_float32_is_told_apart():
     assert len(set(best.rows.tolist())) == 10
 
 
-def test_ever_better_rows_in_ever_new_blocks_are_found(monkeypatch):
-    """The worst order: each block is better than all before, and too many rows are near the best.
+def test_blocks_that_get_better_and_better_are_searched(monkeypatch):
+    """Each block is better than all before it, and more rows are near the best than are rescored.
     """
     monkeypatch.setattr(exact, "MOST_RESCORED", 5)
     query = unit_rows(1, 8)
@@ -78,5 +78,5 @@ def test_ever_better_rows_in_ever_new_blocks_are_found(monkeypatch):
 def test_rows_that_are_no_embeddings_are_refused(bad):
     embeds = unit_rows(10, 4)
     embeds[7, 2] = bad
-    with pytest.raises(ValueError, match="unit rows"):
+    with pytest.raises(ValueError):
         best_rows(unit_rows(2, 4, seed=1), embeds, 3)

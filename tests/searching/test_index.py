@@ -1,4 +1,4 @@
-"""The index file: what is written comes back, and nothing but an index is read or replaced."""
+"""The index file: its content comes back, and nothing but an index is read or replaced."""
 
 import json
 import os
@@ -35,12 +35,12 @@ def origin(tmp_path):
 
 @pytest.fixture
 def place(tmp_path, origin):
-    """An index of four photos, whose rows came in another order and from two parts."""
+    """An index of four photos, whose embeddings came in another order and in two blocks."""
     embeds = rows(4)
     order = [2, 0, 3, 1]  # row of each name
-    parts = [embeds[[1, 3]], embeds[[0, 2]]]  # row 0 is of name 1, row 1 of name 3, ...
+    blocks = [embeds[[1, 3]], embeds[[0, 2]]]  # row 0 is of name 1, row 1 of name 3, ...
     assert [order.index(number) for number in range(4)] == [1, 3, 0, 2]
-    write_index(tmp_path / "index", origin, STATS, parts, dict(zip(NAMES, order)), BROKEN)
+    write_index(tmp_path / "index", origin, STATS, blocks, dict(zip(NAMES, order)), BROKEN)
     return tmp_path / "index"
 
 
@@ -56,8 +56,8 @@ def test_what_is_written_comes_back(place, origin, monkeypatch, block):
     assert dict(index.broken.rows()) == BROKEN
 
 
-def test_it_is_plain_safetensors(place):
-    """As the library itself reads it; and no object of Python is in it."""
+def test_the_library_safetensors_reads_it(place):
+    """All tensors have plain types: no Python object is in the file."""
     tensors = safetensors.torch.load_file(place)
     assert {name: value.dtype for name, value in tensors.items()} == module.TENSORS
     assert torch.equal(tensors["embeddings"], rows(4))
@@ -74,17 +74,17 @@ def test_an_index_of_few_photos_or_none(tmp_path, origin, names):
     assert index.broken.names == []
 
 
-def test_there_may_be_none_yet(tmp_path, origin):
+def test_a_missing_or_empty_file_is_no_index_yet(tmp_path, origin):
     assert read_index(tmp_path / "nothing", origin, 6) is None
     (tmp_path / "empty").touch()
     assert read_index(tmp_path / "empty", origin, 6) is None
 
 
-def test_another_model_or_folder_never_reads_it(place, origin, tmp_path):
-    with pytest.raises(InputError, match="another model"):
+def test_the_index_of_another_model_or_folder_is_refused(place, origin, tmp_path):
+    with pytest.raises(InputError, match=f"--index {place}"):
         read_index(place, origin._replace(model="model 2"), 6)
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="another folder, .*photos"):
+    with pytest.raises(InputError, match=f"--index {place}.*photos"):
         read_index(place, origin._replace(folder=tmp_path / "other"), 6)
 
 
@@ -95,11 +95,11 @@ def test_a_folder_that_was_moved_keeps_its_index(place, origin, tmp_path):
 
 @pytest.mark.parametrize("content", [b"x", b"some text\n" * 99, bytes(2**10), b"\xff" * 99,
                                      struct.pack("<Q", 2) + b"{}", b"PK\3\4" + bytes(99)])
-def test_somebodys_file_is_neither_read_nor_replaced(tmp_path, origin, content):
+def test_a_file_of_another_kind_is_neither_read_nor_replaced(tmp_path, origin, content):
     (tmp_path / "theirs").write_bytes(content)
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="--index .*theirs"):
         read_index(tmp_path / "theirs", origin, 6)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="--index .*theirs"):
         index_place(tmp_path / "theirs", origin, [])
     assert (tmp_path / "theirs").read_bytes() == content
 
@@ -107,45 +107,45 @@ def test_somebodys_file_is_neither_read_nor_replaced(tmp_path, origin, content):
 def test_weights_are_no_index(tmp_path, origin):
     safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "model", {"format": "pt"})
     assert not is_index(tmp_path / "model")
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="--index .*model"):
         read_index(tmp_path / "model", origin, 6)
 
 
-def test_folders_and_pipes_are_told(tmp_path, origin):
+def test_folders_and_pipes_are_refused(tmp_path, origin):
     os.mkfifo(tmp_path / "pipe")
     for name in "pipe", "photos":
-        with pytest.raises(InputError, match="is no index"):
+        with pytest.raises(InputError, match=f"--index .*{name}"):
             read_index(tmp_path / name, origin, 6)
 
 
-def test_a_damaged_index_is_made_anew_with_a_line(place, origin, capsys):
-    whole = place.read_bytes()
-    for content in whole[:-1], whole[:-40], whole + b"x":
+def test_a_damaged_index_is_none_and_a_warning_names_it(place, origin, capsys):
+    intact = place.read_bytes()
+    for content in intact[:-1], intact[:-40], intact + b"x":
         place.write_bytes(content)
         assert read_index(place, origin, 6) is None
-        told = capsys.readouterr().err
-        assert "is damaged and made anew" in told and told.count("\n") == 1
-    place.write_bytes(whole)
-    assert read_index(place, origin, 7) is None  # of another width than the model
+        line = capsys.readouterr().err
+        assert line.startswith(f"warning: --index {place}") and line.count("\n") == 1
+    place.write_bytes(intact)
+    assert read_index(place, origin, 7) is None  # the model has longer embeddings
 
 
 @settings(FEW, max_examples=150)
 @given(choice=st.data())
 def test_any_damage_to_an_index(place, origin, choice):
-    whole = place.read_bytes()
+    intact = place.read_bytes()
     try:
-        place.write_bytes(damaged(choice.draw, whole))
+        place.write_bytes(damaged(choice.draw, intact))
         index = read_index(place, origin, 6)
         if index is not None:
             assert len(index.photos.names) == len(index.embeds) == len(index.photos.stats)
     except InputError as error:
         assert "\n" not in str(error)
     finally:
-        place.write_bytes(whole)
+        place.write_bytes(intact)
 
 
-def spoilt(**changes):
-    """Tensors of an index, some of them changed."""
+def index_tensors(**changes):
+    """Return the tensors of an index, some of them changed; None leaves one out."""
     tensors = {"stats": torch.zeros(2, 2, dtype=torch.int64), "embeddings": rows(2),
                "broken_stats": torch.zeros(0, 2, dtype=torch.int64),
                "names": torch.tensor(list(b"a\0b"), dtype=torch.uint8),
@@ -161,22 +161,22 @@ def spoilt(**changes):
     dict(names=torch.tensor(list(b"a\0a"), dtype=torch.uint8)),
     dict(names=torch.tensor(list(b"a\0b\0c"), dtype=torch.uint8)),
     dict(broken_names=torch.tensor(list(b"a"), dtype=torch.uint8))])
-def test_a_hostile_index_is_not_taken(tmp_path, origin, capsys, changes):
-    safetensors.torch.save_file(spoilt(), tmp_path / "good", origin.header())
+def test_a_hostile_index_is_not_used(tmp_path, origin, capsys, changes):
+    safetensors.torch.save_file(index_tensors(), tmp_path / "good", origin.header())
     assert read_index(tmp_path / "good", origin, 6).photos.names == ["a", "b"]
-    safetensors.torch.save_file(spoilt(**changes), tmp_path / "bad", origin.header())
+    safetensors.torch.save_file(index_tensors(**changes), tmp_path / "bad", origin.header())
     assert read_index(tmp_path / "bad", origin, 6) is None
-    assert "is damaged" in capsys.readouterr().err
+    assert "--index" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg"])
-def test_as_it_is_no_name_leads_out_of_the_folder(tmp_path, origin, name):
+def test_with_as_is_no_name_may_lead_out_of_the_folder(tmp_path, origin, name):
     write_index(tmp_path / "x", origin, {name: (1, 1)}, [rows(1)], {name: 0}, {})
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match="--index"):
         read_index_as_is(tmp_path / "x", origin, 6)
 
 
-def test_as_it_is_there_must_be_one(tmp_path, origin):
+def test_with_as_is_there_must_be_an_index(tmp_path, origin):
     with pytest.raises(InputError, match="--as_is"):
         read_index_as_is(tmp_path / "x", origin, 6)
 
@@ -193,7 +193,7 @@ def test_a_huge_header_is_not_read(tmp_path):
 # ------------------------------------------------------------------------------ where it is kept
 
 
-def test_its_place_is_the_users_cache(tmp_path, origin, monkeypatch):
+def test_the_index_is_kept_in_the_users_cache(tmp_path, origin, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = index_place(None, origin, [])
     assert place.parent == tmp_path / "cache" / "fne-search" and place.parent.is_dir()
@@ -208,16 +208,16 @@ def test_its_place_is_the_users_cache(tmp_path, origin, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["photos", "photos/deep/cache"])
-def test_its_place_is_never_among_the_photos_unless_asked(tmp_path, origin, monkeypatch, cache):
+def test_the_index_is_among_the_photos_only_if_a_flag_says_so(tmp_path, origin, monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-    with pytest.raises(InputError, match="inside --photos"):
+    with pytest.raises(InputError, match="--photos.*--index"):
         index_place(None, origin, [])
     assert list((tmp_path / "photos").iterdir()) == []
-    asked = tmp_path / "photos" / "index.safetensors"
-    assert index_place(asked, origin, []) == asked
+    named = tmp_path / "photos" / "index.safetensors"
+    assert index_place(named, origin, []) == named
 
 
-def test_stats_are_exact(tmp_path, origin):
+def test_sizes_and_times_are_exact(tmp_path, origin):
     stats = {"a.jpg": (2**63 - 1, -2**63)}
     write_index(tmp_path / "x", origin, stats, [rows(1)], {"a.jpg": 0}, {})
     assert dict(read_index(tmp_path / "x", origin, 6).photos.rows()) == stats

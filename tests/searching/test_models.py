@@ -1,4 +1,4 @@
-"""Which model an index belongs to."""
+"""Where a model is found, and the fingerprint by which an index belongs to it."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ def model(exported):
     return export.read_model(exported)[0]
 
 
-def test_a_checkpoint_and_its_export_are_one_model(model, finished, exported, tmp_path):
+def test_a_checkpoint_and_its_export_have_one_fingerprint(model, finished, exported, tmp_path):
     wanted = fingerprint(model)
     assert wanted == fingerprint(export.read_model(finished / "model_best.pth.tar")[0])
     assert wanted == fingerprint(export.read_model(shutil.copytree(exported, tmp_path / "x"))[0])
@@ -46,14 +46,14 @@ def change_projection(model):
     lambda model: setattr(model, "preparation", model.preparation._replace(mean=[0.5] * 3)),
     lambda model: setattr(model, "preparation", model.preparation._replace(std=[0.5] * 3)),
     lambda model: setattr(model.image_encoder.config, "layer_norm_eps", 1e-3)])
-def test_whatever_changes_a_photos_embedding_changes_it(model, change):
+def test_what_changes_a_photos_embedding_changes_the_fingerprint(model, change):
     before = fingerprint(model)
     assert fingerprint(model) == before
     change(model)
     assert fingerprint(model) != before
 
 
-def test_captions_leave_it_as_it_is(model):
+def test_the_text_encoder_does_not_change_the_fingerprint(model):
     before = fingerprint(model)
     with torch.no_grad():
         model.text_projection.bias += 1
@@ -69,19 +69,19 @@ def test_files_and_folders_come_before_names_of_the_hub(exported, tmp_path, monk
     assert model_place(Path("runs/x/y.tar")) == Path("runs/x/y.tar")  # no name of the Hub
 
 
-def test_a_name_of_the_hub_is_fetched_without_pickles(exported, monkeypatch):
-    asked = []
+def test_a_model_on_the_hub_is_downloaded_without_pickles(exported, monkeypatch):
+    requests = []
 
-    def fetched(name, **settings):
-        asked.append((name, settings["allow_patterns"]))
+    def download(name, **settings):
+        requests.append((name, settings["allow_patterns"]))
         return str(exported)
 
-    monkeypatch.setattr(models, "snapshot_download", fetched)
+    monkeypatch.setattr(models, "snapshot_download", download)
     monkeypatch.setattr(hub, "hub_fault", lambda: None)
     assert model_place(Path("somebody/model")) == exported
-    assert asked == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
+    assert requests == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
 
 
-def test_a_name_that_nobody_has_is_told(offline):
-    with pytest.raises(InputError, match="somebody/model is no file or folder"):
+def test_a_name_that_is_nowhere_is_refused(offline):
+    with pytest.raises(InputError, match="somebody/model"):
         model_place(Path("somebody/model"))

@@ -18,7 +18,7 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_photos_are_found_by_name_in_order_hidden_ones_are_not(place):
+def test_photos_are_found_in_order_of_names_without_hidden_ones(place):
     found = scan(place / "photos")
     assert list(found) == ["a.PNG", "b.jpg", "deep/er/c.webp"]
     os.utime(place / "photos" / "b.jpg", ns=(5, 7_000_000_001))
@@ -32,7 +32,7 @@ def test_names_of_any_bytes_are_found(place):
     assert {b"\xff.jpg", b"a\nb.jpg", b"\x1b[31m.jpg", b"<script>.png"} <= names
 
 
-def test_what_never_ends_is_no_photo(place):
+def test_pipes_folders_and_broken_links_are_no_photos(place):
     os.mkfifo(place / "photos" / "pipe.jpg")
     (place / "photos" / "folder.jpg").mkdir()
     (place / "photos" / "broken_link.jpg").symlink_to("nowhere.jpg")
@@ -46,14 +46,14 @@ def test_links_out_are_followed_only_if_allowed(place, capsys):
     (place / "photos" / "inside.jpg").symlink_to("b.jpg")
     found = scan(place / "photos")
     assert list(found) == ["a.PNG", "b.jpg", "deep/er/c.webp", "inside.jpg"]
-    told = capsys.readouterr().err
-    assert "2 links lead out" in told and "--follow_links" in told and told.count("\n") == 1
+    line = capsys.readouterr().err
+    assert "2 links" in line and "--follow_links" in line and line.count("\n") == 1
     found = scan(place / "photos", follow_links=True)
     assert list(found) == ["a.PNG", "b.jpg", "deep/er/c.webp", "inside.jpg", "out.jpg", "out/x.jpg"]
     assert capsys.readouterr().err == ""
 
 
-def test_links_in_circles_end(place):
+def test_links_in_a_circle_are_followed_once(place):
     (place / "photos" / "deep" / "up").symlink_to("..")
     (place / "photos" / "all").symlink_to(place)
     (place / "else" / "back").symlink_to(place / "photos")
@@ -70,14 +70,15 @@ def test_the_folder_itself_may_be_a_link(place):
 
 
 @pytest.mark.parametrize("name", ["nothing", "photos/b.jpg", "empty"])
-def test_no_folder_and_no_photos_are_told(place, name):
+def test_a_missing_folder_or_one_without_photos_is_refused(place, name):
     (place / "empty").mkdir()
     with pytest.raises(InputError, match="--photos"):
         scan(place / name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(place, capsys):
+def test_a_folder_without_read_permission_is_named(place, capsys):
     (place / "photos" / "deep").chmod(0)
     assert list(scan(place / "photos")) == ["a.PNG", "b.jpg"]
-    assert "deep cannot be read" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert str(place / "photos" / "deep") in line and line.count("\n") == 1

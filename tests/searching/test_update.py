@@ -1,4 +1,4 @@
-"""An index brought up to date: what is encoded, what is kept, and how it goes on."""
+"""The update of an index: which photos are encoded, what is kept, and how it is resumed."""
 
 import errno
 import os
@@ -23,30 +23,40 @@ DIM = 4
 
 
 def embedding(name, stat):
-    """Of a photo's name and state, so that a wrong or an old row is seen."""
+    """Return an embedding that depends on a photo's name and size, so that a wrong row shows."""
     seed = sum(map(ord, name)) * 1_000 + stat[0]
     return F.normalize(torch.randn(DIM, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
 class Encoder:
-    """Stands for the model: remembers whom it encoded, two photos at a time."""
+    """A stand-in for the model that records which photos it encodes, two at a time.
 
-    def __init__(self, found, broken=(), passing=(), each=lambda: None):
-        self.found, self.broken, self.passing, self.each = found, broken, passing, each
+    Args:
+        found: size and time of each photo.
+        broken: names of photos with a permanent fault.
+        unreadable: names of photos with a fault that may pass.
+        after_batch: is called after each batch.
+    """
+
+    def __init__(self, found, broken=(), unreadable=(), after_batch=lambda: None):
+        self.found, self.broken, self.unreadable = found, broken, unreadable
+        self.after_batch = after_batch
         self.seen = []
 
     def __call__(self, photos):
         for start in range(0, len(photos), 2):
             names = [photo.name for photo in photos[start : start + 2]]
             self.seen += names
-            bad = {*self.broken, *self.passing}
-            good = [number for number, name in enumerate(names) if name not in bad]
-            faults = [Fault(start + number, f"photo {name} is bad", name in self.broken)
-                      for number, name in enumerate(names) if name in bad]
-            embeds = [embedding(names[number], self.found[names[number]]) for number in good]
-            yield EncodedBatch([start + number for number in good],
-                          torch.stack(embeds) if embeds else torch.empty(0, DIM), faults)
-            self.each()
+            indices, embeds, faults = [], [], []
+            for index, name in enumerate(names, start):
+                if name in self.broken or name in self.unreadable:
+                    faults.append(Fault(index, f"photo {name} is bad", name in self.broken))
+                else:
+                    indices.append(index)
+                    embeds.append(embedding(name, self.found[name]))
+            rows = torch.stack(embeds) if embeds else torch.empty(0, DIM)
+            yield EncodedBatch(indices, rows, faults)
+            self.after_batch()
 
 
 @pytest.fixture
@@ -57,11 +67,11 @@ def place(tmp_path):
 
 @pytest.fixture
 def bring(place):
-    """Bring the index up to date with `found`; the encoder, after its embeddings were compared."""
-    def call(found, **more):
-        encoder = Encoder(found, **more)
+    """A function that updates the index, compares all its rows, and returns the encoder."""
+    def call(found, **settings):
+        encoder = Encoder(found, **settings)
         index = update_index(place, origin_of(place), found, DIM, encoder)
-        assert index.photos.names == sorted(found.keys() - {*encoder.broken, *encoder.passing})
+        assert index.photos.names == sorted(found.keys() - {*encoder.broken, *encoder.unreadable})
         for name, row in zip(index.photos.names, index.embeds):
             assert torch.equal(row, embedding(name, found[name]))
         return encoder
@@ -99,73 +109,75 @@ def test_vanished_photos_are_dropped(bring, place):
 def test_a_broken_photo_is_named_once_until_it_changes(bring, capsys):
     found = photos(*range(5))
     bring(found, broken=["002.jpg"])
-    told = capsys.readouterr().err
-    assert told.count("002.jpg") == 1 and "passed over until it changes" in told
+    assert capsys.readouterr().err.count("002.jpg") == 1
     assert bring(found, broken=["002.jpg"]).seen == []
     assert "002.jpg" not in capsys.readouterr().err
     found["002.jpg"] = (2, 21)
     assert bring(found).seen == ["002.jpg"]
 
 
-def test_what_passes_is_tried_again(bring, capsys):
-    """A photo that this user may not read, say, is not the photo's fault."""
+def test_a_fault_that_may_pass_is_tried_again(bring, capsys):
+    """For example, a photo without read permission is not broken."""
     found = photos(*range(3))
     for _ in range(2):
-        assert "001.jpg" in bring(found, passing=["001.jpg"]).seen
-        assert "passed over\n" in capsys.readouterr().err
+        assert "001.jpg" in bring(found, unreadable=["001.jpg"]).seen
+        assert capsys.readouterr().err.count("001.jpg") == 1
     assert bring(found).seen == ["001.jpg"]
 
 
-def test_all_broken_and_none_left(bring):
+def test_an_index_of_broken_photos_alone_is_current(bring):
     found = photos(1, 2)
     bring(found, broken=list(found))
     assert bring(found, broken=list(found)).seen == []
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_keeps_what_is_done(bring, place, capsys, number, status):
-    """It comes after three batches; the fourth is finished."""
-    found, count = photos(*range(10)), []
+def test_a_signal_keeps_the_encoded_photos(bring, place, capsys, number, status):
+    """The signal comes after three batches; the fourth is finished."""
+    found, batches = photos(*range(10)), []
+
+    def after_batch():
+        batches.append(1)
+        if len(batches) == 3:
+            os.kill(os.getpid(), number)
 
     def main(arguments):
         with exit_on_input_error():
-            bring(found, each=lambda: count.append(1) or len(count) == 3 and os.kill(
-                os.getpid(), number))
+            bring(found, after_batch=after_batch)
 
-    told = expect_exit([], status, capsys, ["8 of 10 photos are in", "goes on from there"], main)
-    assert str(place) in told
+    expect_exit([], status, capsys, ["8 of 10", str(place)], main)
     assert bring(found).seen == list(found)[8:]
 
 
-def test_an_error_keeps_what_is_done(bring):
+def test_an_error_keeps_the_encoded_photos(bring):
     def fail():
         raise RuntimeError("DataLoader worker (pid 5) was killed")
 
     found = photos(*range(6))
     with pytest.raises(RuntimeError):
-        bring(found, each=fail)
+        bring(found, after_batch=fail)
     assert bring(found).seen == list(found)[2:]
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_killed_it_goes_on_where_it_was_saved(bring, place, monkeypatch, after):
-    """SIGKILL, which nothing can catch, right after a batch; it saves after each."""
+def test_after_sigkill_the_update_goes_on_from_the_last_save(bring, place, monkeypatch, after):
+    """The signal comes right after a batch; the index is saved after each batch."""
     monkeypatch.setattr(update, "SAVE_EVERY", -1)
     monkeypatch.setattr(update, "SAVE_SHARE", 1e9)
-    found, count = photos(*range(10)), []
+    found, batches = photos(*range(10)), []
 
     def kill():
-        count.append(1)
-        if len(count) == after:
+        batches.append(1)
+        if len(batches) == after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert status_of(in_a_child(lambda: bring(found, each=kill))) == -signal.SIGKILL
+    assert status_of(in_a_child(lambda: bring(found, after_batch=kill))) == -signal.SIGKILL
     assert len(read_index(place, origin_of(place), DIM).photos.names) == 2 * after
     assert bring(found).seen == list(found)[2 * after :]
     assert not list(place.parent.glob("*.part"))
 
 
-def test_killed_while_it_writes_the_last_one_stays(bring, place, monkeypatch):
+def test_after_sigkill_during_a_save_the_last_index_stays(bring, place, monkeypatch):
     bring(photos(*range(4)))
 
     def killed(*arguments):
@@ -178,53 +190,54 @@ def test_killed_while_it_writes_the_last_one_stays(bring, place, monkeypatch):
 
 
 def test_saving_takes_a_small_share_of_the_time(place, monkeypatch):
-    """With a slow disk it is saved less often."""
+    """With a slow disk the index is saved less often."""
     clock, saves = [0.0], []
     monkeypatch.setattr(update.time, "monotonic", lambda: clock[0])
-    whole_write = update.write_index
+    write_index = update.write_index
 
     def slow_write(*arguments):
         saves.append(clock[0])
         clock[0] += 10.0
-        whole_write(*arguments)
+        write_index(*arguments)
 
     def tick():
         clock[0] += 5.0
 
     monkeypatch.setattr(update, "write_index", slow_write)
     found = photos(*range(400))
-    update_index(place, origin_of(place), found, DIM, Encoder(found, each=tick))
+    update_index(place, origin_of(place), found, DIM, Encoder(found, after_batch=tick))
     gaps = [later - earlier for earlier, later in zip(saves, saves[1:-1])]
     assert len(saves) > 3 and all(gap >= 10 / update.SAVE_SHARE for gap in gaps)
 
 
-def test_two_at_once_do_not_encode_twice(bring, place, capsys):
-    """The second waits for the first, says so, and then finds all done."""
+def test_two_updates_at_once_encode_each_photo_once(bring, place, capsys):
+    """The second update waits for the first, says so, and then has nothing to encode."""
     found = photos(*range(6))
-    child = in_a_child(lambda: bring(found, each=lambda: time.sleep(0.3)))
+    child = in_a_child(lambda: bring(found, after_batch=lambda: time.sleep(0.3)))
     while not (place.parent / "index.lock").exists():
         time.sleep(0.01)
     time.sleep(0.1)
     assert bring(found).seen == []
-    assert f"process {child} is at work on" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert f"process {child}" in line and str(place) in line and line.count("\n") == 1
     assert status_of(child) == 0
 
 
-def test_the_lock_of_a_killed_process_is_gone(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     child = in_a_child(lambda: (locks.lock(tmp_path / "x"), time.sleep(60)))
     while not (tmp_path / "x").exists():
         time.sleep(0.01)
     time.sleep(0.1)
     with pytest.raises(locks.Held, match=str(child)):
         locks.lock(tmp_path / "x")
-    told = []
+    holders = []
     threading.Timer(0.3, os.kill, (child, signal.SIGKILL)).start()
-    locks.wait_for_lock(tmp_path / "x", told.append, 0.05).close()
-    assert told == [f"process {child}"] and status_of(child) == -signal.SIGKILL
+    locks.wait_for_lock(tmp_path / "x", holders.append, 0.05).close()
+    assert holders == [f"process {child}"] and status_of(child) == -signal.SIGKILL
 
 
-def test_where_nothing_can_be_written_nothing_is_encoded(bring, place, monkeypatch):
-    """Told before hours of work; what needs no writing is done."""
+def test_an_index_that_cannot_be_written_is_refused_before_encoding(bring, place, monkeypatch):
+    """An update that encodes nothing is still possible."""
     bring(photos(1, 2, 3))
 
     def refuse(path):
@@ -234,17 +247,17 @@ def test_where_nothing_can_be_written_nothing_is_encoded(bring, place, monkeypat
     assert bring(photos(1, 2, 3)).seen == []
     assert bring(photos(1, 3)).seen == []  # one has vanished
     encoder = Encoder(photos(1, 2, 3, 4))
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=f"--index {place}"):
         update_index(place, origin_of(place), photos(1, 2, 3, 4), DIM, encoder)
     assert encoder.seen == []
 
 
 def test_a_missing_folder_cannot_be_written(place):
-    with pytest.raises(InputError, match="--index .* cannot be written"):
+    with pytest.raises(InputError, match="--index .*nothing"):
         update.check_writable(place / "nothing" / "index")
 
 
-def test_a_full_disk_is_one_line_and_the_last_index_stays(bring, place):
+def test_on_a_full_disk_the_last_index_stays(bring, place):
     found = photos(1, 2)
     bring(found)
     before = place.read_bytes()
@@ -254,28 +267,29 @@ def test_a_full_disk_is_one_line_and_the_last_index_stays(bring, place):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(InputError, match="No space left"):
+        with pytest.raises(InputError, match=f"--index {place}"):
             bring(photos(1, 2, 3, 4, 5, 6))
     assert place.read_bytes() == before and not list(place.parent.glob("*.part"))
     assert bring(found).seen == []
 
 
-def test_a_stop_is_no_error(bring):
+def test_after_a_stop_sigterm_has_its_usual_effect(bring):
     with pytest.raises(Stopped):
-        bring(photos(*range(4)), each=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        bring(photos(*range(4)), after_batch=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_folder_that_is_gone_meanwhile_is_told_once(bring, place):
-    """A network drive, say: none of its photos is taken for a broken one."""
+def test_a_folder_that_vanishes_meanwhile_is_named(bring, place):
+    """For example a network drive. None of its photos is recorded as broken."""
     found = photos(*range(8))
 
     def lose():
         if (place.parent / "photos").exists():
             (place.parent / "photos").rmdir()
 
-    encoder = Encoder(found, passing=[f"{number:03}.jpg" for number in range(2, 8)], each=lose)
-    with pytest.raises(InputError, match="is gone: bring it back"):
+    names = [f"{number:03}.jpg" for number in range(2, 8)]
+    encoder = Encoder(found, unreadable=names, after_batch=lose)
+    with pytest.raises(InputError, match=f"--photos {place.parent / 'photos'}"):
         update_index(place, origin_of(place), found, DIM, encoder)
     (place.parent / "photos").mkdir()
     assert bring(found).seen == list(found)[2:]

@@ -3,7 +3,12 @@
 import pkgutil
 from typing import NamedTuple
 
-from training.objectives.options import FNEOptions, InfoNCEOptions, TripletOptions
+from training.objectives.options import (
+    FNEOptions,
+    InfoNCEOptions,
+    SigmoidOptions,
+    TripletOptions,
+)
 
 
 class Entry(NamedTuple):
@@ -20,6 +25,7 @@ OBJECTIVES: dict[str, Entry] = {
     "fne": Entry("training.objectives.fne:FNEObjective", FNEOptions),
     "triplet": Entry("training.objectives.triplet:TripletObjective", TripletOptions),
     "infonce": Entry("training.objectives.infonce:InfoNCEObjective", InfoNCEOptions),
+    "sigmoid": Entry("training.objectives.sigmoid:SigmoidObjective", SigmoidOptions),
 }
 
 
