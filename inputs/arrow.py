@@ -12,6 +12,7 @@ import glob
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def library(what: object):
         raise InputError(f"{what}: Parquet and Arrow files and the Hub are read by the package "
                          f"datasets, which is missing: {WAY_OUT}") from error
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are told in a line here
     return datasets
 
 

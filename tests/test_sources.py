@@ -146,8 +146,8 @@ SOURCES = {
 def trained(folder):
     """A run's last state, but for where its data lie."""
     state = final_state(folder)
-    for name in "dataset", "cache", "resume", *(name for name, flag in flags_of(train.TrainOptions).items()
-                             if flag.repeat):
+    flags = flags_of(train.TrainOptions).items()
+    for name in "dataset", "cache", "resume", *(name for name, flag in flags if flag.repeat):
         state["options"].pop(name, None)
     return state
 
