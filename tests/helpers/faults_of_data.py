@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from helpers.faults import fault
@@ -344,6 +345,7 @@ def parquet_without_caption(place):
 
 @fault("a data set of the Hub that brings code to run", "is a script, which would run code")
 def hub_script(place):
+    pytest.importorskip("datasets")
     folder = place.folder / "script"
     folder.mkdir()
     (folder / "script.py").write_text(f"open({str(place.folder / 'ran')!r}, 'w')\n")
@@ -353,8 +355,7 @@ def hub_script(place):
 
 def parquet(place, *parts, captions=("x", "y")):
     """Train on Parquet files of two photos in each split; their folder."""
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     folder = place.folder / "parquet"
     for part in parts:
         photos = [(place.images / f"{part}_0000{number}.png") for number in range(2)]
