@@ -30,10 +30,13 @@ class Draws(NamedTuple):
 
 
 def draw(width: int, height: int) -> Draws:
-    """Of a photo of this size: a crop, a flip half of the time, and two of ten operations, drawn
-    with replacement and each applied half of the time.
+    """Draw the augmentation of a photo: a crop, a flip half of the time, and two of ten operations,
+    drawn with replacement and each applied half of the time.
 
-    All from one call for random numbers: each costs far more than what is done with them.
+    All numbers come from one call: each call costs far more than what is done with its numbers.
+
+    Args:
+        width, height: of the photo, in pixels.
     """
     flip, *numbers = torch.rand(7 + 2 * ATTEMPTS).tolist()
     operations = [int(len(OPERATIONS) * numbers[which]) for which in (0, 1)
@@ -42,11 +45,15 @@ def draw(width: int, height: int) -> Draws:
 
 
 def crop_box(width: int, height: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
-    """The usual random crop (torchvision's `RandomResizedCrop`): half to all of the area, sides
-    3 : 4 to 4 : 3, anywhere; the middle where ten such do not fit.
+    """Return the box of the usual random crop (torchvision's `RandomResizedCrop`): half to all of
+    the area, sides 3 : 4 to 4 : 3, anywhere; the middle where ten such boxes do not fit.
 
     Args:
+        width, height: of the photo, in pixels.
         numbers: 2 + 2 * `ATTEMPTS`, uniform in [0, 1).
+
+    Returns:
+        Left, top, right and bottom, in pixels.
     """
     across, down, *shapes = numbers
     for share, bend in zip(shapes[::2], shapes[1::2], strict=True):
@@ -62,7 +69,7 @@ def crop_box(width: int, height: int, numbers: Sequence[float]) -> tuple[int, in
 
 
 def train_pixels(image: Image.Image, size: int) -> Tensor:
-    """An RGB image, cropped, flipped, and changed by two of ten: uint8 (3, size, size)."""
+    """Crop and flip an RGB image, and change it by two of ten operations: uint8 (3, size, size)."""
     box, flip, operations = draw(image.width, image.height)
     pixels = resized_crop(image, box, size)
     if flip:
@@ -73,7 +80,7 @@ def train_pixels(image: Image.Image, size: int) -> Tensor:
 
 
 def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """A part of an RGB image, resized bicubically: uint8 (3, size, size), within a level of PIL's.
+    """Resize a part of an RGB image bicubically: uint8 (3, size, size), within a level of PIL's.
 
     torch resizes several times faster than PIL, and pixels of four bytes twice as fast again as it
     does planes.
@@ -91,8 +98,10 @@ def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) 
 
 
 def through_pil(operation: Callable) -> Callable:
-    """An operation that treats each colour alone, for tensors (3, R, R) and by PIL, which takes
-    planes faster than it puts pixels of three together."""
+    """Return an operation of PIL that treats each colour alone as one on tensors (3, R, R).
+
+    PIL takes planes faster than it puts pixels of three together.
+    """
     def on_planes(pixels: Tensor) -> Tensor:
         return torch.from_numpy(np.stack([
             np.asarray(operation(Image.fromarray(plane))) for plane in pixels.numpy()]))
@@ -101,8 +110,12 @@ def through_pil(operation: Callable) -> Callable:
 
 
 def sharpen(pixels: Tensor, factor: float) -> Tensor:
-    """Away from a smooth copy, by weights of 1 around a 5; the border stays. A third of PIL's time,
-    and its pixels: the smooth ones are rounded, and the result is cut off."""
+    """Move pixels (3, R, R) away from those of a smooth copy, of weights 1 around a 5; the border
+    stays.
+
+    The pixels are PIL's, whose smooth ones are rounded and whose result is cut off, in a third of
+    its time.
+    """
     inner, values = (slice(None), slice(1, -1), slice(1, -1)), pixels.numpy().astype(np.float32)
     rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]  # (3, R - 2, R)
     smooth = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * values[inner]
@@ -114,41 +127,46 @@ def sharpen(pixels: Tensor, factor: float) -> Tensor:
 
 
 def random_sign() -> int:
+    """Return 1 or -1, both equally likely."""
     return 1 if torch.rand(()) < 0.5 else -1
 
 
 def translate(pixels: Tensor, x: int, y: int) -> Tensor:
-    """Shift by whole pixels, both ways equally likely; what is uncovered is grey."""
+    """Shift pixels (3, R, R) by `x` and `y`, either way equally likely; the rest is grey."""
     sign = random_sign()
     x, y = sign * x, sign * y
     return F.pad(pixels, (x, -x, y, -y), value=GREY)
 
 
 @functools.lru_cache(maxsize=12)  # both signs of three for two sizes; a megabyte each at 384
-def places(size: int, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    """Where pixels of a warped square are from, (1, R, R, 2), corners being at -1 and 1."""
+def sampling_grid(size: int, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Return (1, R, R, 2), where a warped square's pixels are from; corners are at -1 and 1."""
     return F.affine_grid(torch.tensor([matrix]), [1, 3, size, size], align_corners=False)
 
 
 def warp(pixels: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    """A bilinear warp; `matrix` (2, 3) takes places (x, y, 1) of the result to where they are from,
-    corners being at -1 and 1. Grey outside."""
+    """Warp pixels (3, R, R) bilinearly; what is outside is grey.
+
+    Args:
+        matrix: (2, 3), takes places (x, y, 1) of the result to where they are from, where corners
+            are at -1 and 1.
+    """
     # Outside it reads zeros, so grey must be the zero.
-    warped = F.grid_sample(pixels[None] - float(GREY), places(pixels.shape[1], matrix),
+    warped = F.grid_sample(pixels[None] - float(GREY), sampling_grid(pixels.shape[1], matrix),
                            align_corners=False)[0]
     warped += GREY + 0.5  # so that it is rounded
     return torch.from_numpy(warped.numpy().astype(np.uint8))  # a third of torch's time
 
 
 def shear(pixels: Tensor, x: float, y: float) -> Tensor:
-    """Shear by slopes of a random sign; the top left corner stays."""
+    """Shear pixels (3, R, R) by slopes of a random sign; the top left corner stays."""
     sign = random_sign()
     x, y = sign * x, sign * y
     return warp(pixels, ((1.0, x, x), (y, 1.0, y)))
 
 
 def rotate(pixels: Tensor, degrees: float) -> Tensor:
-    """Turn about the centre, both ways equally likely."""
+    """Turn pixels (3, R, R) about their centre, both ways equally likely."""
     angle = random_sign() * math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     return warp(pixels, ((cos, sin, 0.0), (-sin, cos, 0.0)))

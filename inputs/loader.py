@@ -30,7 +30,8 @@ STOPPING = signal.SIGINT, signal.SIGTERM
 
 
 class EpochSampler(Sampler):
-    """Batches of (caption index, augmentation seed), a new order each epoch; the rest is dropped.
+    """Gives batches of (caption index, augmentation seed), in a new order each epoch; pairs that do
+    not fill a batch are dropped.
 
     Set `epoch` and `start` (the first batch to give) before iterating: order and seeds follow
     from (seed, epoch) alone, so an interrupted epoch goes on exactly where it stopped.
@@ -69,8 +70,11 @@ class EpochSampler(Sampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers a signal cannot reach before they have made ready for one: it
-    waits until they call `outlive_signals`, and in this process until all are started."""
+    """A DataLoader whose workers no signal reaches before they are ready for one.
+
+    In a worker, a signal waits until `outlive_signals` is called; in this process, until all
+    workers have started.
+    """
 
     def __iter__(self):
         with signals_wait():
@@ -79,7 +83,7 @@ class Loader(DataLoader):
 
 
 def handed_over(batches: Iterator) -> Iterator:
-    """The same batches. A worker that is killed while it hands one over is told of as any other.
+    """Yield batches; a worker that is killed while it hands one over raises the usual error.
 
     Raises:
         RuntimeError: a worker was killed.
@@ -95,7 +99,7 @@ def handed_over(batches: Iterator) -> Iterator:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM wait; afterwards they come to the handlers that they had before.
+    """Hold SIGINT and SIGTERM back inside; afterwards the handlers that they had before get them.
 
     A process started inside begins with both blocked. In this one the mask alone is not enough: the
     system gives a signal to any other thread, and Python then calls the handler in the main one.
@@ -118,14 +122,17 @@ def signals_wait() -> Iterator[None]:
 def make_loader(
     dataset: Dataset, workers: int, pin: bool, batch_bytes: int = 0, **order
 ) -> DataLoader:
-    """A loader whose workers live on between epochs; `order` is its batching.
+    """Return a loader whose workers live on between epochs.
 
     More workers than the machine has cores would only get in each other's way, so it takes fewer;
     as it does where more could not hand their batches over. The training processes of a machine
     share it alike.
 
     Args:
+        workers: processes that load, at most.
+        pin: give pinned memory, from which a GPU copies while it computes.
         batch_bytes: of a batch's pixels.
+        order: arguments of `DataLoader` that say how items are batched.
     """
     workers = min(workers, max(1, usable_cores() // local_world()),
                   workers_with_room(workers, batch_bytes))
@@ -136,13 +143,14 @@ def make_loader(
 
 
 def usable_cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @functools.cache  # so that each validation does not say it again
 def workers_with_room(workers: int, batch_bytes: int) -> int:
-    """How many of `workers` can hand batches over: through shared memory, and a file for each
-    tensor. Where there is too little of either, the whole would hang without a word."""
+    """Return how many of `workers` can hand batches over: each needs shared memory, and a file for
+    each tensor. Where there is too little of either, the whole would hang without a word."""
     if workers == 0 or not os.path.isdir(SHARED):
         return workers
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -160,16 +168,21 @@ def workers_with_room(workers: int, batch_bytes: int) -> int:
 
 
 def outlive_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the workers as well, which the main process needs to
-    finish its step. It sends SIGTERM itself to one that hangs, so that is obeyed after a while."""
+    """Have a worker ignore SIGINT, and obey SIGTERM after a while.
+
+    Ctrl-C and a scheduler's SIGTERM reach the workers as well, which the main process needs to
+    finish its step. It sends SIGTERM itself to a worker that hangs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def close_workers(loader: DataLoader) -> None:
-    """End a loader's workers in order. The garbage collector takes their queues away first, and
-    then waits ten seconds for each."""
+    """End a loader's workers in order.
+
+    The garbage collector would take their queues away first, and then wait ten seconds for each.
+    """
     if loader._iterator is not None:
         loader._iterator._shutdown_workers()
         loader._iterator = None

@@ -135,7 +135,7 @@ class Meaning(NamedTuple):
 
 
 def sample_scenes(size, rng):
-    """Draws scenes: (size, MAX_OBJECTS, 5) integers, absent objects last and all NOTHING."""
+    """Draw scenes: (size, MAX_OBJECTS, 5) integers, absent objects last and all NOTHING."""
     looks = [rng.integers(len(words), size=(size, MAX_OBJECTS))
              for words in (SHAPES, COLOURS, SIZES)]
     cells = rng.permuted(np.tile(np.arange(GRID * GRID), (size, 1)), axis=1)[:, :MAX_OBJECTS]
@@ -146,10 +146,10 @@ def sample_scenes(size, rng):
 
 
 def true_of(meaning, scenes):
-    """Whether the meaning holds, per scene: scenes (N, MAX_OBJECTS, 5) -> (N,) bool."""
+    """Return (N,) whether a meaning holds, for each of the scenes (N, MAX_OBJECTS, 5)."""
     present = scenes[:, :, SHAPE] != NOTHING  # (N, MAX_OBJECTS)
-    fits = [((scenes == told) | (np.array(told) == ANY)).all(axis=-1) & present
-            for told in meaning.objects]  # one or two of (N, MAX_OBJECTS)
+    fits = [((scenes == described) | (np.array(described) == ANY)).all(axis=-1) & present
+            for described in meaning.objects]  # one or two of (N, MAX_OBJECTS)
     if len(fits) == 1:
         true = fits[0].any(axis=1)
     else:
@@ -163,16 +163,16 @@ def true_of(meaning, scenes):
 
 
 def sample_meaning(kind, scene, rng):
-    """Draws a meaning of a kind (a row of KINDS) that is true of the scene (MAX_OBJECTS, 5).
+    """Draw a meaning of a kind (a row of KINDS) that is true of the scene (MAX_OBJECTS, 5).
 
     Equal claims come out as equal meanings: "a right of b" as "b left of a", "a and b" in order.
     """
-    told, claim = kind
+    described, claim = kind
     present = scene[scene[:, SHAPE] != NOTHING]
-    chosen = rng.permutation(present)[:len(told)]
+    chosen = rng.permutation(present)[:len(described)]
     objects = [tuple(value if attribute in attributes else ANY
                      for attribute, value in enumerate(thing))
-               for thing, attributes in zip(chosen.tolist(), told)]
+               for thing, attributes in zip(chosen.tolist(), described)]
     if claim == "relation":
         axis = int(rng.choice([a for a in (ROW, COLUMN) if chosen[0, a] != chosen[1, a]]))
         if chosen[0, axis] > chosen[1, axis]:
@@ -182,9 +182,9 @@ def sample_meaning(kind, scene, rng):
 
 
 def put_in_words(meaning, rng, frames=FRAMES):
-    """Draws one of the many ways to say a meaning: lower-case English, no full stop."""
+    """Draw one of the many ways to say a meaning: lower-case English, no full stop."""
     turned = int(rng.integers(2))
-    phrases = [_noun_phrase(told, rng) for told in meaning.objects]
+    phrases = [_noun_phrase(described, rng) for described in meaning.objects]
     link = "and" if meaning.axis is None else _pick(RELATIONS[meaning.axis][turned], rng)
     text = f" {link} ".join(phrases[::-1] if turned else phrases)
     if meaning.count is not None:
@@ -193,16 +193,17 @@ def put_in_words(meaning, rng, frames=FRAMES):
     return _pick(frames, rng).format(text, be=be)
 
 
-def _noun_phrase(told, rng):
-    adjectives = [_pick(words[told[attribute]], rng)
+def _noun_phrase(described, rng):
+    """Draw the words for an object of which `described` tells five integers, or ANY."""
+    adjectives = [_pick(words[described[attribute]], rng)
                   for attribute, words in ((SIZE, SIZES), (COLOUR, COLOURS))
-                  if told[attribute] != ANY]
-    noun = _pick(SHAPES[told[SHAPE]] if told[SHAPE] != ANY else NOUNS, rng)
+                  if described[attribute] != ANY]
+    noun = _pick(SHAPES[described[SHAPE]] if described[SHAPE] != ANY else NOUNS, rng)
     words = " ".join([*adjectives, noun])
     phrase = f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-    if told[SHAPE] == ANY and len(adjectives) == 1 and rng.random() < 0.5:
+    if described[SHAPE] == ANY and len(adjectives) == 1 and rng.random() < 0.5:
         phrase = f"something {adjectives[0]}"
-    row, column = told[ROW], told[COLUMN]
+    row, column = described[ROW], described[COLUMN]
     if row == column == ANY:
         return phrase
     if ANY in (row, column):
@@ -213,12 +214,13 @@ def _noun_phrase(told, rng):
 
 
 def _pick(options, rng):
+    """Draw one of the texts that "|" separates."""
     options = options.split("|")
     return options[rng.integers(len(options))]
 
 
 def sample_split(split, size, seed, ambiguity=USUAL):
-    """Draws a split: its scenes (size, MAX_OBJECTS, 5) and, per scene, its captions.
+    """Draw a split: its scenes (size, MAX_OBJECTS, 5) and, per scene, its captions.
 
     The captions of a scene are CAPTIONS_PER_PHOTO pairs (text, Meaning) of different kinds. The
     scenes are the same at each ambiguity.
@@ -237,11 +239,12 @@ def sample_split(split, size, seed, ambiguity=USUAL):
 
 
 def _generator(split, seed, stream):
+    """Return a generator of random numbers for one purpose, `stream`, of a split."""
     return np.random.default_rng([seed, list(DEFAULT_SIZES).index(split), stream])
 
 
 def paint(scene, image_size, rng):
-    """Paints a scene (MAX_OBJECTS, 5) on a pale ground: a square RGB image of image_size pixels."""
+    """Paint a scene (MAX_OBJECTS, 5) on a pale ground: a square RGB image of image_size pixels."""
     scale = 4  # drawn larger, then averaged down: smooth edges
     ground = rng.integers(195, 225) + rng.integers(-12, 13, size=3)
     image = Image.new("RGB", (scale * image_size,) * 2, tuple(ground.tolist()))
@@ -258,7 +261,7 @@ def paint(scene, image_size, rng):
 
 
 def _outline(shape):
-    """Corners as complex numbers x + iy, y downwards, within the square from -1 to 1."""
+    """Return the corners of a shape as complex numbers x + iy, y downwards, from -1 to 1."""
     circle = -1j * np.exp(2j * np.pi * np.arange(120) / 120)  # from the top, clockwise
     arm = np.array([-0.33 - 1j, 0.33 - 1j, 0.33 - 0.33j])
     return (circle,
@@ -269,7 +272,7 @@ def _outline(shape):
 
 
 def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
-    """Makes the dataset in the folder `root`, or finds it there, and returns that path.
+    """Make the dataset in the folder `root`, or finds it there, and returns that path.
 
     Writes `images/<split>_<number>.png`, `shapes_<split>.json` (train: a record per caption; val
     and test: a record per photo) and `shapes_<split>_matches.json`: {"matches": per caption, in
@@ -317,6 +320,7 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
 
 
 def _is_made(root, info):
+    """Whether `root` holds this dataset; InputError where it holds anything else."""
     path = root / "shapes_info.json"
     if path.is_file():
         if path.read_text() == info:
@@ -329,6 +333,7 @@ def _is_made(root, info):
 
 
 def _write_split(folder, split, size, seed, image_size, ambiguity, bar):
+    """Write the photos, the captions and the true matches of a split."""
     scenes, captions = sample_split(split, size, seed, ambiguity)
     rng = _generator(split, seed, 1)
     records = []

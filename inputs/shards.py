@@ -128,7 +128,7 @@ def is_shards(path: Path | None) -> bool:
 
 
 def find_shards(pattern: Path) -> tuple[Shard, ...]:
-    """The shards that a pattern names, in its order.
+    """Return the shards that a pattern names, in its order.
 
     Raises:
         InputError: the braces cannot be read, or a shard is missing, compressed or named twice.
@@ -158,7 +158,7 @@ def find_shards(pattern: Path) -> tuple[Shard, ...]:
 
 
 def expanded(pattern: str) -> Iterator[str]:
-    """What a pattern with `{00000..00331}` and `{a,b}` stands for, the last braces moving first."""
+    """Yield what a pattern with `{00000..00331}` and `{a,b}` stands for, the last braces first."""
     texts = BRACES.split(pattern)  # text, inside of braces, text, ...
     if any(set(text) & set("{}") for text in texts[::2]):
         raise InputError(f"shards {pattern}: braces must be closed, and none may be inside others")
@@ -174,7 +174,7 @@ def expanded(pattern: str) -> Iterator[str]:
 
 
 def brace_choices(inside: str, pattern: str) -> "list[str] | Numbers":
-    """What stands for one pair of braces."""
+    """Return the texts that one pair of braces stands for."""
     if found := RANGE.fullmatch(inside):
         return Numbers(*found.groups())
     if "," in inside:
@@ -184,7 +184,7 @@ def brace_choices(inside: str, pattern: str) -> "list[str] | Numbers":
 
 
 class Numbers:
-    """`first..last` with the zeros in front that either has, as shells count."""
+    """The numbers of `first..last` with the zeros in front that either has, as shells count."""
 
     def __init__(self, first: str, last: str):
         step = 1 if int(last) >= int(first) else -1
@@ -220,7 +220,7 @@ open_shard = functools.lru_cache(maxsize=MOST_OPEN)(Descriptor)
 
 
 def read_at(shard: Shard, offset: int, size: int) -> bytes:
-    """`size` bytes of a shard.
+    """Return `size` bytes of a shard from `offset` on.
 
     Raises:
         InputError: it cannot be read, or is no longer the file that it was.
