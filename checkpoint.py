@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.flags import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
 from common.options import (
     FROM_CHECKPOINT,
@@ -170,7 +170,8 @@ def merge_options(
                              + ("" if options.test else ", or start a new run"))
     settle_data_path(options, given)
     if not is_released(state):
-        options.stored = stored_encoders.read_stored(state, state["model"], str(path), given)
+        options.stored = stored_encoders.read_stored_encoders(
+            state, state["model"], str(path), given)
 
 
 def begin_from(options: TrainOptions, given: set[str]) -> None:
@@ -188,7 +189,8 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
         if name in state["options"] and name not in given:
             setattr(options, name, state["options"][name])
     options.first_weights = state["model"]
-    options.stored = stored_encoders.read_stored(state, state["model"], str(options.init), given)
+    options.stored = stored_encoders.read_stored_encoders(
+        state, state["model"], str(options.init), given)
 
 
 def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
@@ -211,7 +213,7 @@ def pack(run: Run) -> dict:
         **{name: getattr(run, name) for name in PROGRESS},
         "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
-        stored_encoders.KEY: run.encoders,
+        stored_encoders.ENCODERS_KEY: run.encoders,
         "model": run.model.state_dict(),
         "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
@@ -266,7 +268,7 @@ def unpack(run: Run, state: dict, path: Path) -> None:
             say(f"{path} is of {made_by} processes, and goes on with {world()}: the same run, but "
                 "for rounding and dropout, and so not to the bit")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "

@@ -16,7 +16,7 @@ import os
 import shutil
 from pathlib import Path
 
-from common.errors import pass_on, tell_of_imports
+from common.errors import reraise_out_of_memory, tell_of_imports
 from common.flags import build_export_parser
 
 if __name__ == "__main__":
@@ -32,7 +32,7 @@ from common.files import check_path, read_json
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
 from common.processes import refuse_others
 from common.terminal import tell
-from encoders.folder import DTYPES, is_export, own_files
+from encoders.folder import DTYPES, has_only_export_files, is_export
 from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
 from encoders.sentence import layout
@@ -53,7 +53,7 @@ def output_folder(out: Path, source: Path) -> Path:
     if place == Path(os.path.realpath(source)):
         raise InputError(f"{out} is what is exported: name another folder")
     if os.path.lexists(place) and not (place.is_dir() and (
-            not any(place.iterdir()) or is_export(place) and own_files(place))):
+            not any(place.iterdir()) or is_export(place) and has_only_export_files(place))):
         raise InputError(f"{out} cannot be written: what is there already is no empty folder and "
                          "no earlier export; name another one")
     return place
@@ -254,7 +254,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
               "text": {"input_ids": torch.randint(1, 9, (3, length), generator=random),
                        "attention_mask": mask}}
     batch = torch.export.Dim("batch", min=1, max=4096)
-    whole_mask, model.whole_mask = model.whole_mask, False
+    whole_mask, model.uses_4d_mask = model.uses_4d_mask, False
     for side, values in inputs.items():
         names, path = list(values), folder / f"{side}.onnx"
         try:
@@ -264,7 +264,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
                 dynamic_shapes=(tuple({0: batch} for _ in names),))
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # of any kind, as models come
-            pass_on(error)
+            reraise_out_of_memory(error)
             raise InputError(f"--onnx: the {side} encoder cannot be written "
                              f"({one_line(error)[:200]}); leave the flag out") from error
         for rows in 3, 1:
@@ -275,7 +275,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
             if not gap <= ONNX_TOLERANCE:
                 raise InputError(f"--onnx: {path.name} gives embeddings that are {gap:.1e} from "
                                  "PyTorch's; leave the flag out")
-    model.whole_mask = whole_mask
+    model.uses_4d_mask = whole_mask
 
 
 # ----------------------------------------------------------------------------------------- command

@@ -52,7 +52,7 @@ from data import (
     sees_photos_once,
 )
 from encoders.processors import image_statistics, tokenizer_of
-from encoders.stored import describe
+from encoders.stored import describe_encoders
 from evaluation import (
     embed_split,
     encode_photos,
@@ -71,10 +71,10 @@ from memory_bank import MemoryBank
 from metrics.judgements import read_judgements
 from model import (
     MomentumUpdate,
-    checkpoint_gradients,
+    check_deterministic_gradients,
     compile_encoders,
+    enable_gradient_checkpointing,
     momentum_copy,
-    try_gradients,
 )
 from training import features, guard, monitor, oracle, outline, storage
 from training.bad_photos import count_bad_photos
@@ -105,7 +105,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     barred = oracle.in_batch(run, batch)
     if run.momentum_model is not None:
         criterion.add_to_statistics(in_batch)
-        run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
+        run.update_momentum(run.options.momentum, online_moved=run.skips.in_a_row == 0)
     lap("loss")
     if run.phase == FNE:
         keys = encode_keys(run, batch, pixels, image_features, text_features)  # (b, D), (b, D)
@@ -272,9 +272,9 @@ def build_run(
     spread(*model.parameters(), *model.buffers())
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
     if options.grad_checkpointing:
-        checkpoint_gradients(model)
+        enable_gradient_checkpointing(model)
     if options.deterministic:
-        try_gradients(model, options, device)
+        check_deterministic_gradients(model, options, device)
     if options.compile:
         compile_encoders(*filter(None, (model, momentum_model)))
     statistics = image_statistics(options)
@@ -288,7 +288,7 @@ def build_run(
         adam(parameters, options.shard, lr=options.learning_rate, fused=True),
         torch.tensor(statistics, device=device), steps_per_epoch, photos,
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe(model, tokenizer, *statistics), captions=captions,
+        describe_encoders(model, tokenizer, *statistics), captions=captions,
         matches=None if matches is None else matches.to(device))
     if momentum_model is not None:
         run.momentum_model = momentum_model

@@ -6,7 +6,7 @@ from transformers import BertConfig, ViTConfig
 
 from common.options import parse
 from data import NO_PHOTO, Batch
-from encoders import towers as encoders
+from encoders import loading as encoders
 from encoders.processors import load_tokenizer
 from inputs.photos import normalize
 from train import build_run, training_step

@@ -102,7 +102,7 @@ def told_of(error: Exception) -> str | None:
     return f"{error}: free some space, or name another folder" if number in NO_ROOM else None
 
 
-def pass_on(error: BaseException) -> None:
+def reraise_out_of_memory(error: BaseException) -> None:
     """Raise an error of memory again: of no file and no model is it a fault."""
     if out_of_memory(error):
         raise error

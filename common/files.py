@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and its file systems
 
@@ -55,7 +55,7 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], None], what: str) -
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        pass_on(error)
+        reraise_out_of_memory(error)
         # Where the disk is full, torch tells of its own file format instead.
         reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
         raise InputError(f"{what} {path} cannot be written ({reason}): free some space or name "

@@ -146,7 +146,7 @@ class Brought(argparse.Namespace):
     """What goes with the options and is no flag: what a checkpoint, or the folder of --init, brings
     along. `checkpoint.merge_options` and `checkpoint.begin_from` set it; it is never saved."""
 
-    stored: object | None = None  # `encoders.stored.Stored`, of the encoders
+    stored: object | None = None  # `encoders.stored.StoredEncoders`, of the encoders
     first_weights: dict | None = None  # of --init
 
 

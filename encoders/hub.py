@@ -1,7 +1,7 @@
-"""Models and tokenizers from a folder, the cache or the Hugging Face Hub: quietly, and at once.
+"""Models and tokenizers from a folder, the local cache or the Hugging Face Hub, without delays.
 
-transformers tries a Hub that it cannot reach six times for each file, 23 seconds long, and prints
-each try. So it is asked once, whether it answers; where it does not, the cache has to do.
+transformers tries a Hub that cannot be reached six times for each file, for 23 seconds, and prints
+each try. Here the Hub is asked once whether it answers; if it does not, only the cache is used.
 """
 
 import functools
@@ -16,36 +16,45 @@ from huggingface_hub.utils import HFValidationError, get_session, validate_repo_
 
 from common.errors import one_line
 
-PATIENCE = 5  # seconds that the Hub has to answer
+HUB_TIMEOUT = 5  # seconds within which the Hub has to answer
 
 
-def fetch(kind, name: str, **settings):
-    """`kind.from_pretrained(name)`, without running code that comes along.
+def fetch(loader_class, name: str, **kwargs):
+    """Return `loader_class.from_pretrained(name)`, without running code that the model brings.
+
+    Args:
+        loader_class: A class of transformers, such as `AutoModel`.
+        name: A local folder, or the name of a model on the Hub.
+        **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
-        Exception: of a dozen kinds, all of which mean that it cannot be had; see `why_not`.
+        Exception: Of a dozen types, all of which mean that the model cannot be had;
+            `fetch_error_message` puts them into words.
     """
     quiet_transformers()
-    return kind.from_pretrained(name, local_files_only=from_cache(name), trust_remote_code=False,
-                                **settings)
+    return loader_class.from_pretrained(name, local_files_only=use_cache_only(name),
+                                        trust_remote_code=False, **kwargs)
 
 
-def from_cache(name: str) -> bool:
-    """Whether a name is not to be asked for: it is none of the Hub's, or the Hub does not answer.
+def use_cache_only(name: str) -> bool:
+    """Return whether the Hub is not to be asked for `name`.
+
+    That is so if the name cannot be one of the Hub's, or if the Hub does not answer.
     """
-    return not asks_hub(name) or hub_fault() is not None
+    return not is_hub_name(name) or hub_error() is not None
 
 
-def why_not(name: str, error: Exception) -> str:
-    """In one line, why `fetch` failed with `error`."""
-    if asks_hub(name) and hub_fault() is not None:
+def fetch_error_message(name: str, error: Exception) -> str:
+    """Return one line that says why `fetch` of `name` failed with `error`."""
+    if is_hub_name(name) and hub_error() is not None:
         return (f"not whole in the cache, and {huggingface_hub.constants.ENDPOINT} does not "
-                f"answer: {hub_fault()}")
+                f"answer: {hub_error()}")
     return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def asks_hub(name: str) -> bool:
-    """Whether a name can only mean a model of the Hub: no folder, and of the Hub's form."""
+def is_hub_name(name: str) -> bool:
+    """Return whether `name` can only mean a model of the Hub: it has that form, and is no folder.
+    """
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -54,29 +63,32 @@ def asks_hub(name: str) -> bool:
 
 
 @functools.cache
-def hub_fault() -> str | None:
-    """None where the Hub answers, whatever it says, or why it does not; asked once a process."""
-    told = [f"nothing in {PATIENCE} seconds"]
+def hub_error() -> str | None:
+    """Return why the Hub does not answer, or None if it does, whatever the answer is.
 
-    def ask():
+    The Hub is asked once in a process; later calls return the first result.
+    """
+    results = [f"nothing in {HUB_TIMEOUT} seconds"]  # the last one counts
+
+    def ask() -> None:
         try:
-            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
-            told.append(None)
-        except Exception as error:  # of the client that huggingface_hub has in this version
+            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
+            results.append(None)
+        except Exception as error:  # depends on the HTTP client of huggingface_hub's version
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:
                 cause = cause.__cause__ or cause.__context__
-            told.append(one_line(cause))
+            results.append(one_line(cause))
 
-    # No limit of the client's counts the time that a name server keeps it waiting.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return told[-1]
+    # A thread, because no timeout of an HTTP client covers the time that a name server takes.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT)
+    return results[-1]
 
 
 def quiet_transformers() -> None:
-    """Keep its loading bars and its notes on unused heads off the terminal."""
+    """Keep the progress bars of transformers, and its notes on unused weights, off the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(logging.ERROR)

@@ -133,7 +133,7 @@ def step_in_batch(run: Run, batch: Batch, likely: Likely, threshold: float | Non
         in_batch, barred = rank_in_batch(similarity, batch.image_ids), posterior > threshold
     if run.momentum_model is not None:
         run.criterion.add_to_statistics(in_batch)
-        run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
+        run.update_momentum(run.options.momentum, online_moved=run.skips.in_a_row == 0)
     if threshold is None:
         loss = infonce_with_likely(similarity, batch.image_ids, posterior, run.log_scale, share)
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import InputError, pass_on
+from common.errors import InputError, reraise_out_of_memory
 from common.terminal import progress
 from inputs.arrays import Parts, Texts, rows_of
 from inputs.kept import kept
@@ -101,7 +101,7 @@ def tokenizer_digest(tokenizer, max_tokens: int) -> str | None:
     try:
         return hashlib.sha256(core.to_str().encode()).hexdigest()
     except Exception as error:  # of parts that are written in Python
-        pass_on(error)
+        reraise_out_of_memory(error)
         return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import leads_out_of_folder
 from common.terminal import progress, say
 from inputs.arrays import Lazy
@@ -220,7 +220,7 @@ def open_photo(path: Photo) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooLarge(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -243,7 +243,7 @@ def load_photo(path: Photo) -> Image.Image:
             image.load()  # all of its pixels: the file is closed behind it
             return image if image.mode == "RGB" else image.convert("RGB")
         except Exception as error:  # as above
-            pass_on(error)
+            reraise_out_of_memory(error)
             raise undecodable(path, error) from error
 
 

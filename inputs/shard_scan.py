@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import is_unicode
 from inputs.photos import SUFFIXES, TooLarge, open_photo, photo_fault
 from inputs.records import is_blank, listed
@@ -86,7 +86,7 @@ def scan_shard(shard: Shard, caption_column: str | None) -> Block:
                     texts.setdefault(suffix, []).append(member)
             return block_of(shard, file, photos, samples, caption_column)
     except OSError as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise InputError(f"shard {shard.path} cannot be read: {one_line(error)}") from error
 
 

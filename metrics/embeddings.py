@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from data import Split
 from fne_loss import RunningGaussian
 from metrics.facts import facts_array, read_facts
@@ -121,7 +121,7 @@ def read_embeddings(path: Path) -> Embeddings:
     except KeyError as error:
         raise InputError(f"--embeddings {path} lacks an array: {one_line(error)}") from error
     except Exception as error:  # of a dozen kinds, as bytes come
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise InputError(f"--embeddings {path} is no npz file of plain arrays, or is cut short or "
                          f"damaged ({type(error).__name__})") from error
     for name, dimensions, kinds in (

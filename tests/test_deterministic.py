@@ -136,7 +136,7 @@ def test_the_trial_leaves_no_trace(tmp_path):
     run, _ = run_on_its_way(tmp_path)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    model.try_gradients(run.model, run.options, run.device)
+    model.check_deterministic_gradients(run.model, run.options, run.device)
     assert_same(before, dict(run.model.state_dict()))
     assert torch.equal(random, torch.get_rng_state()) and run.model.training
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -154,4 +154,4 @@ def test_another_error_of_the_trial_is_not_taken_for_that(tmp_path, monkeypatch)
     run, _ = run_on_its_way(tmp_path)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        model.try_gradients(run.model, run.options, run.device)
+        model.check_deterministic_gradients(run.model, run.options, run.device)

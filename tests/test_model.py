@@ -18,8 +18,8 @@ from helpers.encoders import (
 )
 
 from common.errors import InputError
-from encoders.towers import load_encoder
-from model import DualEncoder, checkpoint_gradients, compile_encoders, momentum_copy
+from encoders.loading import load_encoder
+from model import DualEncoder, compile_encoders, enable_gradient_checkpointing, momentum_copy
 
 # --------------------------------------------------------------------------------------- embeddings
 
@@ -207,7 +207,7 @@ def test_gradients_with_checkpointing_are_the_gradients(dual, image, text):
         return count, [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
     plain, wanted = gradients()
-    checkpoint_gradients(model)
+    enable_gradient_checkpointing(model)
     saved, got = gradients()
     assert saved < 0.7 * plain
     same(got, wanted, 1e-6)
@@ -215,8 +215,9 @@ def test_gradients_with_checkpointing_are_the_gradients(dual, image, text):
 
 def test_checkpointing_is_refused_where_an_encoder_has_none(dual):
     with pytest.raises(InputError, match="--grad_checkpointing: the image encoder, a MobileNetV2"):
-        checkpoint_gradients(dual("mobilenet", embed_size=16))
-    checkpoint_gradients(dual("mobilenet", embed_size=16, freeze="image"))  # which needs none
+        enable_gradient_checkpointing(dual("mobilenet", embed_size=16))
+    # An encoder that is frozen needs none.
+    enable_gradient_checkpointing(dual("mobilenet", embed_size=16, freeze="image"))
 
 
 def test_compiled_encoders_keep_their_names(dual):

@@ -87,7 +87,7 @@ def test_it_finds_what_evaluation_ranks_first(find, kind, finished, exported, da
     """For every caption of the test split, with a checkpoint, a folder and a name of the Hub."""
     model = {"checkpoint": finished / "model_best.pth.tar", "folder": exported,
              "hub": "somebody/model"}[kind]
-    monkeypatch.setattr(hub, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_error", lambda: None)
     monkeypatch.setattr(models, "snapshot_download", lambda name, **settings: str(exported))
     (tmp_path / "test").mkdir()
     for name in embedded["images"]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.weights import check_tensors, fault
+from common.weights import check_tensors, check_weights_match
 from memory_bank import EMPTY, MemoryBank
 from training.run import Run
 
@@ -24,10 +24,10 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """
     check_tensors(weights, path)
     own = module.state_dict()
-    fault(path,
-          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
-          sorted(f"{key} {told(weights[key])}, expected {told(own[key])}"
-                 for key in own.keys() & weights.keys() if told(own[key]) != told(weights[key])))
+    check_weights_match(
+        path, sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
+        sorted(f"{key} {told(weights[key])}, expected {told(own[key])}"
+               for key in own.keys() & weights.keys() if told(own[key]) != told(weights[key])))
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise InputError(f"{path} holds NaN or infinity in {broken[0]}: take an earlier "

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from common import files, processes
-from common.errors import NO_ROOM, InputError, one_line, pass_on
+from common.errors import NO_ROOM, InputError, one_line, reraise_out_of_memory
 from common.locks import Held, lock
 from common.ranks import is_main, world
 from common.terminal import say
@@ -89,7 +89,7 @@ def load(path: Path, way_out: str = "train first, or name one with --resume") ->
     except InputError:
         raise
     except Exception as error:  # of two dozen kinds, as bytes come: all mean the same
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise unlike_a_checkpoint(path, error) from error
 
 

@@ -96,12 +96,12 @@ def test_no_step_waits_for_the_mask(mask):
     """transformers itself would read a mask (B, L) back, to see whether it has zeros."""
     model, ids = small().eval(), IDS.clone()
     wanted = model.encode_text(ids, mask)
-    assert model.whole_mask
+    assert model.uses_4d_mask
     with ReadsNothingBack():
         model.train().encode_image(photos())
         got = model.eval().encode_text(ids, mask)
     assert torch.equal(got, wanted)
     with pytest.raises(AssertionError, match="read back"), ReadsNothingBack():
         model.text_encoder(input_ids=ids, attention_mask=mask)
-    model.whole_mask = False
+    model.uses_4d_mask = False
     assert torch.equal(model.encode_text(ids, mask), wanted)

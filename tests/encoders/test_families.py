@@ -20,7 +20,7 @@ from encoders.families import (
     TEXT_POOLINGS,
     choose_pooling,
 )
-from encoders.towers import load_encoder
+from encoders.loading import load_encoder
 from model import DualEncoder
 
 WIDTH, WORDS, RES, PATCH, REGISTERS = 16, 40, 32, 8, 3
@@ -328,7 +328,7 @@ def test_a_head_that_the_file_lacks_is_not_made_up(tmp_path, folder, dual, kind,
     model = T.AutoModel.from_pretrained(folder(kind), add_pooling_layer=False)
     model.save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path), side, RES)
-    assert encoder.missing == ["pooler.dense.bias", "pooler.dense.weight"]
+    assert encoder.missing_weights == ["pooler.dense.bias", "pooler.dense.weight"]
     towers = {"image_encoder": load_encoder(folder("vit"), "image", RES),
               "text_encoder": load_encoder(folder("bert"), "text", RES), f"{side}_encoder": encoder}
     DualEncoder(**towers, image_res=RES, max_tokens=LONGEST)

@@ -22,7 +22,7 @@ from argparse import Namespace
 import transformers
 from common.errors import InputError
 from encoders.processors import load_tokenizer, pixel_statistics
-from encoders.towers import load_encoder
+from encoders.loading import load_encoder
 from model import DualEncoder
 
 def told(function, *arguments):
@@ -99,8 +99,8 @@ def test_a_models_folder_that_is_not_there(unreachable):
 @pytest.mark.parametrize("silent", ["server", "name server"])
 def test_a_hub_that_says_nothing_is_left_after_a_while(monkeypatch, silent):
     """A server that takes connections and never answers, and a name that is never found."""
-    hub.hub_fault.cache_clear()
-    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    hub.hub_error.cache_clear()
+    monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.5)
     start = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as server:
         if silent == "server":
@@ -109,9 +109,9 @@ def test_a_hub_that_says_nothing_is_left_after_a_while(monkeypatch, silent):
                                 f"http://127.0.0.1:{server.getsockname()[1]}")
         else:
             monkeypatch.setattr(hub, "get_session", lambda: time.sleep(20))
-        fault = hub.hub_fault()
-        assert hub.from_cache("someone/model")
-    hub.hub_fault.cache_clear()
+        fault = hub.hub_error()
+        assert hub.use_cache_only("someone/model")
+    hub.hub_error.cache_clear()
     assert time.perf_counter() - start < 5 and fault is not None, fault
 
 
@@ -126,7 +126,7 @@ def test_it_does_not_take_long(unreachable):
     ("/data/vit", False), ("../vit", False), ("a/b/c", False), ("", False)])
 def test_which_names_can_be_of_the_hub(tmp_path, monkeypatch, name, asks):
     monkeypatch.chdir(tmp_path)
-    assert hub.asks_hub(name) == asks
+    assert hub.is_hub_name(name) == asks
     if asks:
         (tmp_path / name).mkdir(parents=True)
-        assert not hub.asks_hub(name)
+        assert not hub.is_hub_name(name)

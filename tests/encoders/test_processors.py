@@ -11,8 +11,8 @@ from helpers.paths import ROOT
 from common.errors import InputError
 from common.flags import IMAGE_ENCODER
 from common.options import TrainOptions, parse
+from encoders.loading import BUILT_IN
 from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
-from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
 pytestmark = pytest.mark.usefixtures("offline")

@@ -11,8 +11,8 @@ from helpers.paths import ROOT
 
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, find_family
+from encoders.loading import load_encoder
 from encoders.processors import load_tokenizer
-from encoders.towers import load_encoder
 
 DOC = (ROOT / "docs" / "encoders.md").read_text()
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
@@ -81,11 +81,11 @@ def test_the_document_has_the_table():
         family = SUPPORTED[kind]
         assert tuple(sides.split(" and ")) == family.sides
         assert tuple(re.findall(r"`(\w+)`", poolings)) == family.poolings
-        tokens = family.left_out(SimpleNamespace(num_register_tokens=4))
+        tokens = family.excluded_tokens(SimpleNamespace(num_register_tokens=4))
         assert left_out == {0: "", 1: "class token", 5: "class token, registers"}[tokens], kind
-        photos = "interpolated" if family.interpolates else "as it is"
+        photos = "interpolated" if family.interpolates_positions else "as it is"
         assert sizes == (photos if "image" in family.sides else "")
-        assert loader == f"`{family.loader}`" and example
+        assert loader == f"`{family.loader_class}`" and example
 
 
 def test_the_document_has_the_reasons():

@@ -28,40 +28,40 @@ TOKENIZER = load_tokenizer("tiny-bert", ROOT / "vocab" / "shapes.txt")
 def test_encoders_come_back_to_the_bit(folders, image, text):
     """And describe themselves alike, so that a run goes on with the same texts."""
     model = build(folders, image, text, RES, embed_size=8)
-    content = stored.describe(model, None, *STATISTICS)
+    content = stored.describe_encoders(model, None, *STATISTICS)
     assert not {"_name_or_path", "auto_map"} & json.loads(content["image"]).keys()
-    back = stored.read_stored({"encoders": content}, model.state_dict(), "x", set())
+    back = stored.read_stored_encoders({"encoders": content}, model.state_dict(), "x", set())
     assert back.read_tokenizer() is None and back.pixel_statistics == STATISTICS
-    towers = [back.encoder(side, None) for side in ("image", "text")]
+    towers = [back.build_encoder(side, None) for side in ("image", "text")]
     again = DualEncoder(*towers, 8, image_res=RES, max_tokens=12).eval()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.encode_image(photos()), model.encode_image(photos()))
     assert torch.equal(again.encode_text(IDS, MASK), model.encode_text(IDS, MASK))
-    assert stored.describe(again, None, *STATISTICS) == content
+    assert stored.describe_encoders(again, None, *STATISTICS) == content
 
 
 def test_a_tokenizer_comes_back():
-    text = stored.tokenizer_text(TOKENIZER, len(TOKENIZER))
-    back = stored.Stored("x", {}, tokenizer=text).read_tokenizer()
+    text = stored.tokenizer_to_json(TOKENIZER, len(TOKENIZER))
+    back = stored.StoredEncoders("x", {}, tokenizer=text).read_tokenizer()
     words = ["two red circles", "unknown ünknown words"]
     assert back(words)["input_ids"] == TOKENIZER(words)["input_ids"]
     assert back.special_tokens_map == TOKENIZER.special_tokens_map
-    assert stored.tokenizer_text(TOKENIZER, len(TOKENIZER) - 1) is None
-    assert stored.tokenizer_text(object(), 9) is None  # a slow one
+    assert stored.tokenizer_to_json(TOKENIZER, len(TOKENIZER) - 1) is None
+    assert stored.tokenizer_to_json(object(), 9) is None  # a slow one
 
 
 def test_a_flag_comes_before_what_is_stored():
     content = {"image": "{}", "text": "{}", "tokenizer": "{}", "pixel_statistics": STATISTICS}
 
     def kept(*named):
-        taken = stored.read_stored({"encoders": content}, {}, "x", set(named))
+        taken = stored.read_stored_encoders({"encoders": content}, {}, "x", set(named))
         return {name for name in content if getattr(taken, name) is not None}
 
     assert kept() == content.keys()
     assert kept("image_stats") == content.keys() - {"pixel_statistics"}
     assert kept("image_encoder") == {"text", "tokenizer"}
     assert kept("text_encoder") == kept("vocab") == {"image", "pixel_statistics"}
-    assert stored.read_stored({}, {}, "x", set()) is None
+    assert stored.read_stored_encoders({}, {}, "x", set()) is None
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_nothing_of_a_configuration_is_followed(altered, data, tmp_path, monkeyp
     dict(model_type="timm_wrapper", architecture="resnet18", model_args={"checkpoint_path": "x"})])
 def test_a_timm_configuration_names_no_file(content):
     with pytest.raises(InputError, match="no plain numbers or names"):
-        stored.read_config(json.dumps(content), "image", 100, "x")
+        stored.config_from_json(json.dumps(content), "image", 100, "x")
 
 
 def test_an_encoder_may_not_hold_much_beside_its_weights():
@@ -180,5 +180,5 @@ def test_an_encoder_may_not_hold_much_beside_its_weights():
 def test_a_tokenizer_of_the_wrapper_alone_stays_as_it_is():
     core = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())
     wrapped = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]")
-    assert stored.Stored("x", {}, tokenizer=stored.tokenizer_text(
+    assert stored.StoredEncoders("x", {}, tokenizer=stored.tokenizer_to_json(
         wrapped, len(TOKENIZER))).read_tokenizer().pad_token_id == wrapped.pad_token_id

@@ -5,7 +5,7 @@ import functools
 import torch
 import transformers
 
-from encoders.towers import BUILT_IN, load_encoder
+from encoders.loading import BUILT_IN, load_encoder
 from model import DualEncoder
 
 WIDTH, WORDS, RES = 32, 40, 32

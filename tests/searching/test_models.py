@@ -77,7 +77,7 @@ def test_a_name_of_the_hub_is_fetched_without_pickles(exported, monkeypatch):
         return str(exported)
 
     monkeypatch.setattr(models, "snapshot_download", fetched)
-    monkeypatch.setattr(hub, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_error", lambda: None)
     assert model_place(Path("somebody/model")) == exported
     assert asked == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
 

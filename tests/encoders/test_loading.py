@@ -10,8 +10,8 @@ from helpers.paths import ROOT
 
 from common.errors import InputError
 from common.options import TrainOptions
+from encoders.loading import BUILT_IN, load_encoder
 from encoders.processors import load_tokenizer
-from encoders.towers import BUILT_IN, load_encoder
 from model import DualEncoder, build_model
 
 pytestmark = pytest.mark.usefixtures("offline")
