@@ -21,9 +21,9 @@ from common.options import (
     TrainOptions,
     settle_data_path,
 )
-from common.processes import from_main
-from common.ranks import is_main, world
-from common.terminal import say, warn
+from common.processes import broadcast_from_main
+from common.ranks import is_main, world_size
+from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
 from encoders.released import is_released, released_encoders, released_options
@@ -73,7 +73,7 @@ def read(path: Path, **way_out: str) -> dict:
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
     """`find_here` by the first process; the others follow it."""
     path, state = find_here(options) if is_main() else (None, None)
-    path = from_main(path)
+    path = broadcast_from_main(path)
     return path, read(path) if path is not None and state is None else state
 
 
@@ -219,7 +219,7 @@ def pack(run: Run) -> dict:
         "optimizer": run.optimizer.state_dict(),
         "criterion": run.criterion.state_dict(),
         "skips": run.skips.state_dict(),
-        "processes": world(),
+        "processes": world_size(),
     }
     if run.momentum_model is not None:
         state["momentum_model"] = run.momentum_model.state_dict()
@@ -264,9 +264,9 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         made_by = state.get("processes", 1)
         if type(made_by) is not int or made_by < 1:
             raise ValueError(f"it is of {made_by!r} processes")
-        if made_by != world():
-            say(f"{path} is of {made_by} processes, and goes on with {world()}: the same run, but "
-                "for rounding and dropout, and so not to the bit")
+        if made_by != world_size():
+            print_status(f"{path} is of {made_by} processes, and goes on with {world_size()}: the "
+                         "same run, but for rounding and dropout, and so not to the bit")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reraise_out_of_memory(error)
         if isinstance(error, InputError):
@@ -326,8 +326,8 @@ def unpack_released(run: Run, state: dict, path: Path) -> None:
     else:
         of = own if run.options.dataset != own else "other photos than the training split's"
         told = f"weights and momentum weights carry over; the memory bank, of {of}, starts empty"
-    say(f"{path} is a released checkpoint:\n  {told};\n"
-        "  optimizer, statistics and epoch count start fresh")
+    print_status(f"{path} is a released checkpoint:\n  {told};\n"
+                 "  optimizer, statistics and epoch count start fresh")
 
 
 def load_released_bank(run: Run, queues: dict, path: Path) -> bool:

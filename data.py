@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.options import SourceOptions, TrainOptions
 from common.processes import gather
-from common.ranks import own_rows, world
+from common.ranks import local_rows, world_size
 from inputs.arrays import Texts
 from inputs.augmentation import train_pixels
 from inputs.captions import Captions
@@ -149,7 +149,7 @@ class Batch(NamedTuple):
 
     def with_all_ids(self) -> "Batch":
         """The ids of the whole batch, of a batch that is still on the CPU."""
-        if world() == 1:
+        if world_size() == 1:
             return self
         ids = gather(torch.stack([self.image_ids, self.text_ids, self.bad_photos], dim=1))  # (B, 3)
         image_ids, text_ids, bad_photos = ids.T.contiguous()
@@ -363,7 +363,7 @@ def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) 
     photos = None if sees_photos_once(options) else train_set.photos
     pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
                         augment=options.augment == "published")
-    own = own_rows(options.batch_size_train)
+    own = local_rows(options.batch_size_train)
     sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, own)
     pixels = 0 if photos is None else 3 * options.image_res**2 * (own.stop - own.start)
     return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,

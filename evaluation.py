@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse_scoring(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 import numpy as np
@@ -27,11 +27,11 @@ from torch import Tensor
 
 import checkpoint
 from common import files
-from common.device import place
+from common.device import place_on_device
 from common.errors import InputError, exit_on_input_error
-from common.processes import from_main, gather_strided, together
-from common.ranks import is_main, rank, world
-from common.terminal import progress, tell
+from common.processes import broadcast_from_main, gather_strided, process_group
+from common.ranks import is_main, rank, world_size
+from common.terminal import print_result, progress
 from common.version import commit
 from data import LoadedSplit, load_eval_set, photos_of, photos_place
 from encoders.processors import image_statistics, tokenizer_of
@@ -95,7 +95,7 @@ def encode_captions(
 def own_share(items: Sequence) -> Sequence:
     """Every Nth of `items`, from this process's rank on; where there are fewer than processes, a
     last one in vain rather than none."""
-    return items[rank() :: world()] if rank() < len(items) else items[:1]
+    return items[rank() :: world_size()] if rank() < len(items) else items[:1]
 
 
 def encode_shares(
@@ -108,7 +108,7 @@ def encode_shares(
         between: called after each batch, in all processes equally often.
     """
     own = []
-    for _ in range(-(-count // (world() * size))):  # as many as the first process has
+    for _ in range(-(-count // (world_size() * size))):  # as many as the first process has
         if (batch := next(batches, None)) is not None:
             own.append(batch)
         between()
@@ -147,7 +147,7 @@ def score(
     """
     embeds = encode_split(model, eval_set, options, between)
     metrics = is_main() and input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text)
-    return from_main(metrics), embeds
+    return broadcast_from_main(metrics), embeds
 
 
 def input_errors(function, *arguments):
@@ -214,7 +214,7 @@ def embed_split(
 ) -> Embeddings:
     """The embeddings of the split `name` under checkpoint `state`, read from `path`."""
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
-    place(model, options)
+    place_on_device(model, options)
     embeds = encode_split(model, eval_set, options)
     facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(options, state),
              "date": datetime.date.today().isoformat(), "commit": commit()}
@@ -233,7 +233,7 @@ def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> 
     """Print `all_metrics`, and return them; with a word of the oracle, where one helped."""
     metrics, text = all_metrics(embeddings, options)
     run = run_text(embeddings.facts)
-    tell("\n".join([title, *([f"  {run}"] if run else []), text]))
+    print_result("\n".join([title, *([f"  {run}"] if run else []), text]))
     if "oracle" in embeddings.facts:
         metrics["oracle"] = embeddings.facts["oracle"]
     return metrics
@@ -247,7 +247,7 @@ def metrics_place(path: Path, flag: str, inputs: list[Path]) -> Path:
         except (InputError, TypeError):
             return False
 
-    return files.output_place(path, flag, is_metrics, inputs)
+    return files.resolve_output(path, flag, is_metrics, inputs)
 
 
 def write_metrics(metrics: dict, place: Path) -> None:
@@ -274,7 +274,7 @@ def output_places(options: ScoringOptions) -> dict[str, Path]:
     places, used = {}, [path for path in (options.checkpoint, options.embeddings,
                                           options.judgements) if path is not None]
     if options.save_embeddings:
-        places["save_embeddings"] = files.output_place(
+        places["save_embeddings"] = files.resolve_output(
             options.save_embeddings, "--save_embeddings", is_embeddings_file, used)
     if options.output:
         places["output"] = metrics_place(options.output, "--output", [*used, *places.values()])
@@ -287,7 +287,7 @@ def output_places(options: ScoringOptions) -> dict[str, Path]:
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse_scoring(__doc__, argv)
-    with exit_on_input_error(), together(options.device):
+    with exit_on_input_error(), process_group(options.device):
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
         check_paths(options)
@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.report:
             from figures.report import write_report
 
-            tell(str(write_report(embeddings, metrics, title, photos, options.report)))
+            print_result(str(write_report(embeddings, metrics, title, photos, options.report)))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import os
 import shutil
 from pathlib import Path
 
-from common.errors import reraise_out_of_memory, tell_of_imports
+from common.errors import exit_on_import_error, reraise_out_of_memory
 from common.flags import build_export_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_export_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import torch
@@ -30,8 +30,8 @@ import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import check_path, read_json
 from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
-from common.processes import refuse_others
-from common.terminal import tell
+from common.processes import require_one_process
+from common.terminal import print_result
 from encoders.folder import DTYPES, has_only_export_files, is_export
 from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
@@ -318,10 +318,10 @@ def export(arguments: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> None:
     arguments = build_export_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
-        refuse_others("export.py")
+        require_one_process("export.py")
         for name in "checkpoint", "out":
             check_path(getattr(arguments, name), name)
-        tell(export(arguments))
+        print_result(export(arguments))
 
 
 if __name__ == "__main__":

@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from searching.flags import LARGEST_TOP, parse_search
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 from torch import Tensor
 
 import checkpoint
-from common.device import place as place_on_device
+from common.device import place_on_device
 from common.files import check_path
 from common.options import RANGES
-from common.processes import refuse_others
-from common.terminal import note, tell
+from common.processes import require_one_process
+from common.terminal import print_note, print_result
 from export import read_model
 from inputs.records import Columns
 from model import DualEncoder
@@ -109,8 +109,8 @@ def photos_of(
         raise InputError(f"--photos {folder}: none of its {len(index.broken.names):,} photos can "
                          "be read")
     if index.broken.names:
-        note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
-             f"{folder / index.broken.names[0]}")
+        print_note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
+                   f"{folder / index.broken.names[0]}")
     best = best_rows
     if arguments.faiss:
         best = clusters.clusters_of(place, index, queries, arguments.top).best_rows
@@ -152,28 +152,28 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.posterior:
         posterior, facts["posterior"] = fitted_posterior(
             checkpoint.fitted_statistics(state), options, str(arguments.model))
-        note(facts["posterior"])
+        print_note(facts["posterior"])
     embeds = embed_queries(model, queries)
     searched = (captions_of(arguments, model) if by_photo
                 else photos_of(arguments, model, embeds, place))
     begun = time.monotonic()
     best = searched.best(embeds)
-    note(f"searched {len(searched.names):,} {'captions' if by_photo else 'photos'} in "
-         f"{time.monotonic() - begun:.3f} s")
+    print_note(f"searched {len(searched.names):,} {'captions' if by_photo else 'photos'} in "
+               f"{time.monotonic() - begun:.3f} s")
     found = answers(queries, best, posterior, searched.names, searched.folder)
     facts = {"model": str(arguments.model)} | searched.facts | facts
     if place is not None:
         what, where = next(iter(searched.facts.items()))
         told = {name: value for name, value in facts.items() if name != "index"}
         write_page(place, found, told | {what: f"{len(searched.names):,} in {where}"})
-    tell(as_json(found, facts) if arguments.json else as_text(found, arguments.posterior))
+    print_result(as_json(found, facts) if arguments.json else as_text(found, arguments.posterior))
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_search(__doc__, argv)
     terminal.quiet = arguments.quiet
     with exit_on_input_error():
-        refuse_others("search.py")
+        require_one_process("search.py")
         search(arguments)
 
 

@@ -15,11 +15,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from common.options import SOURCES, TrainOptions, check, check_paths, parse
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 import torch
@@ -28,19 +28,19 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 from common import terminal
-from common.device import be_deterministic, pick_device, place
+from common.device import pick_device, place_on_device, set_deterministic
 from common.errors import exit_on_input_error
 from common.processes import (
-    adam,
-    bring_together,
-    from_main,
+    broadcast_from_main,
+    broadcast_tensors,
+    consolidate_state,
     gather,
+    make_adam,
     once_per_machine,
-    spread,
-    summing_gradients,
-    together,
+    process_group,
+    with_summed_gradients,
 )
-from common.ranks import is_main, own_rows, world
+from common.ranks import is_main, local_rows, world_size
 from data import (
     Batch,
     LoadedSplit,
@@ -91,7 +91,8 @@ def training_step(run: Run, batch: Batch) -> Tensor:
 
     Of N processes each encodes its own b = B / N pairs, and gets the embeddings of all B.
     """
-    criterion, lap, draws, own = run.criterion, run.clock.lap, None, own_rows(len(batch.image_ids))
+    criterion, lap, draws = run.criterion, run.clock.lap, None
+    own = local_rows(len(batch.image_ids))
     lap("data")
     run.seed("dropout")
     pixels, image_features = pixels_or_features(run, batch, own)
@@ -115,7 +116,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
         draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank,
                                     own.start, oracle.among_candidates(run, batch, own),
                                     batch.text_ids)
-        loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world()
+        loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world_size()
         draws, whole = monitor.of_all_anchors(draws, loss)
         criterion.add_evidence(draws[0].evidence + draws[1].evidence)
     else:
@@ -231,7 +232,7 @@ def save_run(run: Run, board: Board, best: bool = False) -> str:
 
     All processes have the same state: the first saves it for all.
     """
-    bring_together(run.optimizer)
+    consolidate_state(run.optimizer)
     if not is_main():
         return ""
     # Before the checkpoint: a resumed run writes nothing up to its step again.
@@ -268,8 +269,8 @@ def build_run(
         model = checkpoint.released_dual_encoder(options, state, options.resume)
     else:
         model = checkpoint.first_model(options, tokenizer, pretrained=state is None)
-    device = place(model, options)
-    spread(*model.parameters(), *model.buffers())
+    device = place_on_device(model, options)
+    broadcast_tensors(*model.parameters(), *model.buffers())
     momentum_model = momentum_copy(model) if options.loss == "fne" else None
     if options.grad_checkpointing:
         enable_gradient_checkpointing(model)
@@ -283,9 +284,10 @@ def build_run(
     if options.loss == "infonce":
         parameters.append(log_scale)
     run = Run(
-        options, device, model, summing_gradients(model), build_loss(options).to(device), log_scale,
+        options, device, model, with_summed_gradients(model), build_loss(options).to(device),
+        log_scale,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
-        adam(parameters, options.shard, lr=options.learning_rate, fused=True),
+        make_adam(parameters, options.shard, lr=options.learning_rate, fused=True),
         torch.tensor(statistics, device=device), steps_per_epoch, photos,
         Skips(options.batch_size_train).to(device), StepClock(device),
         describe_encoders(model, tokenizer, *statistics), captions=captions,
@@ -344,7 +346,7 @@ def look_at_photos_once(run: Run) -> dict | None:
         own = found = features.kept_features(options.logger_name, key, count)
         if found is None and options.resume and options.resume.parent != options.logger_name:
             found = features.kept_features(options.resume.parent, key, count)
-    found = from_main(found)
+    found = broadcast_from_main(found)
     if found is None:
         found = encode_photos(run.model, run.photos, options, project=False)
     run.features = found.to(run.device)
@@ -363,7 +365,7 @@ def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None
             terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not "
                           "beside it: the best is found anew from here on")
             run.best_rsum = -1.0
-    run.best_rsum = from_main(run.best_rsum)
+    run.best_rsum = broadcast_from_main(run.best_rsum)
     storage.check_shared(folder)
     return best
 
@@ -389,7 +391,7 @@ def test(
 
 def main(argv: list[str] | None = None) -> None:
     options, given = parse(__doc__, argv)
-    with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
+    with exit_on_input_error(), process_group(options.device), storage.FolderLock() as lock:
         check_paths(options)
         if options.resume == Path("auto") and not options.test:
             lock.take(options.logger_name)
@@ -401,7 +403,7 @@ def main(argv: list[str] | None = None) -> None:
         elif options.init is not None:
             checkpoint.begin_from(options, given)
         check(options)
-        be_deterministic(options.deterministic)
+        set_deterministic(options.deterministic)
         outline.check_default_places(options)
         if not options.test:
             lock.take(options.logger_name)

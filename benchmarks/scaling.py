@@ -30,7 +30,7 @@ from speed import filled_bank, fitted_loss, keep, machine, unit_rows
 from training_step import SMALL, make_run, random_batch, step
 
 from common import processes
-from common.ranks import own_rows, rank, world
+from common.ranks import local_rows, rank, world_size
 from data import Batch
 from training.run import Run
 
@@ -68,14 +68,14 @@ class Sent:
         dist.all_gather, dist.all_reduce = self.all_gather, self.all_reduce
 
     def gathered(self, parts, own, **settings):
-        self.bytes += (world() - 1) * own.nbytes
+        self.bytes += (world_size() - 1) * own.nbytes
         if not self.silent:
             return self.all_gather(parts, own, **settings)
         for part in parts:
             part.copy_(own)
 
     def reduced(self, tensor, *operation, **settings):
-        self.bytes += 2 * (world() - 1) / world() * tensor.nbytes
+        self.bytes += 2 * (world_size() - 1) / world_size() * tensor.nbytes
         if not self.silent:
             return self.all_reduce(tensor, *operation, **settings)
         self.tensor = tensor
@@ -94,7 +94,7 @@ class Sent:
 def seconds(work: Callable[[], None], times: int) -> float:
     """Seconds of a call, all processes beginning together."""
     work()
-    processes.wait_for_all()
+    processes.barrier()
     began = time.perf_counter()
     for _ in range(times):
         work()
@@ -103,7 +103,7 @@ def seconds(work: Callable[[], None], times: int) -> float:
 
 def share_of(run: Run) -> Batch:
     """A fresh random batch: this process's share of it, with the ids of all."""
-    own = own_rows(run.options.batch_size_train)
+    own = local_rows(run.options.batch_size_train)
     return Batch(*(part[own] for part in random_batch(run))).with_all_ids()
 
 
@@ -116,7 +116,7 @@ def steps(times: int) -> dict:
     with Sent(silent=True):
         alone = seconds(work, times)
     parameters = sum(value.numel() for value in run.model.parameters() if value.requires_grad)
-    formula = bytes_of_a_step(world(), parameters, run.options.batch_size_train,
+    formula = bytes_of_a_step(world_size(), parameters, run.options.batch_size_train,
                               run.model.embed_size)
     return {"seconds": taken, "without": alone, "bytes": counted, "formula": formula}
 
@@ -126,13 +126,13 @@ def losses(times: int) -> dict:
     torch.manual_seed(0)
     bank, criterion = filled_bank(M, D, "cpu"), fitted_loss(D, "cpu")
     images = unit_rows(B, D, "cpu")
-    texts, ids, own = unit_rows(B, D, "cpu", images), torch.randint(29_000, (B,)), own_rows(B)
+    texts, ids, own = unit_rows(B, D, "cpu", images), torch.randint(29_000, (B,)), local_rows(B)
 
     def work():
         mine = [side[own].clone().requires_grad_() for side in (images, texts)]
         keys = [processes.gather(side.detach()) for side in mine]
         draws = criterion.draw_both(*mine, *keys, ids, bank, own.start)
-        (criterion.hinge_of(*mine, *draws) / world()).backward()
+        (criterion.hinge_of(*mine, *draws) / world_size()).backward()
 
     with Sent():
         taken = seconds(work, times)
@@ -158,7 +158,7 @@ def measure(count: int, work: Callable[[int], dict], times: int) -> dict:
                 os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(count),
                                   LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
                                   MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="false")
-                with processes.together("cpu"):
+                with processes.process_group("cpu"):
                     found = work(times)
                 (Path(folder) / str(rank())).write_text(json.dumps(found))
                 os._exit(0)

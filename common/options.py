@@ -26,7 +26,7 @@ from common.flags import (
     build_parser,
     default_data_path,
 )
-from common.ranks import world
+from common.ranks import world_size
 
 # What a number may be, both ends included. The upper ends are far above all that makes sense: they
 # keep a slip of the pen from filling the memory, or counting for ever.
@@ -307,10 +307,10 @@ def check(options: TrainOptions) -> None:
     if options.loss == "fne" and options.queue_size < options.batch_size_train:
         raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                          f"{options.batch_size_train} (--batch_size_train)")
-    if not options.test and options.batch_size_train % world():
-        below = options.batch_size_train // world() * world()
-        sizes = f"{below} or {below + world()}" if below else str(world())
-        raise InputError(f"--batch_size_train {options.batch_size_train}: {world()} processes "
+    if not options.test and options.batch_size_train % world_size():
+        below = options.batch_size_train // world_size() * world_size()
+        sizes = f"{below} or {below + world_size()}" if below else str(world_size())
+        raise InputError(f"--batch_size_train {options.batch_size_train}: {world_size()} processes "
                          f"cannot share it alike; make it {sizes}")
     if options.data_path is None:
         raise InputError("--data_path: name the folder of the photos; a checkpoint does not say "

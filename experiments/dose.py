@@ -23,7 +23,7 @@ from pathlib import Path
 from common import files
 from common.errors import InputError, exit_on_input_error, printable
 from common.flags import AMBIGUITIES, Parser
-from common.terminal import tell, warn
+from common.terminal import print_result, warn
 from experiments.flags import LOSSES, USES
 from experiments.plan import ORDER, WARM_UP, WAYS, Configuration, Protocol, make_data, words
 
@@ -148,8 +148,8 @@ def do(options, protocol: Protocol) -> None:
             if error:
                 failed.append(run)
                 warn(f"{run.name} failed: {error}")
-            tell(f"{done}/{total} {run.name}{told_of(run, protocol)}; about "
-                 f"{left / 60:.0f} minutes to go")
+            print_result(f"{done}/{total} {run.name}{told_of(run, protocol)}; about "
+                         f"{left / 60:.0f} minutes to go")
     if failed:
         raise InputError(f"{len(failed)} of {total} runs failed, first {failed[0].name}: look at "
                          f"{failed[0].folder(protocol)}.log; the same command tries them again")
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         why = f"--results {protocol.results} holds no two runs with and without the oracle yet"
         if table is None and options.report:
             raise InputError(why)
-        tell(table or f"No table: {why}. What ran is kept there.")
+        print_result(table or f"No table: {why}. What ran is kept there.")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, exit_on_input_error, printable, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error, printable
 from experiments.flags import build_posterior_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_posterior_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import numpy as np
@@ -32,7 +32,7 @@ from torch import Tensor
 from common import files
 from common.flags import PRIOR_OF_EVIDENCE
 from common.memory import keep_freed_memory
-from common.terminal import tell
+from common.terminal import print_result
 from data import read_matches
 from fne_loss import (
     RunningEvidence,
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             if not 0 < pairs.true.sum() < len(pairs.true):
                 raise InputError(f"{printable(str(path))}: its pairs are all matches or all none")
             results[path.stem] = measure(embeddings, pairs, options.margin)
-        tell(tables(results))
+        print_result(tables(results))
         if options.output:
             text = json.dumps(results, indent=1)
             files.write(options.output, f"{text}\n".encode(), "--output")

@@ -13,11 +13,11 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from experiments.flags import USES, build_uses_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 import train
 from common.flags import PRIOR_OF_EVIDENCE
 from common.options import TrainOptions, parse
-from common.ranks import world
+from common.ranks import world_size
 from data import Batch, LoadedSplit
 from fne_loss import (
     SETTINGS,
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{told.use} takes the place of --loss {use.loss}: give that")
         if options.resume is not None:
             raise InputError("--resume: no checkpoint holds what a use has learned; start anew")
-        if use.loss != "fne" and (options.oracle != "off" or world() > 1):
+        if use.loss != "fne" and (options.oracle != "off" or world_size() > 1):
             raise InputError(f"{told.use} takes no --oracle, and trains in one process")
         with put_in_place(told.use, told.after):
             train.main([*flags, *more])

@@ -69,8 +69,8 @@ def write_report(
 
 def report_place(folder: Path, inputs: list[Path]) -> Path:
     """`report.html` in `folder`; InputError where something else is there."""
-    return files.output_place(folder / "report.html", "--report",
-                              lambda place: is_page(place, MARK), inputs)
+    return files.resolve_output(folder / "report.html", "--report",
+                                lambda place: is_page(place, MARK), inputs)
 
 
 def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import InputError, printable
-from common.terminal import progress, say
+from common.terminal import print_status, progress
 from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries, pages
@@ -69,12 +69,12 @@ class Board:
         run = self.run
         for name, value in metrics.items():
             self.writer.add_scalar(f"val/{name}", value, run.global_step)
-        say(validation_lines(run, metrics, self.loss))
+        print_status(validation_lines(run, metrics, self.loss))
         if not run.options.no_figures:
             try:
                 self.write_figures(*embeds)
             except InputError as error:  # a figure is not worth a run
-                say(f"no galleries at step {run.global_step}: {error}")
+                print_status(f"no galleries at step {run.global_step}: {error}")
 
     def pause(self) -> None:
         """What went on since the last step, such as a validation, is no part of the bar's pace."""

@@ -23,9 +23,9 @@ import numpy as np
 import tokenizers
 
 from common.errors import InputError, one_line
-from common.files import flush_folder, user_cache
+from common.files import flush_folder, user_cache_folder
 from common.locks import wait_for_lock
-from common.terminal import note, warn
+from common.terminal import print_note, warn
 from inputs.arrays import Parts, mapped
 
 VERSION = 1
@@ -67,7 +67,7 @@ def in_memory(fill: Callable[[Parts], None]) -> Arrays:
 
 def cache_folder(asked: Path | None) -> Path | None:
     """Where arrays are kept: where `asked`, or in the user's cache; None where there is none."""
-    return asked if asked is not None else user_cache("fne")
+    return asked if asked is not None else user_cache_folder("fne")
 
 
 def entry(
@@ -85,7 +85,7 @@ def entry(
     if found is not None:
         return found
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # captions may be private
-    holds = wait_for_lock(folder / f"{place.name}.lock", lambda holder: note(
+    holds = wait_for_lock(folder / f"{place.name}.lock", lambda holder: print_note(
         f"--cache {folder}: waiting for {holder}, which makes the same {kind}"))
     try:
         found, fault = read(place, wanted)  # another process may have made it meanwhile

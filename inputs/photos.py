@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import leads_out_of_folder
-from common.terminal import progress, say
+from common.terminal import print_status, progress
 from inputs.arrays import Lazy
 from inputs.shards import TarPhoto, read_at
 
@@ -87,9 +87,9 @@ def find_photos(
     checked = found
     if not every and len(found) > MANY:
         checked, found.leads_out = found[:: -(-len(found) // SAMPLE)], leads_out
-        say(f"{source.name}: {len(checked):,} of {len(found):,} photos are checked before the run; "
-            "others that are broken will be told of, and replaced, as it meets them "
-            "(--max_bad_photos)")
+        print_status(f"{source.name}: {len(checked):,} of {len(found):,} photos are checked before "
+                     "the run; others that are broken will be told of, and replaced, as it meets "
+                     "them (--max_bad_photos)")
     faults = list(photo_faults(checked, leads_out, f"checking photos of {source.name}"))
     if faults:
         raise InputError(f"{len(faults)} of {len(checked)} photos of {source} cannot be used "

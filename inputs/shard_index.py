@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from common.pools import in_processes
+from common.pools import map_in_processes
 from common.terminal import progress, warn
 from inputs.arrays import Lazy, Parts, Texts, rows_of
 from inputs.kept import Arrays, kept
@@ -162,8 +162,8 @@ def shard_index(
                 "places": labels_of(shards), "caption_column": caption_column}
 
     def fill(parts: Parts) -> None:
-        blocks = in_processes(functools.partial(scan_shard, caption_column=caption_column), shards,
-                              min(len(shards), usable_cores()), "indexing shards")
+        scan = functools.partial(scan_shard, caption_column=caption_column)
+        blocks = map_in_processes(scan, shards, min(len(shards), usable_cores()), "indexing shards")
         add_blocks(progress(blocks, "indexing shards", len(shards), unit="shard"), parts)
 
     return ShardIndex(shards, kept(index_folder(shards, cache), "shard indexes", key, fill))

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from common.flags import Parser
-from common.terminal import tell
+from common.terminal import print_result
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     Parser(description=__doc__).parse_args()  # --help need not wait for the import below
 
 import torch
@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> None:
         if not torch.cuda.is_available():
             raise InputError("no GPU is visible to PyTorch: there is nothing to check; the tests "
                              "that need none are run by: pytest")
-        tell(machine())
+        print_result(machine())
         good = True
         for title, command in CHECKS.items():
             text, ended_well = outcome(command)
             good &= ended_well
-            tell(f"\n{title}: {'ok' if ended_well else 'FAILED'}\n{text}")
+            print_result(f"\n{title}: {'ok' if ended_well else 'FAILED'}\n{text}")
         sys.exit(0 if good else 1)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from common import files
 from common.errors import InputError, exit_on_input_error
 from common.flags import Parser, add_column_flags
-from common.terminal import tell
+from common.terminal import print_result
 from inputs.formats import KARPATHY_SPLITS, read_records
 from inputs.records import Columns, Record
 from inputs.split_files import OWN_NAMES, own_files
@@ -85,7 +85,7 @@ def output_places(out: Path, captions: Path) -> dict[str, Path]:
             if other.name != f"{part}.json" and other.exists():
                 raise InputError(f"--out {out} has {other.name} already, and can have only one "
                                  f"{part} split: name another folder")
-    return {part: files.output_place(out / f"{part}.json", "--out", is_own, [captions])
+    return {part: files.resolve_output(out / f"{part}.json", "--out", is_own, [captions])
             for part in SPLITS}
 
 
@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         for part, place in places.items():
             own = {image: texts for image, texts in captions_of.items() if split_of[image] == part}
             files.write(place, as_json(own), "--out")
-            tell(f"{part:5} {len(own):8,} photos {sum(map(len, own.values())):9,} captions  "
-                 f"{options.out / part}.json")
+            print_result(f"{part:5} {len(own):8,} photos {sum(map(len, own.values())):9,} "
+                         f"captions  {options.out / part}.json")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import files
 from common.errors import InputError, one_line
-from common.terminal import note, warn
+from common.terminal import print_note, warn
 from searching.exact import Best, best_rows
 from searching.index import Index, header_of
 
@@ -87,10 +87,10 @@ def clusters_of(place: Path, index: Index, queries: Tensor, count: int) -> Clust
     files.write(beside, save(tensors, told), "--faiss")
     random = torch.Generator().manual_seed(0)
     photos = index.embeds[torch.randperm(len(index.embeds), generator=random)[:ASKED]]
-    note(f"--faiss: {len(clusters.centroids):,} clusters of {len(index.embeds):,} photos; recall@"
-         f"{count} against exact search {recall(clusters, queries, index.embeds, count):.3f} of "
-         f"this search, {recall(clusters, photos, index.embeds, count):.3f} of {len(photos):,} "
-         "photos")
+    print_note(f"--faiss: {len(clusters.centroids):,} clusters of {len(index.embeds):,} photos; "
+               f"recall@{count} against exact search "
+               f"{recall(clusters, queries, index.embeds, count):.3f} of this search, "
+               f"{recall(clusters, photos, index.embeds, count):.3f} of {len(photos):,} photos")
     return clusters
 
 

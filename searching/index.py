@@ -80,8 +80,8 @@ def index_place(asked: Path | None, marks: Marks, inputs: list[Path]) -> Path:
         InputError: there is something else, or the cache is no place for it.
     """
     if asked is not None:
-        return files.output_place(asked, "--index", is_index, inputs)
-    cache, folder = files.user_cache("fne-search"), os.path.realpath(marks.folder)
+        return files.resolve_output(asked, "--index", is_index, inputs)
+    cache, folder = files.user_cache_folder("fne-search"), os.path.realpath(marks.folder)
     if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
         raise InputError(f"the index would lie in {cache and cache.parent}, inside --photos or "
                          "nowhere: say where with --index")
@@ -89,7 +89,7 @@ def index_place(asked: Path | None, marks: Marks, inputs: list[Path]) -> Path:
     place = cache / f"{name[:16]}-{marks.model[:16]}.safetensors"
     with contextlib.suppress(OSError):  # told in a moment
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # names are private
-    return files.output_place(place, "--index", is_index, inputs)
+    return files.resolve_output(place, "--index", is_index, inputs)
 
 
 # ----------------------------------------------------------------------------------------- writing

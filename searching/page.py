@@ -17,7 +17,7 @@ MOST = 5_000  # results on a page
 
 def page_place(path: Path, inputs: list[Path]) -> Path:
     """Where a page may be written; InputError where something else is there."""
-    return files.output_place(path, "--html", lambda place: is_page(place, MARK), inputs)
+    return files.resolve_output(path, "--html", lambda place: is_page(place, MARK), inputs)
 
 
 def write_page(place: Path, found: list[Answer], facts: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.errors import InputError, one_line
 from common.locks import wait_for_lock
-from common.terminal import note, progress, warn
+from common.terminal import print_note, progress, warn
 from searching.encoding import Encoded
 from searching.index import Index, Marks, Table, read_index, table_of, write_index
 from searching.scan import Stat
@@ -44,7 +44,7 @@ def up_to_date(
         return index
     lock = wait_for_lock(
         place.with_name(f"{place.name[:200]}.lock"),
-        lambda holder: note(f"{holder} is at work on {place}: waiting for its end"))
+        lambda holder: print_note(f"{holder} is at work on {place}: waiting for its end"))
     with lock or contextlib.nullcontext():
         index = read_index(place, marks, dim)  # whoever had the lock may have done it all
         if index is not None and is_true(index, found):
@@ -119,8 +119,8 @@ class Work:
                 self.save()
         seconds = time.monotonic() - begun
         if self.todo:
-            note(f"encoded {self.done:,} photos in {seconds:,.1f} s, "
-                 f"{self.done / max(seconds, 1e-9):,.1f} a second")
+            print_note(f"encoded {self.done:,} photos in {seconds:,.1f} s, "
+                       f"{self.done / max(seconds, 1e-9):,.1f} a second")
 
     def add(self, batch: Encoded) -> None:
         """Take a batch in; a photo without an embedding is named."""

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fne_loss
 import model
 import train
-from common.device import be_deterministic
+from common.device import set_deterministic
 from common.errors import NOT_DETERMINISTIC, exit_on_input_error
 
 # "will throw a RuntimeError" (PyTorch 2.14), by the names that operations have below Python.
@@ -34,9 +34,9 @@ WITHOUT_KERNEL = (
 
 @pytest.fixture
 def deterministic():
-    be_deterministic(True)
+    set_deterministic(True)
     yield
-    be_deterministic(False)
+    set_deterministic(False)
 
 
 class Operations(TorchDispatchMode):
@@ -111,7 +111,7 @@ def test_a_run_with_the_flag_repeats_and_goes_on_with_it(data, tmp_path, capsys)
         train.main(["--resume", path, "--data_path", str(data), "--no_deterministic", "--test"])
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
-        be_deterministic(False)
+        set_deterministic(False)
 
 
 def refuses(*arguments, **keywords):
@@ -129,7 +129,7 @@ def test_an_encoder_without_such_a_gradient_is_refused_before_the_first_step(
                             "--image_encoder", "--freeze image"])
         assert "You can" not in line and not (tmp_path / "checkpoint.pth.tar").exists()
     finally:
-        be_deterministic(False)
+        set_deterministic(False)
 
 
 def test_the_trial_leaves_no_trace(tmp_path):

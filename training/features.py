@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common import files
 from common.errors import InputError
 from common.options import ModelOptions
-from common.terminal import say, warn
+from common.terminal import print_status, warn
 from common.weights import add_to_digest
 from inputs.photos import Photo
 from inputs.shards import TarPhoto
@@ -72,12 +72,12 @@ def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
     try:
         state = storage.load(path)
     except InputError:
-        say(f"{path} is damaged, and not used")
+        print_status(f"{path} is damaged, and not used")
         return None
     if not fits(state, key, photos):
-        say(f"{path} is of other photos or another encoder, and not used")
+        print_status(f"{path} is of other photos or another encoder, and not used")
         return None
-    say(f"features of {photos:,} photos as kept in {path}")
+    print_status(f"features of {photos:,} photos as kept in {path}")
     return state["features"].clone()  # no longer mapped from a file that may change
 
 

@@ -39,7 +39,7 @@ def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, 
     norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
     good = finite(norm, *values)
     run.skips.update(good, image_ids, run.global_step)
-    processes.own_optimizer(run.optimizer).found_inf = (~good).float()
+    processes.local_optimizer(run.optimizer).found_inf = (~good).float()
     run.optimizer.step()
     return norm, good
 
@@ -49,7 +49,7 @@ def check_alike(run: Run) -> None:
     and statistics from the same numbers, so they are equal to the bit."""
     parts = {"model": run.model, "momentum_model": run.momentum_model, "criterion": run.criterion,
              "bank": run.bank, "skips": run.skips}
-    name = processes.first_difference({
+    name = processes.first_differing_tensor({
         f"{part}.{name}": value for part, module in parts.items() if module is not None
         for name, value in module.state_dict().items()} | {"log_scale": run.log_scale})
     if name is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.processes import gather, total
-from common.ranks import world
+from common.ranks import world_size
 from data import Batch
 from fne_loss import NO_NEGATIVE, Draw, InBatch, excluded_candidates, rank_in_batch
 from training.run import Run
@@ -55,7 +55,7 @@ def watch(run: Run, step: Step) -> None:
 
 def of_all_anchors(draws: tuple[Draw, Draw], loss: Tensor) -> tuple[tuple[Draw, Draw], Tensor]:
     """What was drawn for all B anchors and their () loss, from those of this process's b."""
-    if world() == 1:
+    if world_size() == 1:
         return draws, loss.detach()
     told = gather(torch.stack([value.double() for draw in draws
                                for value in (draw.negatives, draw.posterior)], dim=1))  # (B, 4)

@@ -9,8 +9,8 @@ import torch
 from common.errors import InputError
 from common.flags import PRESETS, default_data_path, preset_lines
 from common.options import TrainOptions, default_folder
-from common.ranks import world
-from common.terminal import say, warn
+from common.ranks import world_size
+from common.terminal import print_status, warn
 from training import oracle
 from training.run import Run
 from training.schedule import FNE, phase, phases
@@ -25,7 +25,7 @@ def tell(run: Run, pairs: int, given: set[str], resume: Path | None) -> None:
         resume: the checkpoint that the run goes on from, with its options.
     """
     for line in outline(run, pairs, given, resume):
-        say(line)
+        print_status(line)
     warn_without_fne(run.options)
 
 
@@ -71,7 +71,7 @@ def device_text(run: Run) -> str:
     else:
         threads = torch.get_num_threads()
         name = f"the CPU, {threads} thread{'s' * (threads > 1)}"
-    each = f"{world()} processes, each on " if world() > 1 else ""
+    each = f"{world_size()} processes, each on " if world_size() > 1 else ""
     same = ", deterministic" if run.options.deterministic else ""
     return f"{each}{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}{same}"
 
@@ -94,7 +94,7 @@ def warn_without_fne(options: TrainOptions) -> None:
 def tell_phase(run: Run) -> None:
     """At the start of an epoch, a line if its loss is another one than that of the last."""
     if run.epoch and run.phase != phase(run.options, run.epoch - 1):
-        say(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
+        print_status(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
 
 
 def check_default_places(options: TrainOptions) -> None:

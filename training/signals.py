@@ -34,7 +34,7 @@ class Signals:
         Raises:
             Stopped: one has come.
         """
-        if number := processes.agree(self.number):
+        if number := processes.max_over_processes(self.number):
             raise Stopped(number)
 
 
