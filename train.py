@@ -56,10 +56,10 @@ from encoders.stored import describe_encoders
 from evaluation import (
     embed_split,
     encode_photos,
-    metrics_place,
+    metrics_path,
     print_metrics,
     score,
-    title_of,
+    split_title,
     write_metrics,
 )
 from figures.tensorboard import Board, NoBoard
@@ -360,7 +360,7 @@ def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None
     if is_main():
         storage.prepare_folder(folder, lock, fresh=goes_on_from is None,
                                best_of=goes_on_from and goes_on_from.parent)
-        metrics_place(folder / storage.RESULTS, "--logger_name", [])  # says it now
+        metrics_path(folder / storage.RESULTS, "--logger_name", [])  # says it now
         if run.best_rsum >= 0 and not best.is_file():
             terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not "
                           "beside it: the best is found anew from here on")
@@ -383,10 +383,10 @@ def test(
     options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer
 ) -> None:
     """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
-    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
+    results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [path])
     embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
     if is_main():
-        write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
+        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), results)
 
 
 def main(argv: list[str] | None = None) -> None:
