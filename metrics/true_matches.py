@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from data import Split
-from metrics.retrieval import BLOCK, rounding
+from metrics.retrieval import BLOCK, rounding_tolerance
 
 # How a metric is called, by the end of its key.
 LABELS = {"map_at_r": "mAP@R", "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5",
@@ -72,7 +72,7 @@ def precision_at_r(similarity: Tensor, relevant: Tensor) -> Tensor:
     some = relevant.any(dim=1)
     similarity, relevant = similarity[some], relevant[some]
     # A match that ties with a wrong item, to rounding, comes after it.
-    lowered = similarity - relevant * rounding(similarity.dtype)
+    lowered = similarity - relevant * rounding_tolerance(similarity.dtype)
     r = relevant.sum(dim=1, keepdim=True)  # (Q, 1)
     order = lowered.topk(int(r.max()) if len(r) else 0, dim=1).indices  # (Q, max R)
     position = torch.arange(1, order.shape[1] + 1, device=order.device)  # (max R,)

@@ -145,7 +145,7 @@ def test_what_float32_cannot_tell_apart_is_ranked_by_exact_products(
     """Against sums in rational numbers; both ways of comparing again give the same."""
     monkeypatch.setattr(retrieval, "BLOCK", block)
     if one_by_one:
-        monkeypatch.setattr(retrieval, "ALL_AT_ONCE", 1)
+        monkeypatch.setattr(retrieval, "WHOLE_PRODUCT_SHARE", 1)
     images, texts, image_of_text = nearly_equal(seed)
     left, right = ([[Fraction(float(x)) for x in row] for row in rows] for rows in (images, texts))
     exact = [[sum(map(operator.mul, a, b)) for b in right] for a in left]
