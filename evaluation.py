@@ -44,7 +44,7 @@ from metrics.embeddings import (
     read_embeddings,
     save_embeddings,
 )
-from metrics.facts import run_text
+from metrics.facts import run_summary
 from metrics.judgements import judge, judgement_lines
 from metrics.retrieval import five_fold as five_fold  # is public here
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
@@ -341,7 +341,7 @@ def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> 
     """
     metrics, text = all_metrics(embeddings, options)
     lines = [title]
-    run = run_text(embeddings.facts)
+    run = run_summary(embeddings.facts)
     if run:
         lines.append(f"  {run}")
     print_result("\n".join([*lines, text]))

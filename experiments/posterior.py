@@ -41,7 +41,7 @@ from fne_loss import (
     false_negative_posterior,
 )
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
-from metrics.evidence import doubles, fit_evidence
+from metrics.evidence import fit_evidence, moments_in_float64
 from metrics.judgements import auroc, average_precision, read_judgements
 
 PRIORS = 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2
@@ -76,7 +76,7 @@ def pairs_of_matches(embeddings: Embeddings, path: Path) -> Pairs:
 def pairs_of_judgements(embeddings: Embeddings, path: Path) -> Pairs:
     """The judged pairs of a split; true is what most people call so."""
     judged = read_judgements(path, embeddings.split)
-    return Pairs(judged.images, judged.texts, judged.yes > 0.5)
+    return Pairs(judged.images, judged.texts, judged.yes_share > 0.5)
 
 
 # ------------------------------------------------------------------------------- forms of evidence
@@ -114,8 +114,8 @@ def evidence_of(embeddings: Embeddings, pairs: Pairs, every: bool) -> Evidence:
         apart = ~torch.eye(count, dtype=torch.bool)  # (K, K)
         for photo, listed in enumerate(own):
             s, r, other = s_of[photo], r_of[listed], owners != photo  # (N_t,), (K, N_t), (N_t,)
-            same.add(doubles(s[listed].expand(count, -1)[apart], r[:, listed][apart]))
-            different.add(doubles(s[other].repeat(count), r[:, other].flatten()))
+            same.add(moments_in_float64(s[listed].expand(count, -1)[apart], r[:, listed][apart]))
+            different.add(moments_in_float64(s[other].repeat(count), r[:, other].flatten()))
     at = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
     s, r = s_of[at], r_of[own[at[0]], at[1][:, None]]  # (J,), (J, K)
     r = r.mean(dim=1, keepdim=True) if every else r

@@ -22,13 +22,13 @@ from figures.plots import calibration_figure, distribution_figure, svg
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import (
-    Evidence,
+    FittedEvidence,
     fit_evidence,
     posterior_by_evidence,
     score_by_evidence,
 )
-from metrics.facts import KINDS, METHOD, run_text
-from metrics.judgements import AGREEMENT, calibration, fitted_posterior
+from metrics.facts import FACT_TYPES, METHOD_FACTS, run_summary
+from metrics.judgements import AGREEMENT_LABELS, calibration, fitted_posterior
 from metrics.true_matches import metric_label
 from training.monitor import BINS, count_similarities
 from training.run import build_loss
@@ -77,11 +77,11 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
     """The loss as the checkpoint leaves it, or None where its fitted statistics, or the options
     that it had, are not known."""
     gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
-    if not gaussians or not all(name in facts for name in METHOD):
+    if not gaussians or not all(name in facts for name in METHOD_FACTS):
         return None
     # The statistics that files have are those of the published posterior.
     criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published",
-                                     **{name: facts[name] for name in METHOD}))
+                                     **{name: facts[name] for name in METHOD_FACTS}))
     criterion.positive, criterion.negative = gaussians
     return criterion
 
@@ -90,10 +90,10 @@ def facts_of(embeddings: Embeddings) -> dict[str, str]:
     """What is known of split, checkpoint, run and code."""
     facts, split = embeddings.facts, embeddings.split
     rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
-    if text := run_text(facts):
+    if text := run_summary(facts):
         rows["checkpoint"] = text + (f", step {facts['step']:,}" if "step" in facts else "")
     told = {"dataset", "split", "date", "commit", "checkpoint", "phase", "oracle", "epoch", "step"}
-    known = [f"{name} {facts[name]}" for name in KINDS if name in facts and name not in told]
+    known = [f"{name} {facts[name]}" for name in FACT_TYPES if name in facts and name not in told]
     if embeddings.prior is not None:
         known.append(f"prior {embeddings.prior:g}")
     rows["run"] = ", ".join(known) or "nothing is known of it: the embeddings come alone"
@@ -130,7 +130,7 @@ def judged(metrics: dict) -> str:
               if name in found]
     # An interval stays in one line, and may have it to itself.
     rows = [[label, *("{:.3f} [{:.3f},\xa0{:.3f}]".format(*found[name][key]) for name in scores)]
-            for key, label in AGREEMENT.items()]
+            for key, label in AGREEMENT_LABELS.items()]
     return ("<h2>Do people agree?</h2>"
             f"<p>People judged {found['pairs']:,} pairs of {found['photos']:,} photos that are not "
             f"annotated as matches, and called {found['false_negatives']:,} of them a match: false "
@@ -181,7 +181,7 @@ def early(phase: str) -> str:
 
 
 def negatives(
-    side: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None,
+    side: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None,
     library: Library,
 ) -> str:
     """What FNE would draw if the whole split were its memory bank."""
@@ -270,7 +270,8 @@ def true_share(side: str, split: Split, wrong: Tensor, found: Tensor) -> str:
 
 
 def calibrations(
-    embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None, metrics: dict
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None,
+    metrics: dict,
 ) -> str:
     """Whether P(false negative) is what it says, by true matches and by people's judgements."""
     parts = []
@@ -284,7 +285,7 @@ def calibrations(
         true = matches[asked.numpy()].astype(float)
         found = {"By": fitted_posterior(similarity[asked], embeddings)}
         if evidence is not None:
-            texts = embeddings.text_embeds @ evidence.mean_texts.T  # (N_t, N_i)
+            texts = embeddings.text_embeds @ evidence.mean_text_embeds.T  # (N_t, N_i)
             found["The posterior by evidence, by"] = posterior_by_evidence(
                 evidence, similarity[asked], texts[asked].double())
         parts += [calibration_html(f"{title} the known true matches", "All pairs above the "

@@ -12,13 +12,13 @@ from data import read_split
 from metrics.judgements import (
     Judgements,
     agreement,
+    agreement_with_intervals,
     auroc,
     average_precision,
     calibration,
     judge,
     judgement_lines,
     read_judgements,
-    with_intervals,
 )
 
 
@@ -45,7 +45,7 @@ def test_every_format_tells_the_same(split, tmp_path, write, name):
     got = read_judgements(tmp_path / name, split)
     assert got.images.tolist() == [0, 0, 1, 2, 2]
     assert got.texts.tolist() == [3, 4, 1, 0, 2]
-    np.testing.assert_allclose(got.yes, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
+    np.testing.assert_allclose(got.yes_share, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
     assert got.left_out == {"annotated as matches": 1, "photo not in the split": 1,
                             "caption not in the split": 2}
 
@@ -119,7 +119,7 @@ def test_intervals_are_over_photos():
     def interval(times):
         pairs = Judgements(np.repeat(images, times), np.zeros(200 * times, int),
                            np.repeat(yes, times), {})
-        return with_intervals(pairs, np.repeat(scores, times), 100)["auroc"]
+        return agreement_with_intervals(pairs, np.repeat(scores, times), 100)["auroc"]
 
     np.testing.assert_allclose(interval(1), interval(10), atol=1e-9)
     value, low, high = interval(1)
@@ -145,7 +145,7 @@ def test_flickr8k_as_it_is(shared):
     split = read_split("flickr8k", "test", shared / "json")
     got = read_judgements(path, split)
     unannotated = [r for r in json.loads(path.read_text()) if r["image"] != r["caption_of"]]
-    assert len(got.yes) == len(unannotated) == 46575
-    assert (got.yes > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
+    assert len(got.yes_share) == len(unannotated) == 46575
+    assert (got.yes_share > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
     assert got.left_out == {"annotated as matches": 713, "photo not in the split": 0,
                             "caption not in the split": 0}

@@ -91,7 +91,7 @@ def test_captions_are_in_the_order_of_the_annotations(coco):
     ids = coco_image_ids(coco[2].images)
     assert photos == [ids[image] for image in coco[2].image_of_text]
     assert max(map(len, [*truth.eccv_gts["i2t"].values(), *truth.eccv_gts["t2i"].values()])
-               ) <= true_matches.TOP
+               ) <= true_matches.TOP_ITEMS
 
 
 def test_our_recalls_are_the_packages_own(coco):
@@ -129,5 +129,5 @@ def test_the_truth_scores_full_marks_and_another_order_does_not(coco):
 def test_the_share_of_true_matches_leaves_out_the_own_photo():
     """Three captions of four photos: true of none, one and two others; (0 + 1 + 2) / 3 / 3."""
     matches = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]], dtype=bool)
-    assert true_matches.true_share(matches) == pytest.approx(100 / 3)
-    assert true_matches.true_share(torch.from_numpy(matches)) == pytest.approx(100 / 3)
+    assert true_matches.true_match_share(matches) == pytest.approx(100 / 3)
+    assert true_matches.true_match_share(torch.from_numpy(matches)) == pytest.approx(100 / 3)
