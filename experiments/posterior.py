@@ -33,13 +33,13 @@ from common import files
 from common.memory import keep_freed_memory
 from common.presets import PRIOR_OF_EVIDENCE
 from common.terminal import print_result
-from data import read_matches
 from fne_loss import (
     RunningBivariateGaussian,
     RunningGaussian,
     cut_down_bound,
     false_negative_posterior,
 )
+from inputs.splits import read_matches
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
 from metrics.evidence import fit_evidence, moments_in_float64
 from metrics.judgements import auroc, average_precision, read_judgements

@@ -30,9 +30,7 @@ from metrics.evidence import (
 from metrics.facts import FACT_TYPES, METHOD_FACTS, run_summary
 from metrics.judgements import AGREEMENT_LABELS, calibration, fitted_posterior
 from metrics.true_matches import metric_label
-from training.monitor import BINS, count_similarities
-from training.objectives.fne import FNE
-from training.run import build_loss
+from training.objectives.fne import BINS, FNE, build_criterion, count_similarities
 
 NEGATIVE_ROWS, MISTAKE_ROWS = 6, 9  # most rows of the galleries, in each direction
 DIRECTIONS = {"i2t": "photo to captions", "t2i": "caption to photos"}
@@ -107,7 +105,7 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
         return None
     options = {name: facts[name] for name in METHOD_FACTS}
     # Embeddings carry only the statistics of the published posterior, whatever the training used.
-    criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published", **options))
+    criterion = build_criterion(Namespace(prior=embeddings.prior, posterior="published", **options))
     criterion.positive, criterion.negative = gaussians
     return criterion
 
