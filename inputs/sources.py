@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError
-from common.files import read_json, user_cache
+from common.files import read_json, user_cache_folder
 from common.options import SourceOptions
 from common.terminal import progress
 from inputs import arrow
@@ -170,7 +170,7 @@ def turns_photos(options: SourceOptions) -> bool:
 
 def cache_folder(asked: Path | None) -> Path | None:
     """Return where what takes long to make is kept: `asked`, or in the user's cache, if any."""
-    return asked if asked is not None else user_cache("fne")
+    return asked if asked is not None else user_cache_folder("fne")
 
 
 def columns_of(options: SourceOptions) -> Columns:

@@ -13,7 +13,7 @@ import export
 import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
-from common.ranks import own_rows, rank, world
+from common.ranks import local_rows, rank, world_size
 from training.options import check, parse
 
 N = 3
@@ -24,16 +24,16 @@ WHOLE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 def told(one_thread, tmp_path_factory):
     """What each of three processes got from every function."""
     def call():
-        own = WHOLE[own_rows(6)].clone().requires_grad_()
+        own = WHOLE[local_rows(6)].clone().requires_grad_()
         gathered = processes.gather(own)
         (gathered @ gathered.T).square().sum().backward()
         layer = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
-        processes.spread(*layer.parameters())
+        processes.broadcast_tensors(*layer.parameters())
         layer.forward = layer[0].forward  # the other has no gradient
-        towers = processes.summing_gradients(layer)
+        towers = processes.with_summed_gradients(layer)
         for _ in range(2):
             layer.zero_grad()
-            towers(WHOLE[own_rows(6)]).square().sum().backward()
+            towers(WHOLE[local_rows(6)]).square().sum().backward()
         left, right = torch.zeros(3, dtype=torch.bfloat16), torch.ones(3)
         right[2] += rank() == 1
         order = []
@@ -44,11 +44,12 @@ def told(one_thread, tmp_path_factory):
                         for count in (1, 3, 4, 5)],
             "several": processes.gather_several(
                 torch.full((1, 2), rank()), torch.arange(3)[None] + 10 * rank()),
-            "agreed": processes.agree(3 - rank()), "from_main": processes.from_main(rank() + 7),
+            "largest": processes.max_over_processes(3 - rank()),
+            "from_main": processes.broadcast_from_main(rank() + 7),
             "weight": layer[0].weight.detach(), "bias": layer[0].bias.detach(),
             "summed": layer[0].weight.grad,
             "without": layer[1].weight.grad, "order": order,
-            "differences": [processes.first_difference({"left": left, "right": value})
+            "differences": [processes.first_differing_tensor({"left": left, "right": value})
                             for value in (left, right)]}
 
     return run_together(N, call, tmp_path_factory.mktemp("together"))
@@ -76,7 +77,7 @@ def test_every_process_gets_the_same_answer(told):
             assert torch.equal(rows, WHOLE[:count])
         assert got["several"][0].tolist() == [[0, 0], [1, 1], [2, 2]]
         assert got["several"][1].tolist() == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
-        assert got["agreed"] == 3 and got["from_main"] == 7
+        assert got["largest"] == 3 and got["from_main"] == 7
         assert got["differences"] == [None, "right"]
     assert [got["order"] for got in told] == [[0], [], []]  # of one machine
 
@@ -84,25 +85,27 @@ def test_every_process_gets_the_same_answer(told):
 def test_one_process_gets_back_what_it_gives():
     rows = torch.rand(4, 2, requires_grad=True)
     layer = torch.nn.Linear(2, 2)
-    assert world() == 1 and processes.gather(rows) is rows
-    assert processes.gather_strided(rows, 4) is rows and processes.agree(5) == 5
-    assert processes.summing_gradients(layer) is layer and processes.from_main(rows) is rows
-    assert processes.first_difference({"a": rows}) is None
-    with processes.together("cpu"):
+    assert world_size() == 1 and processes.gather(rows) is rows
+    assert processes.gather_strided(rows, 4) is rows and processes.max_over_processes(5) == 5
+    assert processes.with_summed_gradients(layer) is layer
+    assert processes.broadcast_from_main(rows) is rows
+    assert processes.first_differing_tensor({"a": rows}) is None
+    with processes.process_group("cpu"):
         assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_a_bit_or_a_place_changes_the_sum(dtype):
     values = torch.tensor([[0, 1, 1], [0, 0, 1]]).to(dtype)
-    assert processes.bit_sum(values) != processes.bit_sum(values.flip(1))
-    assert processes.bit_sum(values) == processes.bit_sum(values.clone())
+    assert processes.bit_checksum(values) != processes.bit_checksum(values.flip(1))
+    assert processes.bit_checksum(values) == processes.bit_checksum(values.clone())
 
 
 def test_large_tensors_are_summed_in_parts(monkeypatch):
-    monkeypatch.setattr(processes, "PART", 5)
+    monkeypatch.setattr(processes, "CHECKSUM_CHUNK", 5)
     values = torch.arange(12.0)
-    assert processes.bit_sum(values) != processes.bit_sum(values.flip(0)[[0, *range(1, 12)]])
+    moved = values.flip(0)[[0, *range(1, 12)]]
+    assert processes.bit_checksum(values) != processes.bit_checksum(moved)
 
 
 @pytest.mark.parametrize("lacking", ["MASTER_ADDR", "MASTER_PORT", "RANK"])
@@ -139,7 +142,7 @@ def test_a_command_of_one_process_refuses_to_be_several(monkeypatch, capsys, mai
 def ending(call, folder, count=N):
     """Statuses, lines on stderr, and seconds that it took, where `call` ends in an error."""
     def guarded():
-        with exit_on_input_error(), processes.together("cpu"):
+        with exit_on_input_error(), processes.process_group("cpu"):
             call()
 
     start = time.monotonic()
@@ -157,7 +160,7 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
 
 def test_a_mistake_found_before_they_meet_is_told_once(tmp_path):
     def call():
-        with exit_on_input_error(), processes.together("cuda"):
+        with exit_on_input_error(), processes.process_group("cuda"):
             raise AssertionError("there is no GPU")
 
     if torch.cuda.is_available():
@@ -173,7 +176,7 @@ def test_an_error_of_one_ends_all_within_seconds(tmp_path, where):
     def call():
         if rank() == where:
             raise InputError("photo 7 is broken")
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert statuses == [2] * N and lines == ["error: photo 7 is broken"], lines
@@ -194,7 +197,7 @@ def test_a_fault_of_the_program_shows_its_traceback_once(tmp_path):
     def call():
         if rank() == 1:
             raise ZeroDivisionError("a fault")
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, _ = ending(call, tmp_path)
     assert 0 not in statuses and lines.count("ZeroDivisionError: a fault") == 1, lines
@@ -205,7 +208,7 @@ def test_a_killed_process_is_named(tmp_path):
     def call():
         if rank() == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert statuses == [1, 1, -signal.SIGKILL] and len(lines) == 1 and seconds < 30, lines
@@ -218,7 +221,7 @@ def test_a_process_that_hangs_is_named(tmp_path, monkeypatch):
     def call():
         if rank() == 1:
             time.sleep(600)
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert 0 not in statuses and len(lines) == 1 and seconds < 40, lines
