@@ -12,6 +12,7 @@ import glob
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def library(what: object):
         raise InputError(f"{what}: Parquet and Arrow files and the Hub are read by the package "
                          f"datasets, which is missing: {WAY_OUT}") from error
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are told in a line here
     return datasets
 
 
@@ -374,6 +375,16 @@ class ArrowTexts(Sequence):
         return ArrowTexts(self.columns, self.column_of[indices], self.place_of[indices])
 
 
+def are_missing(texts) -> np.ndarray:
+    """Return (N,) whether each text of an Arrow column stands for a missing value."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    stands_for_none = pc.is_in(pc.utf8_trim_whitespace(texts),
+                               pyarrow.array(sorted(MISSING), texts.type))
+    return np.asarray(pc.or_kleene(pc.is_null(texts), stands_for_none))
+
+
 def flat_captions(data, keys: Keys, rows: np.ndarray) -> tuple[ArrowTexts, np.ndarray, np.ndarray]:
     """Return the captions of rows of a table, in the rows' order; the row of each; and (n,) whether
     a row has none, or one in a list that stands for a missing value.
@@ -393,8 +404,7 @@ def flat_captions(data, keys: Keys, rows: np.ndarray) -> tuple[ArrowTexts, np.nd
             owners = np.repeat(np.arange(len(data)), counts)
         else:
             texts, owners = column, np.arange(len(data))
-        absent = np.asarray(pc.fill_null(pc.is_in(
-            pc.utf8_trim_whitespace(texts), pyarrow.array(sorted(MISSING), texts.type)), True))
+        absent = are_missing(texts)
         if texts is not column:
             bad[owners[absent]] = True  # a text of a list
         present = np.flatnonzero(~absent)
@@ -454,15 +464,13 @@ class PhotoColumn:
 
     def missing(self) -> np.ndarray:
         """Return (rows,) whether a row has neither bytes nor a path."""
-        import pyarrow
         import pyarrow.compute as pc
 
         absent = np.ones(len(self.bytes if self.bytes is not None else self.paths), dtype=bool)
         if self.bytes is not None:
             absent &= np.asarray(pc.is_null(self.bytes))
         if self.paths is not None:
-            absent &= np.asarray(pc.fill_null(pc.is_in(pc.utf8_trim_whitespace(
-                self.paths), pyarrow.array(sorted(MISSING), self.paths.type)), True))
+            absent &= are_missing(self.paths)
         return absent
 
     def groups(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
