@@ -254,7 +254,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
               "text": {"input_ids": torch.randint(1, 9, (3, length), generator=random),
                        "attention_mask": mask}}
     batch = torch.export.Dim("batch", min=1, max=4096)
-    whole_mask, model.uses_4d_mask = model.uses_4d_mask, False
+    uses_4d_mask, model.uses_4d_mask = model.uses_4d_mask, False
     for side, values in inputs.items():
         names, path = list(values), folder / f"{side}.onnx"
         try:
@@ -275,7 +275,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
             if not gap <= ONNX_TOLERANCE:
                 raise InputError(f"--onnx: {path.name} gives embeddings that are {gap:.1e} from "
                                  "PyTorch's; leave the flag out")
-    model.uses_4d_mask = whole_mask
+    model.uses_4d_mask = uses_4d_mask
 
 
 # ----------------------------------------------------------------------------------------- command

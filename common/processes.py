@@ -251,8 +251,8 @@ def lost_process_error(lost_ranks: list[int]) -> LostProcess:
     """Return the error for processes that do not answer; an empty list if it is not known which."""
     which = f"process {', '.join(map(str, lost_ranks))}" if lost_ranks else "a process"
     return LostProcess(f"{which} of {world_size()} is gone, or gave no answer for {TIME_LIMIT} s; "
-                       "where it has told why, it is above. What was last saved is whole: go on "
-                       f"with --resume auto (told by {socket.gethostname()})")
+                       "its own error, if it printed one, is above. What was last saved is whole: "
+                       f"go on with --resume auto (seen by {socket.gethostname()})")
 
 
 def is_lost_process(error: BaseException) -> bool:
