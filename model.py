@@ -27,7 +27,7 @@ from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
 from encoders.stored import read_stored_encoders
 
-MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes: training and evaluation, and varying shapes
+MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
 
 
 class DualEncoder(nn.Module, ModelHubMixin):
@@ -321,8 +321,8 @@ def as_input_error(message: str) -> Iterator[None]:
 def interpolation_kwargs(encoder: nn.Module, image_res: int) -> dict[str, bool]:
     """Return the keyword arguments with which an image encoder takes photos of `image_res` pixels.
 
-    A transformer with a table of positions has to be told to interpolate it for photos of another
-    size than it was pretrained with; every other encoder needs no argument.
+    A transformer with a table of positions interpolates it for photos of another size than in
+    pretraining only if it is asked to. Other encoders need no argument.
     """
     vision_config = getattr(encoder.config, "vision_config", encoder.config)
     family = find_family(encoder.config, "image")

@@ -249,10 +249,10 @@ class FailureWatcher:
 
 def lost_process_error(lost_ranks: list[int]) -> LostProcess:
     """Return the error for processes that do not answer; an empty list if it is not known which."""
-    lost = f"process {', '.join(map(str, lost_ranks))}" if lost_ranks else "a process"
-    return LostProcess(f"{lost} of {world_size()} is gone, or gave no answer for {TIME_LIMIT} s; "
-                       "where it has told why, it is above. What was last saved is whole: go on "
-                       f"with --resume auto (told by {socket.gethostname()})")
+    which = f"process {', '.join(map(str, lost_ranks))}" if lost_ranks else "a process"
+    return LostProcess(f"{which} of {world_size()} is gone, or gave no answer for {TIME_LIMIT} s; "
+                       "its own error, if it printed one, is above. What was last saved is whole: "
+                       f"go on with --resume auto (seen by {socket.gethostname()})")
 
 
 def is_lost_process(error: BaseException) -> bool:
@@ -266,41 +266,18 @@ def is_lost_process(error: BaseException) -> bool:
 # ----------------------------------------------------------------------------------- communication
 
 
-def gather(local: Tensor) -> Tensor:
-    """Gather the rows of all processes, in the order of their ranks.
+def gather(own: Tensor) -> Tensor:
+    """(B, ...) rows of all processes, in the order of their ranks, from (B / N, ...) of each.
 
-    The local rows keep their graph. The rows of other processes are constants here: their gradient
-    is computed there.
-
-    Args:
-        local: (B / N, ...) rows of this process.
-
-    Returns:
-        (B, ...) rows.
-    """
-    return gather_several(local)[0]
-
-
-def gather_several(*local: Tensor) -> tuple[Tensor, ...]:
-    """Gather several tensors of one type like `gather`, in a single exchange.
-
-    Args:
-        local: tensors (B / N, ...), whose trailing sizes may differ.
-
-    Returns:
-        A tensor (B, ...) for each.
+    The own rows keep their graph. The others' are constants: their gradient is computed there.
     """
     if world_size() == 1:
-        return local
-    message = torch.cat([tensor.detach().reshape(-1) for tensor in local])
-    messages = [torch.empty_like(message) for _ in range(world_size())]
-    dist.all_gather(messages, message, group=group_of(message))
-    sizes = [tensor.numel() for tensor in local]
-    # For each process, its part of each tensor; the local parts are replaced by those with a graph.
-    parts = [[part.view(tensor.shape) for part, tensor in zip(received.split(sizes), local)]
-             for received in messages]
-    parts[rank()] = local
-    return tuple(map(torch.cat, zip(*parts)))
+        return own
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format)
+             for _ in range(world_size())]
+    dist.all_gather(parts, own.detach().contiguous(), group=group_of(own))
+    parts[rank()] = own
+    return torch.cat(parts)
 
 
 def gather_strided(local: Tensor, count: int) -> Tensor:
@@ -321,6 +298,15 @@ def gather_strided(local: Tensor, count: int) -> Tensor:
     padded[: len(local)] = local
     rows = gather(padded).view(world_size(), most, *local.shape[1:])
     return rows.transpose(0, 1).reshape(-1, *local.shape[1:])[:count]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, detached."""
+    if world_size() == 1:
+        return value.detach()
+    value = value.detach().clone()
+    dist.all_reduce(value, group=group_of(value))
+    return value
 
 
 def group_of(tensor: Tensor) -> dist.ProcessGroup | None:

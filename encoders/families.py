@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from common.errors import InputError
 
 DOCS = "docs/encoders.md"
-# What --image_pooling and --text_pooling take beside "auto"; `encoders.pooling.pool` defines them.
-IMAGE_POOLINGS = "mean", "cls", "own"
-TEXT_POOLINGS = "tokens", "padded", "cls", "last", "own"
 
 
 class Family(NamedTuple):
@@ -23,14 +20,15 @@ class Family(NamedTuple):
 
     Attributes:
         sides: "image", "text" or both: the sides of a dual encoder that such a model can be.
-        poolings: The poolings that make sense for it. The first is its default.
+        poolings: The poolings that make sense for it, see `encoders.pooling.pool`. The first is its
+            default.
         excluded_tokens: Function of a configuration that returns how many tokens at the front are
             no patches of the photo, and are left out of "mean".
         own_pooling: Function of encoder and last hidden state that returns features (B, W), for
             the pooling "own"; None if the model has no pooling layers.
         loader_class: Name of the class of transformers that loads it.
-        interpolates_positions: Whether the model has to be told to interpolate its table of
-            positions for photos of another size. Other models take them without being told.
+        interpolates_positions: Whether the model needs the argument `interpolate_pos_encoding` for
+            photos of another size than in pretraining. Other models take them as they are.
         accepts_4d_mask: Whether every token attends to every real token in all layers, so that a
             mask (B, 1, L, L) made from one of (B, L) means the same.
     """

@@ -13,13 +13,7 @@ import torch.nn.functional as F
 import transformers as T
 
 from common.errors import InputError
-from encoders.families import (
-    IMAGE_POOLINGS,
-    REFUSED,
-    SUPPORTED,
-    TEXT_POOLINGS,
-    choose_pooling,
-)
+from encoders.families import REFUSED, SUPPORTED, choose_pooling
 from encoders.loading import load_encoder
 from model import DualEncoder
 
@@ -272,6 +266,8 @@ def test_a_feature_map_is_averaged_over_its_positions(dual, kind):
     same(features(model, "image"), mean)
 
 
+# All that --image_pooling and --text_pooling take beside "auto".
+POOLINGS = {"image": ("mean", "cls", "own"), "text": ("tokens", "padded", "cls", "last", "own")}
 OTHER_POOLINGS = [
     (kind, side, pooling) for kind, side in ENCODERS for pooling in SUPPORTED[kind].poolings
     if pooling not in ("mean", "tokens") and SUPPORTED[kind].sides != ("image", "text")]
@@ -309,7 +305,7 @@ def test_tokens_is_the_mean_over_real_tokens(dual, kind):
 def test_a_pooling_that_a_family_does_not_have_is_refused(kind, side):
     encoder = SimpleNamespace(config=SimpleNamespace(model_type=kind))
     poolings = SUPPORTED[kind].poolings
-    for pooling in IMAGE_POOLINGS if side == "image" else TEXT_POOLINGS:
+    for pooling in POOLINGS[side]:
         if pooling in poolings:
             assert choose_pooling(encoder, side, pooling) == pooling
         elif (pooling, poolings) != ("tokens", ("own",)):
