@@ -14,9 +14,12 @@ import train
 from common.errors import InputError
 from figures.tensorboard import validation_lines
 from training import outline, schedule
+from training.objectives import objective_class
+from training.objectives.base import phases
 from training.options import parse
 from training.run import Run
 
+ALL_NEGATIVES, HARDEST_NEGATIVE = "triplet, all negatives", "triplet, hardest negative"
 METRICS = {f"{side}_r{k}": float(k) for side in ("i2t", "t2i") for k in (1, 5, 10)}
 
 
@@ -191,15 +194,17 @@ def test_the_longest_lines_fit():
 
 
 @pytest.mark.parametrize("more, found", [
-    ([], [(1, 1, schedule.ALL_NEGATIVES), (2, 25, schedule.FNE)]),
+    ([], [(1, 1, ALL_NEGATIVES), (2, 25, "FNE")]),
     (["--max_violation", "--easy_epochs", "2", "--warmup_epochs", "3", "--num_epochs", "4"],
-     [(1, 2, schedule.ALL_NEGATIVES), (3, 3, schedule.HARDEST_NEGATIVE), (4, 4, schedule.FNE)]),
-    (["--loss", "infonce", "--num_epochs", "1"], [(1, 1, schedule.INFONCE)])])
+     [(1, 2, ALL_NEGATIVES), (3, 3, HARDEST_NEGATIVE), (4, 4, "FNE")]),
+    (["--loss", "infonce", "--num_epochs", "1"], [(1, 1, "InfoNCE")])])
 def test_phases_by_epoch(more, found):
-    own = options(*more)
-    assert schedule.phases(own) == found
+    run_options = options(*more)
+    objective = objective_class(run_options.loss)
+    assert phases(objective, run_options) == found
     for first, last, name in found:
-        assert {schedule.phase(own, epoch - 1) for epoch in range(first, last + 1)} == {name}
+        names = {objective.phase(run_options, epoch - 1) for epoch in range(first, last + 1)}
+        assert names == {name}
 
 
 # ------------------------------------------------------------------------------ where it is written
