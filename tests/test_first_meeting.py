@@ -70,20 +70,22 @@ def test_the_start_tells_what_the_preset_changed_and_no_more(told):
 
 
 def test_a_preset_that_changes_nothing_is_not_told():
-    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], device=None)
+    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], captions=10,
+                          device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
-        assert not any("preset" in line for line in outline.outline(run, 10, set(), None))
+        assert not any("preset" in line for line in outline.outline(run, set(), None))
 
 
 def test_a_borrowed_name_brings_its_preset_along_and_says_so():
     own = options("--dataset", "flickr8k", "--queue_size", "8224")
-    run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], device=None)
+    run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], captions=10,
+                          device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
-        text = " ".join(outline.outline(run, 10, {"dataset", "queue_size"}, None))
+        text = " ".join(outline.outline(run, {"dataset", "queue_size"}, None))
     assert "preset of flickr8k: text_encoder small-bert, augment none" in text
     assert "queue_size" not in text
 
