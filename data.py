@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.options import EncodingOptions, SourceOptions
-from common.ranks import own_rows
+from common.ranks import local_rows
 from common.terminal import warn
 from inputs import sources
 from inputs.augmentation import train_pixels
@@ -309,6 +309,22 @@ def load_test_set(options: EncodingOptions, tokenizer) -> LoadedSplit:
     return load_eval_set(options, "test", tokenizer)
 
 
+def load_all_splits(
+    options: LoadingOptions, tokenizer
+) -> tuple[LoadedSplit, LoadedSplit, LoadedSplit]:
+    """Load train, val and test for a run, so that what is wrong with any of them shows at once.
+
+    Raises:
+        InputError: a split cannot be used, or splits of the user's own data share a photo.
+    """
+    train_set = load_train_set(options, tokenizer)
+    val_set = load_eval_set(options, "val", tokenizer)
+    test_set = load_test_set(options, tokenizer)
+    if options.dataset == "custom":
+        check_apart(train_set, val_set, test_set)
+    return train_set, val_set, test_set
+
+
 def check_apart(*loaded: LoadedSplit) -> None:
     """Raise InputError where a photo is in two of the splits: a score on it would be too good."""
     for number, one in enumerate(loaded):
@@ -353,8 +369,8 @@ def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool
     photos = None if sees_photos_once(options) else train_set.photos
     pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
                         augment=options.augment == "published")
-    own = own_rows(options.batch_size_train)
-    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, own)
-    pixels = 0 if photos is None else 3 * options.image_res**2 * (own.stop - own.start)
+    local = local_rows(options.batch_size_train)
+    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, local)
+    pixels = 0 if photos is None else 3 * options.image_res**2 * (local.stop - local.start)
     return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,
                        collate_fn=Collator(train_set.captions))

@@ -12,11 +12,11 @@ auto` to go on where the run stopped.
 
 from pathlib import Path
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 from torch import Tensor
@@ -24,30 +24,14 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 from common import terminal
-from common.device import be_deterministic, pick_device
+from common.device import pick_device, set_deterministic
 from common.errors import exit_on_input_error
 from common.options import check_paths
-from common.processes import gather_several, once_per_machine, together
-from common.ranks import is_main, own_rows
-from data import (
-    Batch,
-    LoadedSplit,
-    check_apart,
-    load_eval_set,
-    load_test_set,
-    load_train_set,
-    make_train_loader,
-)
+from common.processes import gather_several, once_per_machine, process_group
+from common.ranks import local_rows
+from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
 from encoders.processors import tokenizer_of
-from evaluation import (
-    embed_split,
-    encode_photos,
-    metrics_place,
-    print_metrics,
-    score,
-    title_of,
-    write_metrics,
-)
+from evaluation import encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
@@ -98,7 +82,7 @@ def encode(run: Run, batch: Batch) -> Step:
         batch: pixels and tokens of the local pairs, ids of all.
     """
     seed_dropout(run.options.seed, run.global_step)
-    local = own_rows(len(batch.image_ids))
+    local = local_rows(len(batch.image_ids))
     if run.image_features is None:
         pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
     else:  # a frozen encoder has seen all photos
@@ -198,13 +182,9 @@ def train_and_test(
         lock: keeps the run's folder to this run.
     """
     tokenizer = tokenizer_of(options)
-    train_set = load_train_set(options, tokenizer)
-    val_set = load_eval_set(options, "val", tokenizer)
-    test_set = load_test_set(options, tokenizer)  # what is wrong with it shows now
-    if options.dataset == "custom":
-        check_apart(train_set, val_set, test_set)
+    train_set, val_set, test_set = load_all_splits(options, tokenizer)
     if options.judgements:
-        read_judgements(options.judgements, test_set.split)
+        read_judgements(options.judgements, test_set.split)  # what is wrong with it shows now
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
     model = checkpoint.model_for_training(options, state, path, tokenizer)
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
@@ -214,7 +194,7 @@ def train_and_test(
     outline.tell(run, given, goes_on_from)
     key = features.prepare(run, encode_photos)
     storage.prepare_run_folder(run, lock, goes_on_from)
-    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [])
+    results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
     features.keep(run, key)
     try:
         with storage.written_to(options.logger_name):
@@ -222,43 +202,28 @@ def train_and_test(
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
-    test(options, checkpoint.read_best(best), best, test_set, tokenizer, results)
-
-
-def test(
-    options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer, results: Path
-) -> None:
-    """Score a checkpoint on the test split, print the metrics, and write them to a file.
-
-    Args:
-        options: the run's options.
-        state: the content of the checkpoint `path`.
-        test_set: the split to score.
-        tokenizer: of the text encoder.
-        results: the json file to write.
-    """
-    embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
-    if is_main():
-        write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
+    state = checkpoint.read_best(best)
+    score_checkpoint(options, state, best, test_set, "test", tokenizer, results)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     options, given = parse(__doc__, argv)
-    with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
+    with exit_on_input_error(), process_group(options.device), storage.FolderLock() as lock:
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
-        be_deterministic(options.deterministic)
+        set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
             ambiguity = float(options.ambiguity)
             once_per_machine(lambda: make_shapes(options.data_path, ambiguity=ambiguity))
         if options.test:
-            results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
+            results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [path])
             tokenizer = tokenizer_of(options)
-            test(options, state, path, load_test_set(options, tokenizer), tokenizer, results)
+            test_set = load_test_set(options, tokenizer)
+            score_checkpoint(options, state, path, test_set, "test", tokenizer, results)
         else:
             lock.take(options.logger_name)
             train_and_test(options, given, path, state, lock)

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import leads_out_of_folder
-from common.hub import hub_fault
+from common.hub import hub_error
 from common.options import SourceOptions
-from common.terminal import say, warn
+from common.terminal import print_status, warn
 from inputs.photos import PhotoSequence
 from inputs.records import (
     IMAGE_COLUMNS,
@@ -163,7 +163,7 @@ def parts_of_hub(options: SourceOptions, place: Path) -> list[Part]:
     """
     datasets = library(f"--dataset hub --data_path {place}")
     name, _, config = str(place).partition(":")
-    if not Path(name).is_dir() and (fault := hub_fault()) is not None:
+    if not Path(name).is_dir() and (fault := hub_error()) is not None:
         datasets.config.HF_HUB_OFFLINE = True  # or the library would try again and again
     else:
         fault = None
@@ -187,7 +187,7 @@ def told_of(place: Path, more: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of dozens of kinds
-        pass_on(error)
+        reraise_out_of_memory(error)
         text = one_line(error)
         if "script" in text.lower():
             raise InputError(f"--data_path {place} is a script, which would run code, and is "
@@ -276,7 +276,7 @@ def split_of_table(
     good[rows[~missing]] = True
     kept = good[row_of_text]
     captions, row_of_text = captions.take(np.flatnonzero(kept)), row_of_text[kept]
-    announce_keys(keys, columns, place, say)
+    announce_keys(keys, columns, place, print_status)
     group, firsts = photos.groups(rows[~missing])
     number_of_row = np.full(len(data), -1, dtype=np.int64)
     number_of_row[rows[~missing]] = group

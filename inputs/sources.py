@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, one_line
-from common.files import read_json, user_cache
+from common.files import read_json, user_cache_folder
 from common.options import SourceOptions
-from common.terminal import progress, say, warn
+from common.terminal import print_status, progress, warn
 from inputs import arrow
 from inputs.photos import Photos, PhotoSequence
 from inputs.records import (
@@ -97,8 +97,8 @@ def mapped_split(
     """Return the split of a large captions file with its texts mapped from the cache, and not in
     lists; None, and a line that says why, where that cannot be done."""
     if not arrow.has_library():
-        say(f"{path.name}: its captions are in memory; {arrow.WAY_OUT} has them mapped, and shared "
-            "by all processes")
+        print_status(f"{path.name}: its captions are in memory; {arrow.WAY_OUT} has them mapped, "
+                     "and shared by all processes")
         return None
     records = progress(split_file_records(path, options, name), f"reading {path.name}")
     try:
@@ -188,7 +188,7 @@ def turns_photos(options: SourceOptions) -> bool:
 
 def cache_folder(asked: Path | None) -> Path | None:
     """Return where what takes long to make is kept: `asked`, or in the user's cache, if any."""
-    return asked if asked is not None else user_cache("fne")
+    return asked if asked is not None else user_cache_folder("fne")
 
 
 def columns_of(options: SourceOptions) -> Columns:
