@@ -125,7 +125,8 @@ def plain_order(sampler: EpochSampler):
     seeds = torch.randint(2**62, (sampler.size,), generator=generator).tolist()
     pairs = list(zip(order, seeds, strict=True))
     for batch in range(sampler.start, len(sampler)):
-        yield pairs[batch * sampler.batch_size : (batch + 1) * sampler.batch_size][sampler.own]
+        rows = slice(batch * sampler.batch_size, (batch + 1) * sampler.batch_size)
+        yield pairs[rows][sampler.local_rows]
 
 
 def used() -> float:

@@ -125,7 +125,7 @@ def parts_of_files(options: SourceOptions, place: Path) -> list[Part]:
         InputError: there is no file, or one cannot be read.
     """
     datasets = library(f"--data_path {place}")
-    with told_of(place):
+    with errors_in_a_line(place):
         if place.is_dir() and is_saved(place):
             found = datasets.load_from_disk(str(place))
             named = found.items() if isinstance(found, dict) else [(None, found)]
@@ -167,7 +167,7 @@ def parts_of_hub(options: SourceOptions, place: Path) -> list[Part]:
         datasets.config.HF_HUB_OFFLINE = True  # or the library would try again and again
     else:
         fault = None
-    with told_of(place, f"; the Hub does not answer: {fault}" if fault else ""):
+    with errors_in_a_line(place, f"; the Hub does not answer: {fault}" if fault else ""):
         cache = None if options.cache is None else str(options.cache / "datasets")
         builder = datasets.load_dataset_builder(name, config or None, cache_dir=cache)
         kind = type(builder).__module__.split(".")
@@ -180,7 +180,7 @@ def parts_of_hub(options: SourceOptions, place: Path) -> list[Part]:
 
 
 @contextlib.contextmanager
-def told_of(place: Path, more: str = "") -> Iterator[None]:
+def errors_in_a_line(place: Path, more: str = "") -> Iterator[None]:
     """Turn whatever the library raises inside into an InputError of one line."""
     try:
         yield
@@ -274,8 +274,8 @@ def split_of_table(
              f"{first}")
     good = np.zeros(len(data), dtype=bool)
     good[rows[~missing]] = True
-    kept = good[row_of_text]
-    captions, row_of_text = captions.take(np.flatnonzero(kept)), row_of_text[kept]
+    is_good = good[row_of_text]
+    captions, row_of_text = captions.take(np.flatnonzero(is_good)), row_of_text[is_good]
     announce_keys(keys, columns, place, print_status)
     group, firsts = photos.groups(rows[~missing])
     number_of_row = np.full(len(data), -1, dtype=np.int64)

@@ -37,14 +37,16 @@ class EpochSampler(Sampler):
     from (seed, epoch) alone, so an interrupted epoch goes on exactly where it stopped.
 
     Args:
-        own: the rows of each batch to give, where several processes share it; all, unless given.
+        local_rows: the rows of each batch to give, where several processes share it; all, unless
+            given.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, own: slice = slice(None)):
+    def __init__(self, size: int, batch_size: int, seed: int, local_rows: slice = slice(None)):
         if size < batch_size:
             raise InputError(f"--batch_size_train {batch_size} is more than the {size} pairs of "
                              "the training split")
-        self.size, self.batch_size, self.seed, self.own = size, batch_size, seed, own
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.local_rows = local_rows
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -64,8 +66,9 @@ class EpochSampler(Sampler):
                 continue
             for batch in batches[max(0, self.start - first) :]:
                 place = (batch - first) * self.batch_size
-                own = slice(place, place + self.batch_size)
-                yield list(zip(order[rows][own][self.own].tolist(), seeds[own][self.own].tolist(),
+                whole = slice(place, place + self.batch_size)
+                yield list(zip(order[rows][whole][self.local_rows].tolist(),
+                               seeds[whole][self.local_rows].tolist(),
                                strict=True))
 
 

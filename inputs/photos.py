@@ -116,13 +116,10 @@ class PhotoSequence(Sequence):
         Args:
             what: names the work on the progress bar.
         """
-        def fault(row: int) -> str | None:
-            return self.fault(row)
-
         with ThreadPoolExecutor(16) as pool, progress(None, what, len(rows)) as bar:
             for start in range(0, len(rows), CHECKED):
-                part = rows[start : start + CHECKED]
-                for row, found in zip(part, pool.map(fault, part), strict=True):
+                block = rows[start : start + CHECKED]
+                for row, found in zip(block, pool.map(self.fault, block), strict=True):
                     if found:
                         yield row, found
                     bar.update()
@@ -213,7 +210,7 @@ class Photos(PhotoSequence):
         return photo_fault(path) or self.leads_out(path)
 
     def clues(self) -> Iterator[str]:
-        return (PurePosixPath(name).name for name in self.names)
+        return (name.rpartition("/")[2] for name in self.names)
 
     def missing(self, index: int) -> str | None:
         return None if os.path.isfile(self.photo(index)) else "missing"

@@ -344,27 +344,27 @@ def announce_keys(
 
 
 def find_key(
-    names: list[str], asked: str | None, usual: tuple[str, ...], flag: str, path: Path
+    names: list[str], named: str | None, usual: tuple[str, ...], flag: str, path: Path
 ) -> str:
-    """Return the name that the user asked for by `flag`, or the only usual one."""
-    wanted = set(usual) if asked is None else {plain(asked)}
+    """Return the name that the user named for by `flag`, or the only usual one."""
+    wanted = set(usual) if named is None else {plain(named)}
     found = [name for name in names if plain(name) in wanted]
-    if asked is None:
+    if named is None:
         found = [name for name in found if plain(name) in PLAIN_IMAGE_COLUMNS] or found
-    check_found(found, names, asked, usual, flag, path)
+    check_found(found, names, named, usual, flag, path)
     if len(found) > 1:
         raise InputError(f"{path} has the columns {listed(found)}: name one with {flag}")
     return found[0]
 
 
-def caption_keys(names: list[str], asked: str | None, path: Path) -> tuple[str, ...]:
-    """Return the columns of captions: those that the user asked for, or those of one usual name,
+def caption_keys(names: list[str], named: str | None, path: Path) -> tuple[str, ...]:
+    """Return the columns of captions: those that the user named for, or those of one usual name,
     with numbers behind it or without."""
     flag = "--caption_column"
-    if asked is not None and plain(asked) not in set(map(plain, names)) and "," in asked:
-        return tuple(find_key(names, one, (), flag, path) for one in asked.split(","))
-    if asked is not None:
-        return (find_key(names, asked, (), flag, path),)
+    if named is not None and plain(named) not in set(map(plain, names)) and "," in named:
+        return tuple(find_key(names, one, (), flag, path) for one in named.split(","))
+    if named is not None:
+        return (find_key(names, named, (), flag, path),)
     families: dict[str, list[str]] = {}
     for name in names:
         numbered = NUMBERED.fullmatch(plain(name))
@@ -382,7 +382,7 @@ def caption_keys(names: list[str], asked: str | None, path: Path) -> tuple[str, 
 
 
 def check_found(
-    found: list[str], names: list[str], asked: str | None, usual: tuple[str, ...], flag: str,
+    found: list[str], names: list[str], named: str | None, usual: tuple[str, ...], flag: str,
     path: Path,
 ) -> None:
     """Raise InputError where no column was found, or two have the same name."""
@@ -390,21 +390,21 @@ def check_found(
     if twice is not None:
         raise InputError(f"{path} has {found.count(twice)} columns {twice!r}: rename all but one")
     if not found:
-        none = repr(asked) if asked is not None else f"{', '.join(usual[:5])} or the like"
+        none = repr(named) if named is not None else f"{', '.join(usual[:5])} or the like"
         raise InputError(f"{path} begins with the columns {listed(names)}, and none is called "
                          f"{none}: name yours with {flag}")
 
 
-def split_key(names: list[str], asked: str | None, path: Path) -> str | None:
+def split_key(names: list[str], named: str | None, path: Path) -> str | None:
     """Return the column that says which photo goes into which split, or None.
 
     Raises:
-        InputError: there is none of the name that the user asked for.
+        InputError: there is none of the name that the user named for.
     """
-    if asked is not None and plain(asked) == "none":
+    if named is not None and plain(named) == "none":
         return "\0"  # a name that no column has
-    if asked is not None:
-        return find_key(names, asked, (), "--split_column", path)
+    if named is not None:
+        return find_key(names, named, (), "--split_column", path)
     return next((name for name in names if plain(name) == "split"), None)
 
 
@@ -485,7 +485,7 @@ def flatten_karpathy(
 ) -> list[dict]:
     """Return records {image, caption: [...], split} of a split, or of all, of Karpathy's format.
 
-    With `captions` false the photos alone are asked for: {image, split}.
+    With `captions` false the photos alone are named for: {image, split}.
     """
     if not isinstance(content.get("images"), list):
         raise InputError(f"{path}: an object without a list 'images' is no Karpathy split file")

@@ -502,13 +502,13 @@ def parsed_captions(
     return [text.strip() for text in texts]
 
 
-def caption_key(sample: dict, asked: str | None, name: str) -> str | None:
+def caption_key(sample: dict, named: str | None, name: str) -> str | None:
     """Return the key that holds a sample's captions; capitals do not count. None where none does.
 
     Raises:
         InputError: several may.
     """
-    wanted = CAPTION_KEYS if asked is None else (asked.strip().lower(),)
+    wanted = CAPTION_KEYS if named is None else (named.strip().lower(),)
     found = [key for key in sample if key.lower() in wanted and sample[key] is not None]
     if len(found) > 1:
         raise InputError(f"{name} has captions under {listed(found)}: name one with "

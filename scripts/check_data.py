@@ -28,6 +28,7 @@ from common.errors import InputError, exit_on_input_error
 from common.pools import map_in_processes
 from common.terminal import print_result, progress
 from data import Split, check_places
+from inputs.arrow import RowPhoto
 from inputs.captions import clean_caption
 from inputs.loader import usable_cores
 from inputs.photos import Photo as PhotoPlace
@@ -120,6 +121,8 @@ def odd_kinds(image: Image.Image) -> list[str]:
 
 def examine_all(photos: list[PhotoPlace | str], workers: int) -> list[Findings]:
     """Call `examine` for each photo, in as many processes, behind a bar."""
+    if any(isinstance(photo, RowPhoto) for photo in photos):
+        workers = 0  # such a photo would take its whole table along to another process
     found = map_in_processes(examine, photos, min(workers, usable_cores()), "examining photos", 16)
     return list(progress(found, "examining photos", len(photos)))
 
@@ -128,27 +131,27 @@ def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str
     """Return for each kind of `FATAL`, `ODD` and `BETWEEN` the photos that it was found in, as
     "split: name"."""
     names, photos, linked = [], [], set()
-    for part, split in splits.items():
+    for split_name, split in splits.items():
         for number, name in enumerate(split.images):
-            label = f"{part}: {name}"
+            label = f"{split_name}: {name}"
             photo = split.photos.missing(number) or split.photos[number]
-            names.append((part, label))
+            names.append((split_name, label))
             photos.append(photo)
             if isinstance(split.photos, Photos) and isinstance(photo, Path) and (
                     split.photos.leads_out(photo)):
                 linked.add(label)
     found, same_file, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
     findings = examine_all(photos, options.workers)
-    for (part, label), photo, finding in zip(names, photos, findings, strict=True):
+    for (split_name, label), photo, finding in zip(names, photos, findings, strict=True):
         for kind in finding.kinds:
             found[kind].append(label)
         if isinstance(photo, str):
             continue
         if label in linked:
             found["linked"].append(label)
-        same_file[photo].append((part, label))
+        same_file[photo].append((split_name, label))
         if finding.digest:
-            same_bytes[finding.digest].append((part, label, photo))
+            same_bytes[finding.digest].append((split_name, label, photo))
     for copies in same_file.values():
         if len(copies) > 1:
             parts, labels = zip(*copies)
@@ -166,10 +169,10 @@ def check_captions(
     """Return for each kind of `CAPTIONS` the captions that it was found in, as "split: photo:
     caption"."""
     found = defaultdict(list)
-    for part, split in splits.items():
+    for split_name, split in splits.items():
         for text, image in zip(split.captions, split.image_of_text.tolist(), strict=True):
             words = text.split() if cleaning == "raw" else clean_caption(text, 10**9).split()
-            label = f"{part}: {split.images[image]}: {text[:60]!r}"
+            label = f"{split_name}: {split.images[image]}: {text[:60]!r}"
             if not words:
                 found["empty"].append(label)
             if len(words) > max_words and cleaning != "raw":
@@ -197,9 +200,9 @@ def main(argv: list[str] | None = None) -> None:
         if options.data_path is None:
             raise InputError("--data_path: name the folder of the photos, or their shards")
         check_places(options)
-        splits = {part: read_split(options, part) for part in SPLITS}
-        for part, split in splits.items():
-            print_result(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} "
+        splits = {split_name: read_split(options, split_name) for split_name in SPLITS}
+        for split_name, split in splits.items():
+            print_result(f"{split_name:5} {len(split.images):8,} photos {len(split.captions):9,} "
                          f"captions  {split.source}")
         photos, captions = check_photos(splits, options), check_captions(
             splits, options.max_words, options.captions)

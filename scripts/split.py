@@ -124,13 +124,13 @@ def output_places(out: Path, captions: Path) -> dict[str, Path]:
     def is_own(path: Path) -> bool:
         return files.read_bytes(path).startswith(BEGIN.encode())
 
-    for part in SPLITS:
-        for other in own_files(part, out):
-            if other.name != f"{part}.json" and other.exists():
+    for split in SPLITS:
+        for other in own_files(split, out):
+            if other.name != f"{split}.json" and other.exists():
                 raise InputError(f"--out {out} has {other.name} already, and can have only one "
-                                 f"{part} split: name another folder")
-    return {part: files.resolve_output(out / f"{part}.json", "--out", is_own, [captions])
-            for part in SPLITS}
+                                 f"{split} split: name another folder")
+    return {split: files.resolve_output(out / f"{split}.json", "--out", is_own, [captions])
+            for split in SPLITS}
 
 
 def as_json(captions_of: dict[str, list[str]]) -> bytes:
@@ -179,13 +179,13 @@ def main(argv: list[str] | None = None) -> None:
         else:
             split_of = drawn(list(captions_of), options.val, options.test, options.seed)
         places = output_places(options.out, options.captions)
-        for part, place in places.items():
+        for split, place in places.items():
             captions_of_part = {image: texts for image, texts in captions_of.items()
-                                if split_of[image] == part}
+                                if split_of[image] == split}
             files.write(place, as_json(captions_of_part), "--out")
             count = sum(map(len, captions_of_part.values()))
-            print_result(f"{part:5} {len(captions_of_part):8,} photos {count:9,} captions  "
-                         f"{options.out / part}.json")
+            print_result(f"{split:5} {len(captions_of_part):8,} photos {count:9,} captions  "
+                         f"{options.out / split}.json")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ def embed_texts(model: DualEncoder, texts: list[str]) -> Tensor:
     if unknown_texts:
         others = f", and of {len(unknown_texts) - 1:,} others" if len(unknown_texts) > 1 else ""
         warn(f"the model knows no word of {unknown_texts[0][:SHOWN_LETTERS]!r}{others}")
-    max_words = model.preparation.max_words
+    # Raw captions are cut by tokens alone.
+    max_words = sys.maxsize if model.preparation.cleaning == "raw" else model.preparation.max_words
     too_long = sum(len(clean_caption(text, sys.maxsize).split(" ")) > max_words for text in texts)
     if too_long:
         warn(f"only the first {max_words} words count, as in training: {too_long:,} texts have "
