@@ -481,8 +481,10 @@ class PhotoColumn:
         if self.names is None or self.names.null_count:
             return np.arange(len(rows)), rows
         names = self.names.take(rows) if len(rows) < len(self.names) else self.names
-        codes = names.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        codes = codes.astype(np.int64)
+        encoded = names.combine_chunks().dictionary_encode()
+        if len(encoded.dictionary) == len(rows):  # a row for each photo
+            return np.arange(len(rows)), rows
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         if self.bytes is not None:
             lengths = np.asarray(pc.fill_null(pc.binary_length(self.bytes), 0))[rows]
             codes = codes * (int(lengths.max(initial=0)) + 1) + lengths

@@ -166,7 +166,7 @@ def test_each_source_trains_goes_on_and_scores_to_the_bit(data, reference, tmp_p
                                                           capsys, name):
     write, taken, told = SOURCES[name]
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(arrow, "hub_fault", lambda: "no network")
+    monkeypatch.setattr(arrow, "hub_error", lambda: "no network")
     if name == "large":
         pytest.importorskip("datasets")
         monkeypatch.setattr(sources, "LARGE", 0)

@@ -159,7 +159,7 @@ def hub_cache(cache, name, rows):
 
 
 def test_a_data_set_of_the_hub_is_read_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrow, "hub_fault", lambda: "no network")
+    monkeypatch.setattr(arrow, "hub_error", lambda: "no network")
     words = ["train", "val", "test"] * 3
     hub_cache(tmp_path / "cache" / "datasets", "someone/flickr", table(split=words))
     for name in "someone/flickr", "someone/flickr:default":
@@ -171,7 +171,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_photos_with_metadata_is_read_as_the_hub_has_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrow, "hub_fault", lambda: "no network")
+    monkeypatch.setattr(arrow, "hub_error", lambda: "no network")
     for part in "train", "test":
         save(tmp_path / "x" / part, ["0.png", "1.png"])
         (tmp_path / "x" / part / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
@@ -194,7 +194,7 @@ def test_rows_without_a_value_are_told_or_left_out(tmp_path, capsys):
 
 
 def test_a_script_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrow, "hub_fault", lambda: "no network")
+    monkeypatch.setattr(arrow, "hub_error", lambda: "no network")
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(InputError, match="is a script, which would run code, and is refused"):
