@@ -127,13 +127,13 @@ def training_facts(options: ScoringOptions, state: dict, path: Path) -> dict:
     names = [name for name in sorted(FROM_CHECKPOINT) if name in options]
     if checkpoint.is_released(state):  # a released checkpoint holds only some of its options
         names = [*checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"]
-    told = {name: getattr(options, name) for name in names}
+    recorded = {name: getattr(options, name) for name in names}
     for name in "image_encoder", "text_encoder", "vocab":
-        if name in told:
-            told[name] = without_folders(told[name])
-    told = {name: value for name, value in told.items() if not isinstance(value, Path)}
+        if name in recorded:
+            recorded[name] = without_folders(recorded[name])
+    recorded = {name: value for name, value in recorded.items() if not isinstance(value, Path)}
     statistics = checkpoint.fitted_statistics(state)
-    return {"options": told, "recalls": known_scores(state, path),
+    return {"options": recorded, "recalls": known_scores(state, path),
             "statistics": None if statistics is None else statistics.tolist()}
 
 

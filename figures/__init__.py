@@ -1,6 +1,6 @@
-"""What people look at: TensorBoard, plots, sheets of photos, the report.
+"""Everything that people look at: TensorBoard, plots, galleries of photos, the report.
 
 May import `training`, `metrics`, `data`, `inputs`, `fne_loss`, `memory_bank` and `common`. Must
-never import `model`, `checkpoint` or `evaluation`: a figure shows what it is given, and changes
-nothing.
+never import `model`, `checkpoint` or `evaluation`: a figure shows what its caller passes, and
+changes nothing.
 """
