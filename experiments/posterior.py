@@ -6,8 +6,8 @@ people's judgements or all true matches:
     python -m experiments.posterior one.npz two.npz \
         --matches data/shapes/shapes_test_matches.json
 
-The embeddings are files that `evaluation.py --save_embeddings` wrote, of runs of
-`--loss fne`. On the pairs that are not annotated as matches, the command
+The embeddings are files that `evaluation.py --save_embeddings` wrote, of runs
+of `--loss fne`. On the pairs that are not annotated as matches, the command
 measures precision and calibration of the posterior by the similarity of photo
 and caption, by that of captions, and by both.
 """
