@@ -11,17 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.errors import InputError, one_line, pass_on
-from common.flags import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
-from common.options import (
-    FROM_CHECKPOINT,
-    Brought,
-    ScoringOptions,
-    TrainOptions,
-    settle_data_path,
-)
-from common.processes import from_main
+from common.flags import check_values, flags_of, flags_to_repeat, names_from_checkpoint
+from common.options import EncodingOptions, LoadedParts, set_data_path
+from common.presets import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
+from common.processes import bring_together, from_main
 from common.ranks import is_main, world
 from common.terminal import say, warn
 from encoders import stored as stored_encoders
@@ -31,18 +27,17 @@ from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
-from training.restore import PROGRESS, check_bank, load_optimizer, load_progress, load_weights
+from training.objectives.fne import check_bank
+from training.options import TrainOptions, options_class
+from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
 FORMAT = "fne-1"
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
                 "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
-                "caption_prefix")
-# What a run cannot change when it goes on. A test may, but for the width of the projection.
-FIXED = ("image_encoder", "text_encoder", "embed_size", "freeze", "image_res", "vocab",
-         "image_pooling", "text_pooling", "caption_prefix", "queue_size", "bank_dtype",
-         "loss", "posterior", "dataset", "ambiguity", "batch_size_train", "seed")
+                "caption_prefix", "captions")
+# What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
 FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
@@ -64,7 +59,7 @@ def read(path: Path, **way_out: str) -> dict:
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
     if is_released(state):
         return state
-    for name in "options", "model", "criterion":
+    for name in "options", "model":
         if not isinstance(state.get(name), dict):
             raise InputError(f"{path} is no whole checkpoint: it lacks {name!r}")
     return state
@@ -142,40 +137,60 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published"} | released_options(state)
     # Which had no such options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
-    return earlier | {name: value for name, value in state["options"].items()
-                      if name in FROM_CHECKPOINT}
+    allowed = names_from_checkpoint(options_class())
+    return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
 
-def merge_options(
-    options: TrainOptions | ScoringOptions, given: set[str], state: dict, path: Path
-) -> None:
-    """Fill `options` from a checkpoint, except what the command line gave.
+def options_of_run(options: EncodingOptions, state: dict) -> TrainOptions:
+    """Return the options of the run that made a checkpoint, as the command with `options` sees it.
 
-    `options.stored` becomes what the checkpoint brings along of its encoders.
+    Those of `options` come first: the command may have been given other ones. A command that does
+    not train has only a part of them; the others are the checkpoint's, or the published setting.
+
+    Raises:
+        InputError: the checkpoint holds a value that its flag cannot give.
+    """
+    if isinstance(options, TrainOptions):
+        return options
+    known = flags_of(options_class()).keys()
+    values = {name: value for name, value in vars(options).items() if name in known}
+    of_run = options_class()(**stored_options(state) | values)
+    check_values(of_run)
+    return of_run
+
+
+def merge_options(options: EncodingOptions, given: set[str], state: dict, path: Path) -> None:
+    """Fill `options` in place from a checkpoint, except what the command line gave.
+
+    `options.stored_encoders` becomes what the checkpoint brings along of its encoders.
 
     Raises:
         InputError: the command line gave something that the weights in the checkpoint exclude.
     """
     stored = stored_options(state)
-    fixed = set(FIXED) - set(FREE_IN_RELEASED if is_released(state) else ())
+    testing = not isinstance(options, TrainOptions) or options.test
+    fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+    if is_released(state):
+        fixed -= set(FREE_IN_RELEASED)
     for name, value in stored.items():
-        if name not in options:
-            continue  # of a later or an earlier version
+        if not hasattr(options, name):
+            continue  # the command has no such option
         if name not in given:
             setattr(options, name, value)
         elif getattr(options, name) != value and (
-                name == "embed_size" or name in (("oracle",) if options.test else fixed)):
+                name == "embed_size" or name in (("oracle",) if testing else fixed)):
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
-                             + ("" if options.test else ", or start a new run"))
-    settle_data_path(options, given)
+                             + ("" if testing else ", or start a new run"))
+    set_data_path(options, given)
     if not is_released(state):
-        options.stored = stored_encoders.read_stored(state, state["model"], str(path), given)
+        options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(path),
+                                                              given)
 
 
 def begin_from(options: TrainOptions, given: set[str]) -> None:
     """Have a new run begin with the weights of --init: fill `options` with what they need, except
-    what the command line gave, and set `first_weights`.
+    what the command line gave, and set `init_weights`.
 
     Raises:
         InputError: it is no model's folder and no checkpoint of ours.
@@ -187,15 +202,63 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
     for name in WITH_WEIGHTS:
         if name in state["options"] and name not in given:
             setattr(options, name, state["options"][name])
-    options.first_weights = state["model"]
-    options.stored = stored_encoders.read_stored(state, state["model"], str(options.init), given)
+    options.init_weights = state["model"]
+    options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(options.init),
+                                                          given)
 
 
-def first_model(options: TrainOptions, tokenizer, pretrained: bool) -> DualEncoder:
-    """The model that a run is built with, in training mode: with weights of --init, of pretrained
-    encoders, or with random ones for a checkpoint to fill."""
-    weights = options.first_weights
-    model = build_model(options, tokenizer, pretrained and weights is None)
+def start_from(
+    options: TrainOptions, given: set[str], lock: storage.FolderLock
+) -> tuple[Path, dict] | tuple[None, None]:
+    """Find what a command of train.py starts from, and fill `options` from it in place.
+
+    Args:
+        options: of the command line; `resume` becomes the path of the checkpoint.
+        given: names of the options that the command line gave, which a checkpoint does not change.
+        lock: taken where `--resume auto` looks into the run's own folder.
+
+    Returns:
+        The checkpoint's path and content; None, None for a new run.
+
+    Raises:
+        InputError: there is no such checkpoint, or it does not fit the command line.
+    """
+    if options.resume == Path("auto") and not options.test:
+        lock.take(options.logger_name)
+    path, state = find(options)
+    options.resume = path
+    choose_folder(options, given, state, path)
+    if state is not None:
+        merge_options(options, given, state, path)
+    elif options.init is not None:
+        begin_from(options, given)
+    return path, state
+
+
+def holds_a_run(state: dict | None) -> bool:
+    """Tell whether a checkpoint holds a run to go on with: one of ours, and no released one."""
+    return state is not None and not is_released(state)
+
+
+def model_for_training(
+    options: TrainOptions, state: dict | None, path: Path | None, tokenizer
+) -> DualEncoder:
+    """Build the model of a run, in training mode, and seed PyTorch with `--seed`.
+
+    It has the weights of a released checkpoint, of `--init` or of pretrained encoders; random ones
+    where `unpack` fills them from a checkpoint.
+
+    Args:
+        options: the run's options.
+        state: the content of the checkpoint `path` that the run starts from; None for a new run.
+        tokenizer: of the text encoder.
+    """
+    torch.manual_seed(options.seed)
+    if state is not None and is_released(state):
+        return released_dual_encoder(options, state, path)
+    weights = options.init_weights
+    pretrained = state is None and weights is None
+    model = build_model(options, tokenizer, pretrained, options.freeze)
     if weights is not None:
         load_weights(model, weights, options.init)
     return model
@@ -205,7 +268,7 @@ def pack(run: Run) -> dict:
     """Everything that a `Run` needs to go on as if it had never stopped."""
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
-              if name not in ("resume", "test", "init", *Brought.__annotations__)}
+              if name not in ("resume", "test", "init", *LoadedParts.__annotations__)}
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
@@ -213,19 +276,49 @@ def pack(run: Run) -> dict:
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         stored_encoders.KEY: run.encoders,
         "model": run.model.state_dict(),
-        "log_scale": run.log_scale.detach(),
         "optimizer": run.optimizer.state_dict(),
-        "criterion": run.criterion.state_dict(),
         "skips": run.skips.state_dict(),
         "processes": world(),
     }
-    if run.momentum_model is not None:
-        state["momentum_model"] = run.momentum_model.state_dict()
-        state["bank"] = run.bank.state_dict()
+    for name, value in run.objective.entries().items():
+        state[name] = value.state_dict() if isinstance(value, nn.Module) else value.detach()
     return state
 
 
-def model_for_testing(options: TrainOptions, state: dict, path: Path, tokenizer) -> DualEncoder:
+def save(run: Run, best: bool) -> str:
+    """Save a run as `checkpoint.pth.tar`, and as `model_best.pth.tar` if it is the best so far.
+
+    All processes have the same state, and the first one saves it for all.
+
+    Returns:
+        A line that says how to go on; empty in the other processes.
+    """
+    bring_together(run.optimizer)
+    if not is_main():
+        return ""
+    folder, state = run.options.logger_name, pack(run)
+    # The best first: a run killed between the two goes on from before it, and saves it again.
+    if best:
+        storage.save_twice(folder / storage.BEST, folder / storage.NEWEST, state)
+    else:
+        storage.save(folder / storage.NEWEST, state)
+    command = f"python train.py --resume {folder / storage.NEWEST}{flags_to_repeat(run.options)}"
+    return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
+            f"auto, or with: {command}")
+
+
+def read_best(path: Path) -> dict:
+    """Read the best checkpoint of a run that has ended, with a warning if it is the first state."""
+    state = read(path)
+    if state.get("global_step") == 0:
+        warn("no validation of this run was better than the one before its first step: what is "
+             f"tested now, {path}, is the model as it was before training")
+    return state
+
+
+def model_for_testing(
+    options: EncodingOptions, state: dict, path: Path, tokenizer
+) -> DualEncoder:
     """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
     if is_released(state):
         return released_dual_encoder(options, state, path)
@@ -246,10 +339,12 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         raise InputError(f"{path} holds a model and no run to go on with: start a new run from it "
                          "with --init")
     try:
-        for name in "model", "criterion", "skips", "momentum_model", "bank":
-            if getattr(run, name) is not None:
-                load_weights(getattr(run, name), state[name], path)
-        run.log_scale.data.copy_(state["log_scale"])
+        entries = {"model": run.model, "skips": run.skips, **run.objective.entries()}
+        for name, value in entries.items():
+            if isinstance(value, nn.Module):
+                load_weights(value, state[name], path)
+            else:
+                load_number(value, state[name])
         load_optimizer(run.optimizer, state["optimizer"])
         if state["steps_per_epoch"] != run.steps_per_epoch:
             raise InputError(
@@ -257,8 +352,7 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                 f"training split now has {run.steps_per_epoch}: bring back its old files, or start "
                 "a new run")
         load_progress(run, state)
-        if run.bank is not None:
-            check_bank(run.bank, len(run.photos) or None, run.captions)
+        run.objective.check_entries(len(run.photos) or None, run.captions)
         made_by = state.get("processes", 1)
         if type(made_by) is not int or made_by < 1:
             raise ValueError(f"it is of {made_by!r} processes")
@@ -303,35 +397,43 @@ def folder_statistics(state: dict) -> np.ndarray | None:
 
 
 def facts(options: TrainOptions, state: dict) -> dict[str, object]:
-    """What a report may say of a checkpoint; of a released one little is known."""
+    """What a report may say of a checkpoint; of a released one little is known.
+
+    Args:
+        options: of `options_of_run`.
+        state: content of the checkpoint.
+    """
     if is_released(state):
         return {"checkpoint": "released"} | run_facts(options, None)
     return run_facts(options, state)
 
 
 def unpack_released(run: Run, state: dict, path: Path) -> None:
-    """Carry over momentum towers, and the bank where the data set is the same; the online towers
-    were loaded when `run` was made."""
-    if run.bank is None:
+    """Copy the momentum encoders of a released checkpoint into a run in place, and its memory bank
+    where the data set is the same. The online encoders were loaded when the run was built."""
+    sampler = run.objective.sampler()
+    if sampler is None:
         return
     momentum_model = released_dual_encoder(run.options, state, path, momentum=True)
-    run.momentum_model.load_state_dict(momentum_model.state_dict())
-    own = vars(state["opt"]).get("dataset")
+    sampler.momentum_model.load_state_dict(momentum_model.state_dict())
+    dataset = vars(state["opt"]).get("dataset")
+    same_data = run.options.dataset == dataset
     # The bank numbers the photos of its own data set. On another one these numbers would exclude,
     # and show, photos that only happen to have them.
-    if run.options.dataset == own and load_released_bank(run, state["model"][0], path):
-        told = "weights, momentum weights and memory bank carry over"
+    if same_data and load_released_bank(run, sampler.bank, state["model"][0], path):
+        message = "weights, momentum weights and memory bank carry over"
     else:
-        of = own if run.options.dataset != own else "other photos than the training split's"
-        told = f"weights and momentum weights carry over; the memory bank, of {of}, starts empty"
-    say(f"{path} is a released checkpoint:\n  {told};\n"
+        photos = "other photos than the training split's" if same_data else dataset
+        message = ("weights and momentum weights carry over; the memory bank, of "
+                   f"{photos}, starts empty")
+    say(f"{path} is a released checkpoint:\n  {message};\n"
         "  optimizer, statistics and epoch count start fresh")
 
 
-def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
+def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path) -> bool:
     """Copy the keys and photo ids of a released checkpoint's bank in, which knows no captions;
     false where its ids are not those of the training split's photos."""
-    bank = MemoryBank(*run.bank.image_keys.shape)
+    bank = MemoryBank(*run_bank.image_keys.shape)
     try:
         load_weights(bank, {
             "image_keys": queues["image_queue"].T, "text_keys": queues["text_queue"].T,
@@ -344,12 +446,12 @@ def load_released_bank(run: Run, queues: dict, path: Path) -> bool:
         check_bank(bank, len(run.photos) or None, None)
     except ValueError:
         return False
-    run.bank.load_state_dict(bank.state_dict())
+    run_bank.load_state_dict(bank.state_dict())
     return True
 
 
 def released_dual_encoder(
-    options: TrainOptions, state: dict, path: Path, momentum: bool = False
+    options: EncodingOptions, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
     """The online towers of a released checkpoint, or with `momentum` their momentum copies.
 

@@ -1,14 +1,23 @@
-"""Splits, and the batches made from them.
+"""Splits, and the batches made from them. The way from a row of a file to a batch:
 
-Joins the records of a split's files (`inputs/split_files.py`, `inputs/formats.py`) to photos and
-captions, finds the photos, and joins photo-caption pairs to a `Batch`.
+    row     what a file says of a photo                  inputs/records.py   each_record
+    record  a photo's name, captions of it               inputs/records.py   check_record
+    split   N_i photos, N_t captions, who is whose       inputs/sources.py   read_split, a `Split`
+    photo   a file, or bytes inside a tar or table       inputs/photos.py    load_photo
+    pixels  uint8 (3, R, R), augmented or not            inputs/augmentation.py  train_pixels
+    tokens  (L,) ids of a caption                        inputs/captions.py  Captions
+    item    pixels, tokens and numbers of a pair         data.py             PairDataset
+    batch   B items, padded and stacked                  data.py             Collator
+    order   of the pairs in an epoch, and the workers    inputs/loader.py    make_loader
+
+Each source of pairs (json, tables, tar shards) is a function of the table `inputs.sources.SOURCES`
+that gives a `Split`; nothing behind it asks where a split came from.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,29 +26,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
-from common.files import read_json
-from common.options import SourceOptions, TrainOptions
-from common.processes import gather
-from common.ranks import own_rows, world
-from inputs.arrays import Texts
+from common.options import EncodingOptions, SourceOptions
+from common.ranks import own_rows
+from common.terminal import warn
+from inputs import sources
 from inputs.augmentation import train_pixels
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
-from inputs.kept import cache_folder
 from inputs.loader import EpochSampler, make_loader
-from inputs.pairs import pair_arrays
-from inputs.photos import Photo, eval_pixels, find_photos, load_from
-from inputs.records import USUAL, Columns
-from inputs.shard_index import (
-    ShardPhotos,
-    bare_name,
-    check_left_out,
-    find_in_shards,
-    shard_index,
-    shared_photos,
+from inputs.photos import Photo, PhotoSequence, check_photos, eval_pixels, load_from
+from inputs.shards import is_shards
+from inputs.sources import (
+    cache_folder,
+    captions_in_arrow,
+    captions_in_shards,
+    photos_at,
+    photos_place,
 )
-from inputs.shards import find_shards, is_shards
-from inputs.split_files import captions_in_shards, find_split_file
+from inputs.splits import Split as Split  # is public here
 
 NO_PHOTO = -1
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
@@ -48,94 +52,34 @@ STAND_INS = 20  # pairs tried in place of one with a broken photo: after that th
 # ------------------------------------------------------------------------------------------- splits
 
 
-@dataclass
-class Split:
-    """N_i photos and N_t captions, in the order of the file.
-
-    `images` (N_i) are names as the file writes them, `captions` (N_t) are raw, `image_of_text`
-    (N_t,) int64 is each caption's photo. `matches` (N_t, N_i) bool, where known, holds every true
-    match, annotated or not.
-    """
-
-    source: Path
-    images: Sequence[str]
-    captions: Sequence[str]
-    image_of_text: np.ndarray
-    matches: np.ndarray | None = None
-
-
 def read_split(
     dataset: str, split: str, data_path: Path, json_path: Path | None = None,
-    captions_per_image: int | None = None, columns: Columns = USUAL, cache: Path | None = None,
+    captions_per_image: int | None = None, **options,
 ) -> Split:
-    """Read the train, val or test split of a dataset.
+    """Read the train, val or test split of a dataset, for use from Python. No photo is looked at.
 
     Args:
         dataset: flickr, mscoco, flickr8k, shapes or custom.
         captions_per_image: keep only the first so many captions of each photo (Fidelity note 9).
-        columns: what the user calls photos and captions in a table.
-        cache: folder in which what is read of a large file is kept.
+        options: further fields of `common.options.SourceOptions`.
 
     Raises:
         InputError: the file is missing, cannot be read, is empty, or a record lacks something.
     """
-    if captions_in_shards(dataset, split, data_path, json_path):
-        return split_of_shards(split, data_path, captions_per_image, columns, cache)
-    path = find_split_file(dataset, split, data_path, json_path)
-    pairs = pair_arrays(path, dataset, split, captions_per_image, columns, cache)
-    matches = read_matches(path, pairs.in_file, len(pairs.images))
-    return Split(path, pairs.images, pairs.captions, pairs.image_of_text,
-                 None if matches is None else matches[pairs.rows])
-
-
-def split_of_shards(
-    split: str, data_path: Path, captions_per_image: int | None, columns: Columns,
-    cache: Path | None,
-) -> Split:
-    """A split that is all pairs in its tar shards, in the shards' order.
-
-    Raises:
-        InputError: of `shard_index`; there is no pair; or in val and test one cannot be used.
-    """
-    index = shard_index(find_shards(data_path), columns.caption, cache)
-    check_left_out(index, data_path, every=split != "train")
-    images = ShardPhotos(index, index.pairs, names=True)
-    captions, owners = index.captions, index.image_of_text
-    if captions_per_image is not None:  # those of a photo follow each other
-        kept = np.flatnonzero(np.arange(len(owners)) - np.searchsorted(owners, owners)
-                              < captions_per_image)
-        captions, owners = Texts.of(captions[row] for row in kept.tolist()), owners[kept]
-    return Split(data_path, images, captions, owners)
-
-
-def read_matches(path: Path, captions: int, images: int) -> np.ndarray | None:
-    """The (N_t, N_i) true matches from `<split>_matches.json` beside the split, if it is there.
-
-    The file is `{"matches": [[photo indices of caption 0], ...]}`, in the order of the split.
-    """
-    path = path.with_name(path.stem + "_matches.json")
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    lists = content.get("matches") if isinstance(content, dict) else None
-    if not isinstance(lists, list) or len(lists) != captions:
-        raise InputError(f"{path} does not list the 'matches' of {captions} captions")
-    matches = np.zeros((captions, images), dtype=bool)
-    for number, found in enumerate(lists):
-        if not isinstance(found, list) or not all(
-                type(image) is int and 0 <= image < images for image in found):
-            raise InputError(f"{path}: the matches of caption {number} are not a list of numbers "
-                             f"from 0 to {images - 1}")
-        matches[number, found] = True
-    return matches
+    source = SourceOptions(dataset=dataset, data_path=Path(data_path), **options,
+                           json_path=None if json_path is None else Path(json_path))
+    return sources.read_split(source, split, captions_per_image)
 
 
 # ------------------------------------------------------------------------------------------ batches
 
 
 class Batch(NamedTuple):
-    """B training pairs. Where processes share them, each has pixels and captions of its own B / N,
-    and, once `with_all_ids` has fetched them, the ids of all B."""
+    """B training pairs.
+
+    Where N processes share a batch, each has the pixels and captions of its local B / N rows, and,
+    once `training.exchange.exchange_ids` has fetched them, the ids of all B.
+    """
 
     pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
     input_ids: Tensor  # (B, L) int64
@@ -145,23 +89,23 @@ class Batch(NamedTuple):
     bad_photos: Tensor  # (B,) int64, a photo that this pair stands in for, or NO_PHOTO
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-    def with_all_ids(self) -> "Batch":
-        """The ids of the whole batch, of a batch that is still on the CPU."""
-        if world() == 1:
-            return self
-        ids = gather(torch.stack([self.image_ids, self.text_ids, self.bad_photos], dim=1))  # (B, 3)
-        image_ids, text_ids, bad_photos = ids.T.contiguous()
-        return self._replace(image_ids=image_ids, text_ids=text_ids, bad_photos=bad_photos)
 
 
 class PairDataset(Dataset):
     """Photo-caption pairs of a split, one for each caption.
 
     An item is asked for as (caption index, seed); the seed decides its augmentation, and which pair
-    stands in for it where its photo cannot be read. `photos` None leaves the pixels empty, (0,),
-    for a run that has the features of all photos already.
+    stands in for it where its photo cannot be read. It is pixels (3, size, size), tokens (L,), the
+    photo's index, the caption's index, and the index of the broken photo or `NO_PHOTO`.
+
+    Args:
+        photos: (N_i); None leaves the pixels empty, (0,), for a run that has the features of all
+            photos already.
+        captions: (N_t) tokens.
+        size: R, the side of a photo in pixels.
+        augment: crop, flip and change photos as published; else only resize them.
     """
 
     def __init__(self, split: Split, photos: Sequence | None, captions: Captions, size: int,
@@ -185,10 +129,10 @@ class PairDataset(Dataset):
         return pixels, self.captions[text_id], int(self.image_of_text[text_id]), text_id, bad
 
     def readable_photo(self, text_id: int, seed: int) -> tuple[Image.Image, int, int]:
-        """The photo of a pair, or of one that `seed` chooses in its place where it is broken.
+        """Return the photo of a pair, or of a pair that `seed` chooses where the photo is broken.
 
         Returns:
-            The photo, the caption's index, and the broken photo's index or NO_PHOTO.
+            The photo, the caption's index, and the broken photo's index or `NO_PHOTO`.
 
         Raises:
             InputError: none of `STAND_INS` others can be read either.
@@ -206,7 +150,7 @@ class PairDataset(Dataset):
 
 
 class Collator:
-    """Joins items of a `PairDataset` to a `Batch`; `captions` say how theirs are padded."""
+    """Joins items of a `PairDataset` to a `Batch`; `captions` say how their tokens are padded."""
 
     def __init__(self, captions: Captions):
         self.captions = captions
@@ -228,16 +172,31 @@ class LoadedSplit(NamedTuple):
     captions: Captions  # (N_t,)
 
 
-def photos_place(options: SourceOptions, split: str) -> Path:
-    """The folder or shards of a split's photos.
+class LoadingOptions(Protocol):
+    """The options that decide how training pairs are loaded.
+
+    `training.options.TrainOptions` has them, beside the `EncodingOptions` that `load_split` reads.
+    It is not imported here, since `training` builds on this file.
+    """
+
+    image_res: int
+    workers: int
+    augment: str
+    freeze: str | None
+    batch_size_train: int
+    seed: int
+
+
+def check_place(options: SourceOptions, split: str) -> Path:
+    """Return the folder or shards of a split's photos.
 
     Raises:
         InputError: the path is neither.
     """
-    own = {"val": options.val_path, "test": options.test_path}.get(split)
-    place = options.data_path if own is None else own
-    if not is_shards(place) and not place.is_dir():
-        flag = "data_path" if own is None else f"{split}_path"
+    place = photos_place(options, split)
+    in_tables = options.dataset == "hub" or captions_in_arrow(options, split)
+    if not in_tables and not is_shards(place) and not place.is_dir():
+        flag = "data_path" if place == options.data_path else f"{split}_path"
         raise InputError(f"--{flag} {place} is neither a folder of photos nor tar shards")
     return place
 
@@ -247,61 +206,89 @@ def check_places(
 ) -> None:
     """Raise InputError where val or test would be the shards that are trained on, or each other, or
     where a column of photos is named and no split has one."""
-    parts: dict[Path, str] = {}
+    split_in: dict[Path, str] = {}
     for split in splits:
-        place = photos_place(options, split)
-        if captions_in_shards(options.dataset, split, place, options.json_path):
-            if place in parts:
-                raise InputError(f"{split} would be {place}, as {parts[place]} is: name other "
+        place = check_place(options, split)
+        if captions_in_shards(options, split):
+            if place in split_in:
+                raise InputError(f"{split} would be {place}, as {split_in[place]} is: name other "
                                  f"shards, or a folder, with --{split}_path; or a folder that has "
                                  f"a {split}.json with --json_path")
-            parts[place] = split
-    if len(parts) == len(splits) and options.image_column is not None:
+            split_in[place] = split
+    if len(split_in) == len(splits) and options.image_column is not None:
         raise InputError(f"--image_column {options.image_column}: all splits are in shards, which "
                          "have no column of photos; leave it out")
 
 
-def photos_of(
-    images: Sequence[str], source: Path, place: Path, options: SourceOptions, every: bool = True
-) -> Sequence[Photo]:
-    """The photos that a split, or a file of embeddings, names: in a folder, or in tar shards.
+def photos_of_names(names: Sequence[str], source: Path, options: SourceOptions, split: str
+                    ) -> PhotoSequence:
+    """Return the photos that a file of embeddings names, after a check of each.
 
     Args:
-        place: of `photos_place`; every: see `find_photos`. An index of shards knows of all photos.
+        source: the file, for messages.
+        split: the split whose folder or shards they are in.
 
     Raises:
-        InputError: of `find_photos`, `find_in_shards` or `shard_index`.
+        InputError: of `check_place` or `inputs.photos.check_photos`.
     """
-    if isinstance(images, ShardPhotos):
-        return ShardPhotos(images.index, images.rows)
-    if not is_shards(place):
-        return find_photos(images, source, place, options.follow_links, every)
-    index = shard_index(find_shards(place), options.caption_column, cache_folder(options.cache))
-    return find_in_shards(images, source, index)
+    photos = photos_at(names, check_place(options, split), options)
+    check_photos(photos, source)
+    return photos
 
 
 def load_split(
-    options: TrainOptions, name: str, tokenizer, captions_per_image: int | None = None,
+    options: EncodingOptions, name: str, tokenizer, captions_per_image: int | None = None,
     every_photo: bool = True,
 ) -> LoadedSplit:
     """Read, check and tokenise the split `name` as the options say.
 
+    Args:
+        captions_per_image: keep only the first so many captions of each photo.
+        every_photo: of very many photos look at all, and not at a sample.
+
     Raises:
-        InputError: of `photos_place`, `read_split`, `photos_of` or `Captions`.
+        InputError: of `check_place`, `inputs.sources.read_split`, `inputs.photos.check_photos` or
+            `Captions`.
     """
-    place, cache = photos_place(options, name), cache_folder(options.cache)
-    split = read_split(options.dataset, name, place, options.json_path, captions_per_image,
-                       Columns(options.image_column, options.caption_column), cache)
-    photos = photos_of(split.images, split.source, place, options, every_photo)
+    check_place(options, name)
+    split = sources.read_split(options, name, captions_per_image)
+    if name == "train" and options.missing_photos == "skip":
+        split = without_missing_photos(split)
+    check_photos(split.photos, split.source, every_photo)
     captions = Captions(split.captions, tokenizer, options.max_words, options.max_tokens,
                         padded=options.text_pooling == "padded", prefix=options.caption_prefix,
-                        cache=cache)
-    return LoadedSplit(split, photos, captions)
+                        cleaning=options.captions, cache=cache_folder(options.cache))
+    return LoadedSplit(split, split.photos, captions)
 
 
-def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
-    """`load_split` for training. Of very many photos a sample is checked, where another pair can
-    stand in for one that turns out broken.
+def without_missing_photos(split: Split) -> Split:
+    """Return the split without the photos that are not there, and without their captions; a warning
+    says how many these are.
+
+    Raises:
+        InputError: no photo is there.
+    """
+    found = [number for number in range(len(split.photos)) if not split.photos.missing(number)]
+    count = len(split.photos)
+    if len(found) in (0, count):
+        return split  # of which `check_photos` says what is missing, if anything
+    number_of = np.full(count, -1)
+    number_of[found] = np.arange(len(found))
+    texts = np.flatnonzero(number_of[split.image_of_text] >= 0)
+    first = int(np.flatnonzero(number_of < 0)[0])
+    warn(f"{split.source}: {count - len(found):,} of {count:,} photos are not there, and are left "
+         f"out (--missing_photos skip), the first: {split.images[first]}")
+    return Split(
+        split.source, [split.images[number] for number in found],
+        [split.captions[number] for number in texts.tolist()],
+        number_of[split.image_of_text[texts]],
+        None if split.matches is None else split.matches[np.ix_(texts, found)],
+        split.photos.subset(found))
+
+
+def load_train_set(options: LoadingOptions, tokenizer) -> LoadedSplit:
+    """Call `load_split` for training. Of very many photos a sample is checked, where another pair
+    can stand in for one that turns out broken.
 
     Raises:
         InputError: of `check_places` or `load_split`.
@@ -310,52 +297,55 @@ def load_train_set(options: TrainOptions, tokenizer) -> LoadedSplit:
     return load_split(options, "train", tokenizer, every_photo=sees_photos_once(options))
 
 
-def load_eval_set(options: TrainOptions, name: str, tokenizer) -> LoadedSplit:
-    """`load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
+def load_eval_set(options: EncodingOptions, name: str, tokenizer) -> LoadedSplit:
+    """Call `load_split` for scoring: COCO keeps five captions a photo, unless --all_captions."""
     limit = 5 if options.dataset == "mscoco" and not options.all_captions else None
     return load_split(options, name, tokenizer, limit)
 
 
-def load_test_set(options: TrainOptions, tokenizer) -> LoadedSplit:
-    """`load_eval_set` of the test split, beside a training split that --data_path names."""
+def load_test_set(options: EncodingOptions, tokenizer) -> LoadedSplit:
+    """Call `load_eval_set` for the test split, beside a training split that --data_path names."""
     check_places(options, ("train", "test"))
     return load_eval_set(options, "test", tokenizer)
 
 
-def check_apart(*parts: LoadedSplit) -> None:
+def check_apart(*loaded: LoadedSplit) -> None:
     """Raise InputError where a photo is in two of the splits: a score on it would be too good."""
-    for number, part in enumerate(parts):
-        for other in parts[:number]:
-            shared = photos_of_both(part, other)
-            if shared and part.split.source != other.split.source:
-                raise InputError(f"{len(shared):,} photos of {part.split.source} are in "
+    for number, one in enumerate(loaded):
+        for other in loaded[:number]:
+            shared = photos_of_both(one, other)
+            if shared and one.split.source != other.split.source:
+                raise InputError(f"{len(shared):,} photos of {one.split.source} are in "
                                  f"{other.split.source} too, such as {shared[0]}: split by photo, "
                                  "as python -m scripts.split does")
 
 
 def photos_of_both(one: LoadedSplit, other: LoadedSplit) -> list[Photo]:
-    """Photos that are in two splits, in the order of the one that has fewer.
+    """Return the photos that are in two splits, in the order of the split that has fewer.
 
-    Only of those whose bare name is in the smaller one does it ask where they are.
+    Where a photo is is asked only of those whose `PhotoSequence.clues` are among those of the
+    smaller split.
     """
-    in_shards = [isinstance(part.photos, ShardPhotos) for part in (one, other)]
-    if any(in_shards):
-        return shared_photos(one.photos, other.photos) if all(in_shards) else []
-    small, large = sorted((one, other), key=lambda part: len(part.photos))
-    bare = {bare_name(name) for name in small.split.images}
-    perhaps = {large.photos[number] for number, name in enumerate(large.split.images)
-               if bare_name(name) in bare}
-    return [photo for photo in small.photos if photo in perhaps] if perhaps else []
+    small, large = sorted((one.photos, other.photos), key=len)
+    clues = set(small.clues())
+    places = {identity(large[number]) for number, clue in enumerate(large.clues())
+              if clue in clues}
+    return [photo for photo in small if identity(photo) in places] if places else []
 
 
-def sees_photos_once(options: TrainOptions) -> bool:
+def identity(photo: Photo) -> object:
+    """Return what no other photo has: a path, or what a photo inside a tar or a table says."""
+    return photo if isinstance(photo, Path) else photo.identity
+
+
+def sees_photos_once(options: LoadingOptions) -> bool:
     """Whether no step could tell a photo's features from those of the first time."""
     return options.freeze == "image" and options.augment == "none"
 
 
-def make_train_loader(options: TrainOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
-    """Batches of the training split, of each the rows that are this process's; without pixels where
-    `sees_photos_once`.
+def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+    """Return a loader of the training split, which gives of each batch the rows that belong to this
+    process; without pixels where `sees_photos_once`.
 
     Args:
         pin: give pinned memory, from which a GPU copies while it computes.

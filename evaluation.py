@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
-from common.options import ScoringOptions, TrainOptions, check, check_paths, parse_scoring
+from common.options import (
+    EncodingOptions,
+    ScoringOptions,
+    check,
+    check_paths,
+    parse_scoring,
+)
 
 if __name__ == "__main__":
     tell_of_imports()
@@ -33,7 +39,7 @@ from common.processes import from_main, gather_strided, together
 from common.ranks import is_main, rank, world
 from common.terminal import progress, tell
 from common.version import commit
-from data import LoadedSplit, load_eval_set, photos_of, photos_place
+from data import LoadedSplit, load_eval_set, photos_of_names
 from encoders.processors import image_statistics, tokenizer_of
 from inputs.captions import Captions
 from inputs.loader import make_loader
@@ -61,7 +67,7 @@ def nothing() -> None:
 
 @torch.no_grad()
 def encode_photos(
-    model: DualEncoder, photos: Sequence[Path], options: TrainOptions, project: bool = True,
+    model: DualEncoder, photos: Sequence[Path], options: EncodingOptions, project: bool = True,
     between: Callable[[], None] = nothing,
 ) -> Tensor:
     """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
@@ -117,7 +123,7 @@ def encode_shares(
 
 
 def encode_split(
-    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions,
+    model: DualEncoder, eval_set: LoadedSplit, options: EncodingOptions,
     between: Callable[[], None] = nothing,
 ) -> tuple[Tensor, Tensor]:
     """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
@@ -134,7 +140,7 @@ def encode_split(
 
 
 def score(
-    model: DualEncoder, eval_set: LoadedSplit, options: TrainOptions,
+    model: DualEncoder, eval_set: LoadedSplit, options: EncodingOptions,
     between: Callable[[], None] = nothing,
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
     """`retrieval_metrics` of a split, encoded with `model`, and the embeddings that they score.
@@ -161,7 +167,7 @@ def input_errors(function, *arguments):
 # ------------------------------------------------------------------------------------- the metrics
 
 
-def all_metrics(embeddings: Embeddings, options: TrainOptions) -> tuple[dict, str]:
+def all_metrics(embeddings: Embeddings, options: EncodingOptions) -> tuple[dict, str]:
     """Everything that can be said of a split's embeddings: as a dictionary and as text.
 
     The keys of `retrieval_metrics`; for COCO's 5,000 photos `five_fold` and the keys of
@@ -210,16 +216,17 @@ def add_lines(metrics: dict, more: dict[str, float] | None, title: str) -> list[
 
 
 def embed_split(
-    options: TrainOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer
+    options: EncodingOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer
 ) -> Embeddings:
     """The embeddings of the split `name` under checkpoint `state`, read from `path`."""
+    run_options = checkpoint.options_of_run(options, state)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     place(model, options)
     embeds = encode_split(model, eval_set, options)
-    facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(options, state),
+    facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(run_options, state),
              "date": datetime.date.today().isoformat(), "commit": commit()}
-    return Embeddings(*embeds, eval_set.split, checkpoint.fitted_statistics(state), options.prior,
-                      facts)
+    return Embeddings(*embeds, eval_set.split, checkpoint.fitted_statistics(state),
+                      run_options.prior, facts)
 
 
 def title_of(embeddings: Embeddings, path: Path) -> str:
@@ -229,7 +236,7 @@ def title_of(embeddings: Embeddings, path: Path) -> str:
     return f"{split}, {path}" if split else str(path)
 
 
-def print_metrics(embeddings: Embeddings, options: TrainOptions, title: str) -> dict:
+def print_metrics(embeddings: Embeddings, options: EncodingOptions, title: str) -> dict:
     """Print `all_metrics`, and return them; with a word of the oracle, where one helped."""
     metrics, text = all_metrics(embeddings, options)
     run = run_text(embeddings.facts)
@@ -295,8 +302,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.embeddings:
             embeddings = read_embeddings(options.embeddings)
             if options.report and options.data_path:
-                photos = photos_of(embeddings.split.images, options.embeddings,
-                                   photos_place(options, options.split), options)
+                photos = photos_of_names(embeddings.split.images, options.embeddings, options,
+                                         options.split)
         else:
             state = checkpoint.read(options.checkpoint, way_out="name one of train.py's, or a "
                                     "released one")

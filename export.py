@@ -8,7 +8,6 @@
 evaluation.py and train.py take it as a checkpoint.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -17,19 +16,19 @@ import shutil
 from pathlib import Path
 
 from common.errors import pass_on, tell_of_imports
-from common.flags import build_export_parser
+from common.options import ExportOptions, check, check_paths, parse_export, parse_scoring
 
 if __name__ == "__main__":
     tell_of_imports()
-    build_export_parser(__doc__).parse_args()  # --help need not wait for the imports below
+    parse_export(__doc__)  # --help need not wait for the imports below
 
 import torch
 from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import check_path, read_json
-from common.options import FROM_CHECKPOINT, ScoringOptions, check, parse_scoring
+from common.files import read_json
+from common.flags import names_from_checkpoint
 from common.processes import refuse_others
 from common.terminal import tell
 from encoders.folder import DTYPES, is_export, own_files
@@ -37,6 +36,7 @@ from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
 from encoders.sentence import layout
 from model import DualEncoder
+from training.options import TrainOptions
 from training.storage import BEST, RESULTS
 
 ONNX_TOLERANCE = 1e-4  # largest difference of a number of an embedding from PyTorch's
@@ -75,7 +75,7 @@ def is_replaceable(place: Path) -> bool:
 
 def read_model(
     path: Path, image_encoder: str | None = None, text_encoder: str | None = None
-) -> tuple[DualEncoder, ScoringOptions, dict]:
+) -> tuple[DualEncoder, TrainOptions, dict]:
     """Read the model of a checkpoint, or of a folder that `export.py` wrote.
 
     Args:
@@ -102,17 +102,18 @@ def read_model(
     checkpoint.merge_options(options, given, state, path)
     options.data_path = options.data_path or Path(".")  # no photo is read
     check(options)
+    run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
         options.caption_prefix, options.text_pooling == "padded",
-        training_facts(options, state, path))
-    return model, options, state
+        training_facts(run_options, state, path), cleaning=options.captions)
+    return model, run_options, state
 
 
-def training_facts(options: ScoringOptions, state: dict, path: Path) -> dict:
+def training_facts(options: TrainOptions, state: dict, path: Path) -> dict:
     """Return what the exported folder says of the training: "options", "recalls", "statistics".
 
     Paths on this machine are left out.
@@ -124,7 +125,7 @@ def training_facts(options: ScoringOptions, state: dict, path: Path) -> dict:
     """
     if "folder" in state:
         return state["folder"]["about"]
-    names = [name for name in sorted(FROM_CHECKPOINT) if name in options]
+    names = sorted(names_from_checkpoint(type(options)))
     if checkpoint.is_released(state):  # a released checkpoint holds only some of its options
         names = [*checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"]
     recorded = {name: getattr(options, name) for name in names}
@@ -188,6 +189,7 @@ Weights: {dtype}, {parameters:.1f} million. {recalls}
 from pathlib import Path
 
 from model import DualEncoder
+from training.options import TrainOptions
 
 model = DualEncoder.from_pretrained("FOLDER")
 captions = model.preparation.captions(["Two friends walk by the sea."])
@@ -369,7 +371,7 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
 # ----------------------------------------------------------------------------------------- command
 
 
-def export(arguments: argparse.Namespace) -> str:
+def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all, and return a line that tells its size.
 
     Args:
@@ -409,11 +411,10 @@ def export(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with the arguments `argv`, or with those of the process."""
-    arguments = build_export_parser(__doc__).parse_args(argv)
+    arguments = parse_export(__doc__, argv)
     with exit_on_input_error():
         refuse_others("export.py")
-        for name in "checkpoint", "out":
-            check_path(getattr(arguments, name), name)
+        check_paths(arguments)
         tell(export(arguments))
 
 

@@ -1,11 +1,13 @@
-"""False Negative Elimination: one function per formula of the paper (section 3), and the loss.
+"""False Negative Elimination: one function for each formula of the paper (section 3), and the loss.
 
 A candidate that looks more like the anchor's match than a negative should is, by Bayes' rule,
-probably an unannotated match. FNE turns that into a weight and repels one drawn candidate.
+probably a match that nobody annotated. FNE turns this probability into a sampling weight and repels
+one sampled candidate.
 
-Shapes: B batch, M bank, C = B + M candidates (this batch's keys first, then the bank's slots), D
-embedding, A = B anchors (or a process's own, where several share a batch). Embeddings are unit
-rows. "i2t" has image anchors and text candidates, "t2i" the reverse. Needs only `memory_bank.py`.
+Shapes, here and in `negative_sampling.py`: B batch, M memory bank, C = B + M candidates (the
+batch's keys first, then the bank's slots), D embedding, A anchors of one process (A = B in a single
+process). Embeddings are unit rows. "i2t" has images as anchors and texts as candidates, "t2i" the
+reverse. Needs only `memory_bank.py` and `negative_sampling.py`.
 """
 
 import math
@@ -15,45 +17,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bank import (
+from memory_bank import MemoryBank
+from negative_sampling import (
     NO_NEGATIVE,
-    Asked,
-    Captions,
-    MemoryBank,
-    Proposing,
-    Side,
-    Weighing,
-    at_least_float32,
+    Candidates,
+    CaptionEvidence,
+    Direction,
     cosine,
+    cosine_of_pairs,
+    draw_negatives,
     excluded_candidates,
-    gather_drawn,
-    list_barred,
-    moments,  # noqa: F401
-    running_sums,
+    positive_and_drawn_keys,
 )
+from negative_sampling import sample_negatives as sample_negatives  # public here
 
-SETTINGS = "margin", "tau", "prior", "posterior_floor", "min_count"
-WEIGHED = 2**18  # similarities of one direction up to which a CPU, too, weighs them all
+LEAST_VARIANCE = 1e-12  # a single repeated value has no spread: this keeps its density finite
+
+# -------------------------------------------------------------------------------------- statistics
 
 
 class RunningGaussian(nn.Module):
-    """Mean and variance of a stream of similarities (paper, section 3.2), as buffers: `count` ()
-    int64, `mean` () and `m2` () float64, the sum of squared deviations."""
+    """Fit a Gaussian to a stream of similarities (paper, section 3.2).
+
+    Buffers:
+        count: () int64, values so far.
+        mean: () float64.
+        m2: () float64, sum of squared deviations.
+    """
 
     def __init__(self):
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        for name in "mean", "m2":  # doubles: a long epoch adds 1e5 small terms to a large sum
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        # In double precision, since a long epoch adds 1e5 small terms to a large sum.
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("m2", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Add `values` (any shape), or those where the bool `mask` (same shape) is true: to select
-        them would make a GPU wait for the count.
+        """Add values to the statistics in place.
 
-        The published estimator: first the mean moves over all the values, then each value adds its
-        squared deviation from that *new* mean. (Welford's would keep m2 exactly; this one is a
-        little low, and the golden numbers need it.)
+        This is the published estimator: first the mean moves over all the values, then each value
+        adds its squared deviation from that new mean to `m2`. Welford's estimator would be exact;
+        this one is a little low, and the golden numbers need it.
+
+        Args:
+            values: similarities of any shape.
+            mask: bool of the same shape, true for the values to add; all by default. A mask is
+                taken rather than a selection, for which a GPU would wait.
         """
         values = values.to(self.mean.dtype)
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
@@ -66,28 +76,48 @@ class RunningGaussian(nn.Module):
 
     @property
     def variance(self) -> Tensor:
-        """m2 / (count - 1), a () tensor; 0 before there are two values."""
+        """Variance m2 / (count - 1), a () tensor; 0 before there are two values."""
         return self.m2 / (self.count - 1).clamp(min=1)
 
+    def log_density(self, similarity: Tensor) -> Tensor:
+        """Compute log N(s; mean, variance) up to a constant, in the shape of `similarity`."""
+        mean = self.mean.to(similarity.dtype)
+        variance = self.variance.clamp(min=LEAST_VARIANCE).to(similarity.dtype)
+        return -0.5 * ((similarity - mean).square() / variance + variance.log())
+
     def reset(self) -> None:
+        """Set all statistics to 0 in place."""
         for buffer in self.buffers():
             buffer.zero_()
 
 
-class RunningEvidence(nn.Module):
-    """Mean and covariance of a stream of pairs (s, r), as buffers: `count` () int64, `mean` (2,)
-    and `m2` (2, 2) float64. No published number rests on it: it is exact (Chan et al., 1983)."""
+class RunningBivariateGaussian(nn.Module):
+    """Fit a Gaussian to a stream of pairs (s, r), for the posterior by evidence, which is ours.
+
+    s is the similarity of photo and caption, r that of captions. No published number depends on
+    this estimator: it is exact (Chan et al., 1983).
+
+    Buffers:
+        count: () int64, pairs so far.
+        mean: (2,) float64.
+        m2: (2, 2) float64, sums of products of deviations.
+    """
 
     def __init__(self):
         super().__init__()
-        for name, shape in ("count", ()), ("mean", 2), ("m2", (2, 2)):
-            dtype = torch.int64 if name == "count" else torch.float64
-            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("m2", torch.zeros(2, 2, dtype=torch.float64))
 
     @torch.no_grad()
-    def add(self, sums: Tensor) -> None:
-        """Add what `memory_bank.moments` (6,) sums up; nothing where that is not finite."""
-        count, s, r, ss, sr, rr = sums.where(sums.isfinite().all(), 0.0)
+    def add(self, moments: Tensor) -> None:
+        """Add pairs to the statistics in place, or nothing if a moment is not finite.
+
+        Args:
+            moments: (6,) sums of 1, s, r, s^2, s r, r^2 over the pairs, as by
+                `negative_sampling.pair_moments`.
+        """
+        count, s, r, ss, sr, rr = moments.where(moments.isfinite().all(), 0.0)
         mean = torch.stack([s, r]) / count.clamp(min=1)
         step, share = mean - self.mean, count / (self.count + count).clamp(min=1)
         self.m2 += torch.stack([ss, sr, sr, rr]).view(2, 2) - torch.outer(mean, mean) * count
@@ -95,121 +125,181 @@ class RunningEvidence(nn.Module):
         self.mean += step * share
         self.count += count.long()
 
+    def log_density(self, similarity: Tensor, caption_similarity: Tensor) -> Tensor:
+        """Compute log N((s, r); mean, covariance) up to a constant, in the inputs' shape."""
+        (var_s, cov), (_, var_r) = self.m2 / (self.count - 1).clamp(min=1)
+        var_s, var_r = var_s.clamp(min=LEAST_VARIANCE), var_r.clamp(min=LEAST_VARIANCE)
+        determinant = (var_s * var_r - cov.square()).maximum(1e-9 * var_s * var_r)
+        s, r = similarity - self.mean[0], caption_similarity - self.mean[1]
+        distance = s.square() * (var_r / determinant) - s * r * (2 * cov / determinant)
+        return -0.5 * (distance + r.square() * (var_s / determinant) + determinant.log())
+
     reset = RunningGaussian.reset
 
 
-def cosine_of_pairs(embeds: Tensor, others: Tensor) -> Tensor:
-    """(B,) cosines of unit rows (B, D) and (B, D), row by row, in the precision of `cosine`."""
-    return torch.mul(*at_least_float32(embeds, others)).sum(dim=1)
-
-
-class InBatch(NamedTuple):
-    """What the (B, B) similarity of a batch says of its pairs, without gradient."""
+class BatchRanking(NamedTuple):
+    """How the pairs of a batch compare with their hardest negatives, without gradient."""
 
     positive: Tensor  # (B,) similarity of each pair
-    hardest: Tensor  # (2, B) of each image's hardest text, then each text's hardest image
-    hardest_at: Tensor  # (2, B) which one in the batch; nothing where `hardest` is -inf
+    hardest: Tensor  # (2, B) similarity of each image's hardest text, and each text's hardest image
+    hardest_at: Tensor  # (2, B) row of that negative in the batch; arbitrary where hardest is -inf
     confident: Tensor  # (B,) bool, pairs that are each other's best match
 
 
 @torch.no_grad()
-def rank_in_batch(similarity: Tensor, image_ids: Tensor, excluded: Tensor | None = None) -> InBatch:
-    """Pairs, their hardest negatives, and which are confident (paper, section 3.2), from (B, B)
-    similarities, images in rows and texts in columns, and (B,) ids of the photos.
+def rank_batch(
+    similarity: Tensor, image_ids: Tensor, also_excluded: Tensor | None = None
+) -> BatchRanking:
+    """Find each pair's hardest negatives in the batch, and the confident pairs (section 3.2).
 
-    Other captions of a pair's own photo do not compete (Fidelity note 4), nor what (B, B)
-    `excluded` bars further. A tie is not a best."""
+    Another caption of a pair's own photo is no negative (Fidelity note 4). A pair is confident if
+    both its image and its text are more similar to each other than to any negative; a tie is not.
+
+    Args:
+        similarity: (B, B), images in rows and texts in columns, pairs on the diagonal.
+        image_ids: (B,) int64, photo of each pair.
+        also_excluded: (B, B) bool, further pairs that are no negatives.
+    """
     positive = similarity.detach().diagonal()  # (B,)
-    barred = excluded_candidates(image_ids, image_ids, excluded)
-    allowed = similarity.masked_fill(barred, -torch.inf)  # (B, B)
+    excluded = excluded_candidates(image_ids, image_ids, also_excluded)  # (B, B)
+    allowed = similarity.masked_fill(excluded, -torch.inf)  # (B, B)
     hardest, hardest_at = torch.stack([allowed, allowed.T]).max(dim=2)  # (2, B), (2, B)
-    return InBatch(positive, hardest, hardest_at, (positive > hardest).all(dim=0))
+    return BatchRanking(positive, hardest, hardest_at, (positive > hardest).all(dim=0))
 
 
 def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
-    """(B,) bool: pairs that are each other's best match in the batch, as in `rank_in_batch`."""
-    return rank_in_batch(similarity, image_ids).confident
+    """Find the pairs that are each other's best match in the batch (paper, section 3.2).
+
+    Args:
+        similarity: (B, B), images in rows and texts in columns.
+        image_ids: (B,) int64, photo of each pair.
+
+    Returns:
+        (B,) bool.
+    """
+    return rank_batch(similarity, image_ids).confident
 
 
-def log_density(similarity: Tensor, gaussian: nn.Module, texts: Tensor | None = None) -> Tensor:
-    """log N(s; mean, variance), or with similarities r of `texts` log N((s, r); mean, covariance),
-    but for the constant; the shape of `similarity`."""
-    # A single repeated value has no spread; the floor keeps its density finite.
-    if texts is None:
-        mean = gaussian.mean.to(similarity.dtype)
-        variance = gaussian.variance.clamp(min=1e-12).to(similarity.dtype)
-        return -0.5 * ((similarity - mean).square() / variance + variance.log())
-    (a, b), (_, c) = gaussian.m2 / (gaussian.count - 1).clamp(min=1)
-    a, c = a.clamp(min=1e-12), c.clamp(min=1e-12)
-    determinant = (a * c - b.square()).maximum(1e-9 * a * c)
-    s, r = similarity - gaussian.mean[0], texts - gaussian.mean[1]
-    distance = s.square() * (c / determinant) - s * r * (2 * b / determinant)
-    return -0.5 * (distance + r.square() * (a / determinant) + determinant.log())
+# --------------------------------------------------------------------------- posterior and weights
+
+
+def is_trusted(min_count: int, *gaussians: nn.Module) -> Tensor:
+    """Tell whether more than `min_count` values were fitted to each Gaussian: () bool."""
+    fewest, *others = [gaussian.count for gaussian in gaussians]
+    for count in others:
+        fewest = fewest.minimum(count)
+    return fewest > min_count
 
 
 def false_negative_posterior(
-    similarity: Tensor, positive: nn.Module, negative: nn.Module, prior: float, texts=None
+    similarity: Tensor, positive: nn.Module, negative: nn.Module, prior: float,
+    caption_similarity: Tensor | None = None, trusted: Tensor | None = None,
 ) -> Tensor:
-    """P(false negative | s) = prior N+(s) / (prior N+(s) + (1 - prior) N-(s)) (section 3.2, Bayes).
+    """Compute P(false negative | s) by Bayes' rule (paper, section 3.2).
 
-    Written as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
-    Similarities and probabilities have any shape; `prior` is P(false negative) of a candidate
-    before its similarity is known, in (0, 1). With similarities r of the captions, `texts`, it is
-    P(false negative | s, r) of two `RunningEvidence`, which is ours and not the paper's."""
-    odds = log_density(similarity, positive, texts) - log_density(similarity, negative, texts)
-    return torch.sigmoid(odds + math.log(prior / (1 - prior)))
+        p = prior N+(s) / (prior N+(s) + (1 - prior) N-(s))
+
+    It is computed as the sigmoid of the log odds: in both tails the densities themselves are 0 / 0.
+
+    Args:
+        similarity: s, of any shape.
+        positive, negative: the fitted N+ and N-: two `RunningGaussian`, or, with
+            `caption_similarity`, two `RunningBivariateGaussian`.
+        prior: P(false negative) of a candidate before its similarity is known, in (0, 1).
+        caption_similarity: r, in the shape of `similarity`, for P(false negative | s, r), which is
+            ours and not the paper's.
+        trusted: () bool; where false the posterior is 0, as if the prior were.
+
+    Returns:
+        Probabilities in [0, 1], in the shape of `similarity`.
+    """
+    evidence = (similarity,) if caption_similarity is None else (similarity, caption_similarity)
+    log_likelihood_ratio = positive.log_density(*evidence) - negative.log_density(*evidence)
+    log_prior_odds = math.log(prior / (1 - prior))
+    if trusted is not None:
+        log_prior_odds = positive.mean.new_full((), log_prior_odds).where(trusted, -torch.inf)
+    return torch.sigmoid(log_likelihood_ratio + log_prior_odds)
 
 
 def cut_down_bound(positive: RunningGaussian, margin: float) -> Tensor:
-    """() similarity up to which nothing is drawn: easy negatives teach nothing (section 3.3)."""
+    """Compute the similarity up to which nothing is drawn: a () tensor (paper, section 3.3).
+
+    Easy negatives teach nothing: the hinge of one below mean(N+) - margin is mostly 0.
+    """
     return positive.mean - margin
+
+
+def weights_from_posterior(
+    similarity: Tensor, positive_similarity: Tensor, excluded: Tensor, posterior: Tensor,
+    bound: Tensor, *, tau: float, posterior_floor: float,
+) -> Tensor:
+    """Compute the weights that negatives are drawn by (paper, section 3.3).
+
+        exp(-tau p)           where p > posterior_floor: a likely false negative is drawn less
+        exp(-tau (s - s+)^2)  elsewhere: a candidate near the positive is drawn more
+        0                     where excluded, and where s <= bound
+
+    Args:
+        similarity: s (B, C), anchors in rows and candidates in columns.
+        positive_similarity: s+ (B,), each anchor with its own key.
+        excluded: (B, C) bool.
+        posterior: p (B, C), P(false negative).
+        bound: () the `cut_down_bound`.
+        tau: how fast the weights fall with posterior and distance.
+        posterior_floor: posterior up to which a candidate counts as a true negative.
+
+    Returns:
+        (B, C) weights in [0, 1]; a row may be all zero.
+    """
+    distance = (similarity - positive_similarity[:, None]).square()
+    weights = torch.exp(-tau * torch.where(posterior > posterior_floor, posterior, distance))
+    cut = similarity <= bound.to(similarity.dtype)
+    return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
 
 
 def sampling_weights(
     similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
     positive: RunningGaussian, negative: RunningGaussian, *,
-    margin: float, tau: float, prior: float, posterior_floor: float, min_count: int, posterior=None,
+    margin: float, tau: float, prior: float, posterior_floor: float, min_count: int,
 ) -> Tensor:
-    """(B, C) weights in [0, 1] to draw candidates by (paper, section 3.3); a row may be all zero.
+    """Compute the published sampling weights from similarities (paper, section 3.3).
 
-    exp(-tau p) where the posterior p > posterior_floor: a likely false negative is drawn less.
-    exp(-tau (s - s+)^2) elsewhere: one near the anchor's own match s+ is drawn more.
-    0 where excluded, and where s <= mean(positive) - margin, the `cut_down_bound`.
-    Up to `min_count` confident pairs the posterior is not trusted yet and taken as 0.
+    The posterior is used once more than `min_count` confident pairs were fitted, and 0 until then.
 
-    Of similarities (B, C), anchors against candidates; s+ (B,), each anchor against its own key;
-    excluded (B, C) bool, true where a candidate shows the anchor's own image or is empty; the
-    fitted Gaussians; settings as of `FNELoss`; and posterior (B, C), where it rests on more."""
-    if posterior is None:
-        posterior = false_negative_posterior(similarity, positive, negative, prior)  # (B, C)
-    suspicious = (posterior > posterior_floor) & (positive.count > min_count)
-    distance = (similarity - positive_similarity[:, None]).square()
-    weights = torch.exp(-tau * torch.where(suspicious, posterior, distance))
-    cut = similarity <= cut_down_bound(positive, margin).to(similarity.dtype)
-    return weights * ~(excluded | cut)  # faster than masked_fill, which branches at each candidate
+    Args:
+        similarity: s (B, C), anchors in rows and candidates in columns.
+        positive_similarity: s+ (B,), each anchor with its own key.
+        excluded: (B, C) bool, true where a candidate shows the anchor's own photo or is empty.
+        positive, negative: the fitted N+ and N-.
+        margin, tau, prior, posterior_floor, min_count: as of `FNELoss`.
+
+    Returns:
+        (B, C) weights in [0, 1]; a row may be all zero.
+    """
+    posterior = false_negative_posterior(
+        similarity, positive, negative, prior, trusted=is_trusted(min_count, positive))  # (B, C)
+    return weights_from_posterior(
+        similarity, positive_similarity, excluded, posterior, cut_down_bound(positive, margin),
+        tau=tau, posterior_floor=posterior_floor)
 
 
-def sample_negatives(weights: Tensor, fallback: Tensor, share: Tensor | None = None) -> Tensor:
-    """(B,) int64: one candidate per row, drawn with probability proportional to its weight.
-
-    The first running sum of a row's weights above a random share of their total wins: one random
-    number a row, where a race of C exponentials would cost as much as the similarities do. Of
-    weights (B, C), not negative; fallback (B,) int64, taken by a row that has no weight; and share
-    (B,) doubles in [0, 1) to draw with, random ones unless given."""
-    if share is None:
-        share = torch.rand(len(weights), dtype=torch.float64, device=weights.device)
-    sums = running_sums(weights)  # (B, C)
-    share = share[:, None] * sums[:, -1:]  # (B, 1)
-    drawn = torch.searchsorted(sums, share, right=True).clamp(max=weights.shape[1] - 1)  # (B, 1)
-    # Rounding may not let a candidate of weight 0 win, be it once in 1e15 draws.
-    return drawn[:, 0].where(weights.gather(1, drawn)[:, 0] > 0, fallback)
+# ------------------------------------------------------------------------------------------ losses
 
 
 def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """Mean over the B anchors of max(0, margin + s(anchor, negative) - s(anchor, own key)).
+    """Compute the hinge loss of anchors with one negative each (paper, section 3.3).
 
-    Of anchors (B, D), the only input that gets a gradient; keys (C, D), C >= B, anchor i's own
-    positive is keys[i]; and negatives (B,), rows of `keys`: `NO_NEGATIVE` contributes no loss."""
+        mean over i of max(0, margin + s(anchor i, keys[negatives[i]]) - s(anchor i, keys[i]))
+
+    Args:
+        anchors: (B, D) unit rows, the only input that receives a gradient.
+        keys: (C, D) unit rows, C >= B; anchor i's positive is keys[i].
+        negatives: (B,) int64 rows of `keys`; an anchor with `NO_NEGATIVE` contributes 0.
+        margin: the margin.
+
+    Returns:
+        () loss.
+    """
     keys = keys.detach()
     lead = (anchors * (keys[negatives] - keys[: len(anchors)])).sum(dim=1)  # (B,)
     return F.relu(margin + lead).where(negatives != NO_NEGATIVE, 0.0).mean()
@@ -218,77 +308,114 @@ def hinge(anchors: Tensor, keys: Tensor, negatives: Tensor, margin: float) -> Te
 def triplet_loss(
     image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, margin: float, max_violation: bool
 ) -> Tensor:
-    """`triplet_from_similarity` of unit rows (B, D) and (B, D), matching pairs."""
-    return triplet_from_similarity(
-        cosine(image_embeds, text_embeds), image_ids, margin, max_violation)
+    """Compute the in-batch triplet loss of VSE++ (Faghri et al., 2018), both directions, over B.
+
+    Args:
+        image_embeds, text_embeds: (B, D) unit rows; row i of both is a pair.
+        image_ids: (B,) int64, photo of each pair; another caption of it is no negative.
+        margin: the margin.
+        max_violation: whether only the hardest negative of each anchor counts, or all.
+
+    Returns:
+        () loss.
+    """
+    similarity = cosine(image_embeds, text_embeds)  # (B, B)
+    return triplet_from_similarity(similarity, image_ids, margin, max_violation)
 
 
 def triplet_from_similarity(
-    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool, excluded=None
+    similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool,
+    also_excluded: Tensor | None = None,
 ) -> Tensor:
-    """The usual in-batch loss (VSE++), both directions, summed and divided by B: the warm-up. From
-    (B, B) similarities, images in rows and texts in columns, and (B,) photo ids: another caption of
-    the anchor's photo is no negative (Fidelity note 4), nor what (B, B) `excluded` bars further.
-    With `max_violation` only the hardest negative counts, else all of them."""
+    """Compute the in-batch triplet loss, which is FNE's warm-up, from similarities.
+
+    Args:
+        similarity: (B, B), images in rows and texts in columns.
+        image_ids: (B,) int64, photo of each pair; another caption of it is no negative (Fidelity
+            note 4).
+        margin: the margin.
+        max_violation: whether only the hardest negative of each anchor counts, or all.
+        also_excluded: (B, B) bool, further pairs that are no negatives.
+
+    Returns:
+        () loss, both directions summed and divided by B.
+    """
     positive = similarity.diagonal()[:, None]  # (B, 1)
-    barred = excluded_candidates(image_ids, image_ids, excluded)
-    cost_i2t = F.relu(margin + similarity - positive).masked_fill(barred, 0.0)
-    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(barred.T, 0.0)
+    excluded = excluded_candidates(image_ids, image_ids, also_excluded)  # (B, B)
+    cost_i2t = F.relu(margin + similarity - positive).masked_fill(excluded, 0.0)  # (B, B)
+    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(excluded.T, 0.0)  # (B, B)
     if max_violation:
-        cost_i2t, cost_t2i = cost_i2t.amax(dim=1), cost_t2i.amax(dim=1)
+        cost_i2t, cost_t2i = cost_i2t.amax(dim=1), cost_t2i.amax(dim=1)  # (B,), (B,)
     return (cost_i2t.sum() + cost_t2i.sum()) / len(image_ids)
 
 
 def infonce_loss(
-    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, excluded: Tensor | None = None
+    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, also_excluded: Tensor | None = None
 ) -> Tensor:
-    """In-batch softmax contrastive loss (InfoNCE, as in CLIP), mean of both directions: a control.
+    """Compute the in-batch softmax contrastive loss of CLIP (Radford et al., 2021), as a control.
 
-    Arguments as above; other captions of the own photo are left out. `log_scale` () is the log of
-    the inverse temperature, learned: clamp it to log 100 after each optimizer step, as CLIP does. A
-    clamp in here would end its gradient."""
-    barred = excluded_candidates(image_ids, image_ids, excluded).fill_diagonal_(False)
-    logits = (log_scale.exp() * similarity).masked_fill(barred, -torch.inf)  # (B, B)
+    Args:
+        similarity: (B, B), images in rows and texts in columns.
+        image_ids: (B,) int64, photo of each pair; other captions of it leave the softmax.
+        log_scale: () log of the inverse temperature. Where it is learned, clamp it to log 100 after
+            each optimizer step, as CLIP does; a clamp in here would end its gradient.
+        also_excluded: (B, B) bool, further pairs that leave the softmax.
+
+    Returns:
+        () loss, the mean of both directions.
+    """
+    excluded = excluded_candidates(image_ids, image_ids, also_excluded).fill_diagonal_(False)
+    logits = (log_scale.exp() * similarity).masked_fill(excluded, -torch.inf)  # (B, B)
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
 
 
-class Draw(NamedTuple):
-    """The negatives of one direction, and what the sampler thought of them, without gradient."""
+class DrawnNegatives(NamedTuple):
+    """The negatives drawn in one direction, and what the sampler computed of them; no gradient."""
 
-    negatives: Tensor  # (A,) candidate indices: < B this batch's, then the bank's slots; -1 none
-    keys: Tensor  # (2A, D) the anchors' own keys, then the drawn ones, as by `gather_drawn`
-    rows: Tensor  # (A,) where in `keys` each anchor's negative is; -1 none
-    posterior: Tensor  # (A,) P(false negative) of the drawn, as used: 0 up to min_count
+    indices: Tensor  # (A,) int64 candidate: below B the batch's, else the bank's slot; -1 for none
+    keys: Tensor  # (2A, D) the anchors' positive keys, then their negatives'
+    rows: Tensor  # (A,) int64, row of each anchor's negative in `keys`; -1 for none
+    posterior: Tensor  # (A,) P(false negative) of the drawn candidates; 0 until it is trusted
     counts: Tensor  # (2,) candidates of all anchors that have weight, and that are not excluded
-    evidence: Tensor | None = None  # (2, 6) for `add_evidence`, 0 of the published posterior
+    evidence: Tensor  # (2, 6) moments of (s, r) for `FNELoss.add_evidence`; 0 if not by evidence
 
     @property
-    def cut(self) -> Tensor:
-        """() share of the allowed candidates that the cut-down removed."""
+    def cut_share(self) -> Tensor:
+        """Share of the allowed candidates that the cut-down removed: a () tensor in [0, 1]."""
         return 1 - self.counts[0] / self.counts[1].clamp(min=1)
 
 
 class FNELoss(nn.Module):
-    """The loss of the paper, for anybody's training loop.
+    """The loss of the paper, for any training loop.
 
-        criterion.update_statistics(image_embeds, text_embeds, image_ids)
-        loss = criterion(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
-        bank.enqueue(image_keys, text_keys, image_ids)
-
-    and `criterion.reset_statistics()` when an epoch starts. The statistics are buffers.
+    The fitted statistics are buffers, saved by `state_dict`.
 
     Args:
-        margin: lead of a positive over a negative, and the width of the cut-down.
-        tau: how sharply the weights fall with posterior and distance (the paper's tau).
+        margin: lead that a positive should have over a negative, and the width of the cut-down.
+        tau: how fast the weights fall with posterior and distance.
         prior: P(false negative) of any candidate, in (0, 1).
-        posterior_floor: posteriors up to this count as true negatives.
+        posterior_floor: posterior up to which a candidate counts as a true negative.
         min_count: confident pairs that an epoch must exceed before the posterior is used.
-        posterior: "published", or "evidence", which is ours: from the captions' similarity too,
-            by Gaussians of their own (prior .01 suits it); `forward` and bank then need `text_ids`.
+        posterior: "published", or "evidence" for ours, which also uses the similarity of captions
+            (a prior of 0.01 suits it); `forward` and the bank then need `text_ids`.
+
+    Raises:
+        ValueError: `posterior` or `prior` is none of these.
+
+    Example::
+
+        criterion.reset_statistics()                   # when an epoch starts
+        for image_embeds, text_embeds, image_keys, text_keys, image_ids in steps:
+            criterion.update_statistics(image_embeds, text_embeds, image_ids)
+            loss = criterion(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank)
+            ...
+            bank.enqueue(image_keys, text_keys, image_ids)
     """
 
-    def __init__(self, margin=0.2, tau=0.5, prior=1e-4, posterior_floor=1e-3, min_count=200,
-                 posterior="published"):
+    def __init__(
+        self, margin: float = 0.2, tau: float = 0.5, prior: float = 1e-4,
+        posterior_floor: float = 1e-3, min_count: int = 200, posterior: str = "published",
+    ):
         super().__init__()
         if posterior not in ("published", "evidence"):
             raise ValueError(f"posterior is published or evidence, got {posterior}")
@@ -299,121 +426,237 @@ class FNELoss(nn.Module):
         self.positive, self.negative = RunningGaussian(), RunningGaussian()
         self.by_evidence = posterior == "evidence"
         if self.by_evidence:
-            self.same, self.different = RunningEvidence(), RunningEvidence()
+            self.same, self.different = RunningBivariateGaussian(), RunningBivariateGaussian()
 
     @torch.no_grad()
-    def update_statistics(self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor):
-        """Add a batch of online embeddings (B, D), (B, D) with photo ids (B,) to both Gaussians."""
-        self.add_to_statistics(rank_in_batch(cosine(image_embeds, text_embeds), image_ids))
+    def update_statistics(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor
+    ) -> None:
+        """Add a batch to N+ and N- in place (paper, section 3.2).
+
+        Args:
+            image_embeds, text_embeds: (B, D) online embeddings of pairs.
+            image_ids: (B,) int64, photo of each pair.
+        """
+        self.add_ranking(rank_batch(cosine(image_embeds, text_embeds), image_ids))
 
     @torch.no_grad()
-    def add_to_statistics(self, batch: InBatch) -> None:
-        """A confident pair gives its similarity to `positive`, its hardest two to `negative`."""
-        self.positive.update(batch.positive, batch.confident)
-        self.negative.update(batch.hardest, batch.confident & batch.hardest.isfinite())
+    def add_ranking(self, ranking: BatchRanking) -> None:
+        """Add a ranked batch to N+ and N- in place.
+
+        A confident pair gives its similarity to N+, and its hardest negative in each direction to
+        N-.
+        """
+        self.positive.update(ranking.positive, ranking.confident)
+        self.negative.update(ranking.hardest, ranking.confident & ranking.hardest.isfinite())
 
     def add_evidence(self, evidence: Tensor) -> None:
-        """What a step's draws saw, (2, 6), for the next one's: candidates of the same photo and
-        another caption to `same`, all that were allowed to `different`."""
+        """Add what the draws of a step saw to the Gaussians of the evidence in place.
+
+        Args:
+            evidence: (2, 6), the sum of `DrawnNegatives.evidence` over directions and processes:
+                moments of candidates with another caption of the same photo, and of all allowed
+                ones.
+        """
         if self.by_evidence:
             self.same.add(evidence[0])
             self.different.add(evidence[1])
 
     def reset_statistics(self) -> None:
-        """Forget the statistics; each epoch starts anew."""
+        """Forget all statistics in place; each epoch starts anew."""
         for gaussian in self.children():
             gaussian.reset()
 
-    def posterior(self, similarity: Tensor, texts: Tensor | None) -> Tensor:
-        """`false_negative_posterior` by the loss's own statistics; 0 up to `min_count`."""
-        sides = (self.positive, self.negative) if texts is None else (self.same, self.different)
-        known = sides[0].count.minimum(self.positive.count) > self.min_count
-        return false_negative_posterior(similarity, *sides, self.prior, texts).where(known, 0.0)
+    def posterior_is_trusted(self, by_evidence: bool) -> Tensor:
+        """Tell whether this epoch has fitted enough pairs to use the posterior: () bool.
 
-    def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor, texts=None) -> Tensor:
-        """`sampling_weights` by the loss's own statistics and settings."""
-        settings = {name: getattr(self, name) for name in SETTINGS}
-        settings["posterior"] = None if texts is None else self.posterior(similarity, texts)
-        return sampling_weights(similarity, own, excluded, self.positive, self.negative, **settings)
+        Args:
+            by_evidence: whether caption similarities are used too.
+        """
+        fitted = (self.positive, self.same) if by_evidence else (self.positive,)
+        return is_trusted(self.min_count, *fitted)
+
+    def posterior(self, similarity: Tensor, caption_similarity: Tensor | None = None) -> Tensor:
+        """Compute P(false negative) by the fitted statistics; 0 until they are trusted.
+
+        Args:
+            similarity: s, of any shape.
+            caption_similarity: r, in the same shape, for the posterior by evidence; None for the
+                published one.
+        """
+        by_evidence = caption_similarity is not None
+        fitted = (self.same, self.different) if by_evidence else (self.positive, self.negative)
+        return false_negative_posterior(similarity, *fitted, self.prior, caption_similarity,
+                                        trusted=self.posterior_is_trusted(by_evidence))
+
+    def weigh(
+        self, similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
+        caption_similarity: Tensor | None = None,
+    ) -> Tensor:
+        """Compute sampling weights by the fitted statistics and the settings of this loss.
+
+        Args:
+            similarity: s (R, c), anchors in rows and candidates in columns.
+            positive_similarity: s+ (R,).
+            excluded: (R, c) bool.
+            caption_similarity: r (R, c), needed by evidence.
+
+        Returns:
+            (R, c) weights in [0, 1].
+        """
+        return weights_from_posterior(
+            similarity, positive_similarity, excluded,
+            self.posterior(similarity, caption_similarity), self.cut_down_bound(),
+            tau=self.tau, posterior_floor=self.posterior_floor)
+
+    def cut_down_bound(self) -> Tensor:
+        """Compute the similarity up to which nothing is drawn: a () tensor."""
+        return cut_down_bound(self.positive, self.margin)
 
     @torch.no_grad()
     def draw(
-        self, anchors: Tensor, keys: Tensor, bank_keys: Tensor, image_ids: Tensor, bank_ids: Tensor,
-        first: int = 0, excluded: Tensor | None = None, captions=None,
-    ) -> Draw:
-        """Draw one negative for each of anchors (A, D), online embeddings of pairs from `first` on.
-        Keys (B, D) are the batch's momentum keys of the other side, keys[i] the match of pair i,
-        bank_keys (M, D) the bank's; ids (B,), (M,) of photos; excluded (A, C) bool, barred beside
-        those of the own image; captions as of `draw_from`."""
-        sides = [Side(anchors, keys, bank_keys)]
-        return self.draw_from(sides, image_ids, bank_ids, first, [excluded], captions)[0]
-
-    @torch.no_grad()
-    def draw_both(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank, first: int = 0, excluded=(None, None),
+        image_ids: Tensor, bank: MemoryBank, *, first: int = 0,
+        also_excluded: tuple[Tensor | None, Tensor | None] = (None, None),
         text_ids: Tensor | None = None,
-    ) -> tuple[Draw, Draw]:
-        """Draw for i2t, then for t2i; as `forward`, or with the (A, D) of pairs from `first` on."""
+    ) -> tuple[DrawnNegatives, DrawnNegatives]:
+        """Draw one negative for each anchor of both directions.
+
+        Args:
+            image_embeds, text_embeds: (A, D) online embeddings of the batch's pairs from `first`
+                on.
+            image_keys, text_keys: (B, D) momentum keys of all pairs.
+            image_ids: (B,) int64, photo of each pair.
+            bank: the memory bank, which is only read.
+            first: row of the batch that the first anchor is.
+            also_excluded: (A, C) bool of i2t and of t2i: candidates to exclude in addition.
+            text_ids: (B,) int64, caption of each pair; needed by evidence.
+
+        Returns:
+            The negatives of i2t and of t2i.
+        """
+        directions = (Direction(image_embeds, text_keys, bank.text_keys),
+                      Direction(text_embeds, image_keys, bank.image_keys))
         captions = None
         if self.by_evidence:
             if text_ids is None:
                 raise ValueError("the posterior by evidence needs text_ids (B,) of the captions")
             captions = text_keys, bank.text_keys, torch.cat([text_ids, bank.text_ids])
-        sides = [Side(image_embeds, text_keys, bank.text_keys),
-                 Side(text_embeds, image_keys, bank.image_keys)]
-        return self.draw_from(sides, image_ids, bank.image_ids, first, excluded, captions)
+        return self.draw_directions(directions, image_ids, bank.image_ids, first=first,
+                                    also_excluded=also_excluded, captions=captions)
 
-    def draw_from(
-        self, sides: list[Side], image_ids: Tensor, bank_ids: Tensor, first, excluded, captions=None
-    ) -> tuple[Draw, ...]:
-        """As `draw`, for each of `sides`; by evidence given captions: (B, D), (M, D), ids (C,)."""
-        ids, mine = torch.cat([image_ids, bank_ids]), slice(first, first + len(sides[0].anchors))
-        own = torch.cat([cosine_of_pairs(side.anchors, side.keys[mine]) for side in sides])
-        further = None
-        if any(of is not None for of in excluded):
-            none = torch.zeros(len(sides[0].anchors), len(ids), dtype=torch.bool, device=ids.device)
-            further = torch.cat([none if of is None else of for of in excluded])
-        asked = Asked(sides, own, image_ids[mine].repeat(len(sides)), ids, further, mine,
-                      Captions.of(image_ids[mine], ids, mine, *captions) if captions else None)
-        if ids.device.type == "cpu" and len(image_ids) * len(ids) > WEIGHED:
-            *barred, further = list_barred(image_ids[mine], ids, further)
-            look = Proposing(asked._replace(excluded=further), self.weights, sample_negatives,
-                             bound=cut_down_bound(self.positive, self.margin), barred=barred)
-        else:
-            look = Weighing(asked, self.weights, sample_negatives)
-        look.show()
-        return self.look_back(look, first)
+    @torch.no_grad()
+    def draw_directions(
+        self, directions: tuple[Direction, ...], image_ids: Tensor, bank_ids: Tensor, *,
+        first: int = 0, also_excluded: tuple[Tensor | None, ...] = (None, None),
+        captions: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> tuple[DrawnNegatives, ...]:
+        """Draw one negative for each anchor of the given directions.
 
-    def look_back(self, look: Weighing | Proposing, first: int) -> tuple[Draw, ...]:
-        """What was drawn in each direction, once `look` has seen all candidates."""
-        ask, draws = look.asked, []
-        for side, negatives, counts, different in zip(
-                ask.sides, ask.by_side(look.negatives()), look.counts, look.moments):
-            keys, rows = gather_drawn(side.keys, side.bank_keys, negatives, first)
-            texts, same = None, torch.zeros_like(different)
-            if ask.captions is not None:
-                texts, same = ask.captions.similarity_to(negatives), ask.captions.moments(side)
-            similarity = cosine_of_pairs(side.anchors, keys[rows])
-            posterior = self.posterior(similarity, texts).where(negatives != NO_NEGATIVE, 0.0)
-            evidence = torch.stack([same, different])
-            draws.append(Draw(negatives, keys, rows, posterior, counts, evidence))
-        return tuple(draws)
+        Args:
+            directions: S directions with A anchors each.
+            image_ids: (B,) int64, photo of each pair of the batch.
+            bank_ids: (M,) int64, photo in each slot of the bank.
+            first: row of the batch that the first anchor is.
+            also_excluded: (A, C) bool or None for each direction.
+            captions: text keys of batch (B, D) and bank (M, D) and caption ids (C,), by evidence.
+        """
+        anchors = len(directions[0].anchors)
+        local = slice(first, first + anchors)
+        candidate_ids = torch.cat([image_ids, bank_ids])  # (C,)
+        evidence = None
+        if captions is not None:
+            evidence = CaptionEvidence.collect(image_ids[local], candidate_ids, local, *captions)
+        candidates = Candidates(
+            directions, candidate_ids, local,
+            stack_excluded(also_excluded, anchors, candidate_ids), evidence)
+        sample = draw_negatives(candidates, self.weigh, self.cut_down_bound())
+        return tuple(
+            self.describe_draw(direction, candidates, *row) for direction, row in
+            zip(directions, zip(candidates.by_direction(sample.indices), sample.counts,
+                                sample.moments)))
 
-    def hinge_of(self, image_embeds: Tensor, text_embeds: Tensor, i2t: Draw, t2i: Draw) -> Tensor:
-        """`hinge` on what was drawn, both directions summed, of online embeddings (A, D) each."""
+    def describe_draw(
+        self, direction: Direction, candidates: Candidates, indices: Tensor, counts: Tensor,
+        moments: Tensor,
+    ) -> DrawnNegatives:
+        """Look up the keys and the posterior of what was drawn in one direction.
+
+        Args:
+            direction: the direction.
+            candidates: of all directions.
+            indices: (A,) int64 drawn candidates.
+            counts: (2,) candidates with weight, and allowed ones.
+            moments: (6,) of all allowed candidates.
+        """
+        keys, rows = positive_and_drawn_keys(direction, candidates.local, indices)
+        caption_similarity, same_photo = None, torch.zeros_like(moments)
+        if candidates.captions is not None:
+            caption_similarity = candidates.captions.similarity_to(indices)  # (A,)
+            same_photo = candidates.captions.same_photo_moments(direction)  # (6,)
+        similarity = cosine_of_pairs(direction.anchors, keys[rows])  # (A,)
+        posterior = self.posterior(similarity, caption_similarity)  # (A,)
+        posterior = posterior.where(indices != NO_NEGATIVE, 0.0)
+        return DrawnNegatives(indices, keys, rows, posterior, counts,
+                              torch.stack([same_photo, moments]))
+
+    def hinge_of(
+        self, image_embeds: Tensor, text_embeds: Tensor, i2t: DrawnNegatives, t2i: DrawnNegatives
+    ) -> Tensor:
+        """Compute the `hinge` on drawn negatives, both directions summed: a () loss, over A.
+
+        Args:
+            image_embeds, text_embeds: (A, D) online embeddings, which receive the gradient.
+            i2t, t2i: what `draw` gave for them.
+        """
         return (hinge(image_embeds, i2t.keys, i2t.rows, self.margin)
                 + hinge(text_embeds, t2i.keys, t2i.rows, self.margin))
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
-        image_ids: Tensor, bank: MemoryBank, excluded=(None, None), text_ids: Tensor | None = None,
+        image_ids: Tensor, bank: MemoryBank, *, first: int = 0,
+        also_excluded: tuple[Tensor | None, Tensor | None] = (None, None),
+        text_ids: Tensor | None = None,
     ) -> Tensor:
-        """The hinge on one drawn negative per anchor, summed over both directions, over B.
+        """Draw one negative for each anchor and compute the hinge on it, summed over directions.
 
-        Of online embeddings (B, D), which get the gradient, momentum keys (B, D) of the same pairs,
-        their photo ids (B,), the bank, only read, `excluded` as of `draw` of both, and text ids."""
-        draws = self.draw_both(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank, 0,
-                               excluded, text_ids)
-        self.add_evidence(draws[0].evidence + draws[1].evidence)
-        return self.hinge_of(image_embeds, text_embeds, *draws)
+        In a loop of several processes each gives its own A anchors with `first`, and the keys and
+        ids of all B pairs. The loss is the mean over its A anchors, so that the mean of the
+        processes' gradients, as by DistributedDataParallel, is that of the whole batch.
+
+        Args:
+            image_embeds, text_embeds: (A, D) online embeddings of the batch's pairs from `first`
+                on, which receive the gradient.
+            image_keys, text_keys: (B, D) momentum keys of all pairs.
+            image_ids: (B,) int64, photo of each pair.
+            bank: the memory bank, which is only read: enqueue the batch after the step.
+            first: row of the batch that the first anchor is.
+            also_excluded: (A, C) bool of i2t and of t2i: candidates to exclude in addition.
+            text_ids: (B,) int64, caption of each pair; needed by evidence.
+
+        Returns:
+            () loss.
+
+        Raises:
+            ValueError: by evidence, `text_ids` is missing; or the anchors are a part of the batch,
+                whose evidence must be summed over the processes: call `draw`, `add_evidence` and
+                `hinge_of` instead.
+        """
+        if self.by_evidence and len(image_embeds) < len(image_ids):
+            raise ValueError("by evidence each process must learn what all have seen: call draw, "
+                             "add_evidence with the sum over processes, and hinge_of")
+        i2t, t2i = self.draw(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank,
+                             first=first, also_excluded=also_excluded, text_ids=text_ids)
+        self.add_evidence(i2t.evidence + t2i.evidence)
+        return self.hinge_of(image_embeds, text_embeds, i2t, t2i)
+
+
+def stack_excluded(
+    also_excluded: tuple[Tensor | None, ...], anchors: int, candidate_ids: Tensor
+) -> Tensor | None:
+    """Stack masks (A, C) of several directions to (S A, C); None where no direction has one."""
+    if all(mask is None for mask in also_excluded):
+        return None
+    nothing = torch.zeros(anchors, len(candidate_ids), dtype=torch.bool,
+                          device=candidate_ids.device)
+    return torch.cat([nothing if mask is None else mask for mask in also_excluded])

@@ -12,7 +12,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from common.errors import NOT_DETERMINISTIC, InputError, one_line, pass_on
-from common.options import TrainOptions
+from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.families import choose_pooling, find_family
 from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
@@ -309,7 +309,9 @@ def checkpoint_gradients(model: DualEncoder) -> None:
         enable({"use_reentrant": False})
 
 
-def try_gradients(model: DualEncoder, options: TrainOptions, device: torch.device) -> None:
+def try_gradients(
+    model: DualEncoder, options: EncodingOptions, device: torch.device
+) -> None:
     """Go through the encoders and back once, for --deterministic: of some operations a GPU has no
     gradient that is the same each time, and PyTorch tells only where it is asked for one.
 
@@ -351,15 +353,23 @@ def compile_encoders(*models: DualEncoder) -> None:
         model.text_encoder.compile()
 
 
-def build_model(options: TrainOptions, tokenizer, pretrained: bool = True) -> DualEncoder:
-    """The `DualEncoder` that the options describe, in training mode.
+def build_model(
+    options: EncodingOptions, tokenizer, pretrained: bool = True, freeze: str | None = None
+) -> DualEncoder:
+    """Return the `DualEncoder` that the options describe, in training mode.
 
     Encoders whose configurations a checkpoint brought along (`encoders.stored`) are had from them.
+
+    Args:
+        options: `stored_encoders` is what a checkpoint brought along, or None.
+        tokenizer: of the text encoder.
+        pretrained: load the encoders' pretrained weights, rather than draw random ones.
+        freeze: "image" or "text", the encoder that is not trained; None for neither.
     """
     quiet_transformers()
-    stored, towers = options.stored, []
+    stored, towers = options.stored_encoders, []
     for side, name in ("image", options.image_encoder), ("text", options.text_encoder):
         tower = stored.encoder(side, tokenizer) if stored is not None and not pretrained else None
         towers.append(tower or load_encoder(name, side, options.image_res, tokenizer, pretrained))
     return DualEncoder(*towers, options.embed_size, options.image_pooling,
-                       options.text_pooling, options.freeze, options.image_res, options.max_tokens)
+                       options.text_pooling, freeze, options.image_res, options.max_tokens)

@@ -27,7 +27,8 @@ from torch import Tensor
 import checkpoint
 from common.device import place as place_on_device
 from common.files import check_path
-from common.options import RANGES
+from common.flags import flags_of
+from common.options import EncodingOptions
 from common.processes import refuse_others
 from common.terminal import note, tell
 from export import read_model
@@ -66,13 +67,11 @@ class Collection(NamedTuple):
 def check_flags(arguments: argparse.Namespace, queries: list[Query]) -> None:
     """Raise InputError where flags do not go together, or a value cannot work."""
     by_photo = arguments.captions is not None
-    ranges = {"top": (1, LARGEST_TOP), "workers": RANGES["workers"],
-              "batch_size_test": RANGES["batch_size_test"]}
-    for name, (low, high) in ranges.items():
-        value = getattr(arguments, name)
-        if not low <= value <= high:
-            raise InputError(f"--{name} {str(value)[:30]}: must be at least {low}, and at most "
-                             f"{high:,}")
+    if not 1 <= arguments.top <= LARGEST_TOP:
+        raise InputError(f"--top {str(arguments.top)[:30]}: must be at least 1 and at most "
+                         f"{LARGEST_TOP:,}")
+    for name in "workers", "batch_size_test":
+        flags_of(EncodingOptions)[name].check(getattr(arguments, name))
     for name in "index", "as_is", "faiss", "follow_links":
         if by_photo and getattr(arguments, name):
             raise InputError(f"--{name} is for --photos: leave it out")

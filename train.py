@@ -10,37 +10,25 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume
 auto` to go on where the run stopped.
 """
 
-import math
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import tell_of_imports
-from common.options import SOURCES, TrainOptions, check, check_paths, parse
+from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
     tell_of_imports()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import checkpoint
 from common import terminal
-from common.device import be_deterministic, pick_device, place
+from common.device import be_deterministic, pick_device
 from common.errors import exit_on_input_error
-from common.processes import (
-    adam,
-    bring_together,
-    from_main,
-    gather,
-    once_per_machine,
-    spread,
-    summing_gradients,
-    together,
-)
-from common.ranks import is_main, own_rows, world
+from common.options import check_paths
+from common.processes import gather_several, once_per_machine, together
+from common.ranks import is_main, own_rows
 from data import (
     Batch,
     LoadedSplit,
@@ -49,10 +37,8 @@ from data import (
     load_test_set,
     load_train_set,
     make_train_loader,
-    sees_photos_once,
 )
-from encoders.processors import image_statistics, tokenizer_of
-from encoders.stored import describe
+from encoders.processors import tokenizer_of
 from evaluation import (
     embed_split,
     encode_photos,
@@ -62,125 +48,85 @@ from evaluation import (
     title_of,
     write_metrics,
 )
-from figures.tensorboard import Board, NoBoard
-from fne_loss import cosine, infonce_loss, rank_in_batch, triplet_from_similarity
+from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
 from inputs.shapes import make_shapes
-from memory_bank import MemoryBank
 from metrics.judgements import read_judgements
-from model import (
-    MomentumUpdate,
-    checkpoint_gradients,
-    compile_encoders,
-    momentum_copy,
-    try_gradients,
-)
-from training import features, guard, monitor, oracle, outline, storage
+from training import features, guard, monitor, outline, storage
 from training.bad_photos import count_bad_photos
-from training.clock import StepClock
-from training.run import Run, Skips, build_loss, check_captions
-from training.schedule import FNE, HARDEST_NEGATIVE, INFONCE, validation_steps
-from training.signals import Signals, stop_on_signals
-
-# ---------------------------------------------------------------------------------------- one step
+from training.exchange import exchange_ids
+from training.objectives.base import Step
+from training.random_streams import seed_dropout
+from training.run import Run, build_run
+from training.schedule import validation_steps
+from training.signals import Signals, stop_if, stop_on_signals
 
 
 def training_step(run: Run, batch: Batch) -> Tensor:
-    """One step of the method on a batch of B pairs, in the published order; the loss, detached.
+    """Make one optimisation step on a batch of B pairs, in the published order.
 
-    Of N processes each encodes its own b = B / N pairs, and gets the embeddings of all B.
+    Args:
+        run: changed in place: weights, optimizer, objective and logs.
+        batch: on the run's device, with the ids of all B pairs.
+
+    Returns:
+        () loss of the whole batch, detached.
     """
-    criterion, lap, draws, own = run.criterion, run.clock.lap, None, own_rows(len(batch.image_ids))
-    lap("data")
-    run.seed("dropout")
-    pixels, image_features = pixels_or_features(run, batch, own)
-    image_embeds, text_embeds, image_features, text_features = run.towers(
-        pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
-    lap("encoders")
-    images, texts = gather(image_embeds), gather(text_embeds)  # (B, D), (B, D)
-    similarity = cosine(images, texts)  # (B, B), the only one
-    # The softmax of InfoNCE takes all negatives as they are.
-    in_batch = rank_in_batch(similarity, batch.image_ids) if run.phase != INFONCE else None
-    barred = oracle.in_batch(run, batch)
-    if run.momentum_model is not None:
-        criterion.add_to_statistics(in_batch)
-        run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
-    lap("loss")
-    if run.phase == FNE:
-        keys = encode_keys(run, batch, pixels, image_features, text_features)  # (b, D), (b, D)
-        lap("encoders")
-        keys = [gather(side) for side in keys]  # (B, D), (B, D)
-        run.seed("draws")
-        draws = criterion.draw_both(image_embeds, text_embeds, *keys, batch.image_ids, run.bank,
-                                    own.start, oracle.among_candidates(run, batch, own),
-                                    batch.text_ids)
-        loss = criterion.hinge_of(image_embeds, text_embeds, *draws) / world()
-        draws, whole = monitor.of_all_anchors(draws, loss)
-        criterion.add_evidence(draws[0].evidence + draws[1].evidence)
-    else:
-        loss = in_batch_loss(run, similarity, batch.image_ids, barred)
-        whole = loss.detach()
-    lap("loss")
+    run.clock.lap("data")
+    step = encode(run, batch)
+    run.clock.lap("encoders")
+    outcome = run.objective(step)
+    run.clock.lap("loss")
     run.set_learning_rate()
     run.optimizer.zero_grad()
-    loss.backward()
-    norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
-    run.log_scale.data.clamp_(max=math.log(100.0))
-    lap("backward")
-    monitor.watch(run, monitor.Step(batch, similarity, in_batch, draws, whole, norm, good, barred))
-    if draws is not None:
-        run.bank.enqueue(*keys, batch.image_ids, batch.text_ids)
-    lap("loss")
-    return whole
+    outcome.loss.backward()
+    norm, taken = guard.guarded_step(
+        run, batch.image_ids, outcome.batch_loss, step.all_image_embeds, step.all_text_embeds)
+    run.clock.lap("backward")
+    monitor.log_step(run, step, outcome, norm, taken)
+    run.objective.after_step(step)
+    run.clock.lap("loss")
+    return outcome.batch_loss
 
 
-def pixels_or_features(run: Run, batch: Batch, own: slice) -> tuple[Tensor | None, Tensor | None]:
-    """Standardised pixels (b, 3, R, R), or where a frozen encoder has seen all photos, what it made
-    of these (b, width); and None for the other."""
-    if run.features is not None:
-        return None, run.features[batch.image_ids[own]]
-    return normalize(batch.pixels, *run.pixel_statistics), None
+def encode(run: Run, batch: Batch) -> Step:
+    """Encode the local b = B / N pairs of a batch, and exchange the embeddings of all B.
 
-
-@torch.no_grad()
-def encode_keys(
-    run: Run, batch: Batch, pixels: Tensor | None, image_features: Tensor, text_features: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Momentum embeddings (b, D), (b, D). A frozen encoder's features serve here as they are."""
-    momentum = run.momentum_model
-    if run.options.freeze != "image":
-        image_features = momentum.image_features(pixels)
-    if run.options.freeze != "text":
-        text_features = momentum.text_features(batch.input_ids, batch.attention_mask)
-    return momentum.project_image(image_features), momentum.project_text(text_features)
-
-
-def in_batch_loss(run: Run, similarity: Tensor, image_ids: Tensor, barred: Tensor | None) -> Tensor:
-    """() loss of the warm-up and of both controls, from similarities (B, B) and ids (B,), and what
-    `oracle.in_batch` gives."""
-    if run.options.oracle == oracle.POSITIVES:
-        return oracle.infonce_of_matches(similarity, barred, run.log_scale)
-    if run.phase == INFONCE:
-        return infonce_loss(similarity, image_ids, run.log_scale, barred)
-    hardest = run.phase == HARDEST_NEGATIVE
-    return triplet_from_similarity(similarity, image_ids, run.options.margin, hardest, barred)
-
-
-# ------------------------------------------------------------------------------------------ a run
+    Args:
+        run: the run, whose towers encode.
+        batch: pixels and tokens of the local pairs, ids of all.
+    """
+    seed_dropout(run.options.seed, run.global_step)
+    local = own_rows(len(batch.image_ids))
+    if run.image_features is None:
+        pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
+    else:  # a frozen encoder has seen all photos
+        pixels, image_features = None, run.image_features[batch.image_ids[local]]
+    image_embeds, text_embeds, image_features, text_features = run.towers(
+        pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
+    all_images, all_texts = gather_several(image_embeds, text_embeds)  # (B, D), (B, D)
+    return Step(
+        batch, pixels, image_features, text_features, image_embeds, text_embeds, all_images,
+        all_texts, local, run.epoch, run.global_step, run.skips.last_step_taken, run.clock.lap)
 
 
 def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedSplit) -> None:
     """Train to the last epoch.
 
+    Args:
+        run: changed in place.
+        loader: of the training pairs.
+        train_set: the training split, for figures.
+        val_set: the split that decides which checkpoint is the best.
+
     Raises:
-        Stopped: a signal came. The run is saved.
+        Stopped: a signal came; the run is saved.
     """
     options, sampler = run.options, loader.batch_sampler
     # What a stop left open after its step is made up for, so that step's entries are written again.
     left_open = run.validation_due or monitor.logs_due(run)
-    board = (Board(run, train_set, val_set, run.global_step + (not left_open)) if is_main()
-             else NoBoard())
+    board = make_board(run, train_set, val_set, run.global_step + (not left_open))
     with stop_on_signals(lambda: save_run(run, board)) as signals, board:
         if left_open:
             validate_log_and_save(run, val_set, board, signals)
@@ -188,30 +134,37 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
             sampler.epoch, sampler.start = run.epoch, run.step
             if run.step == 0:
                 outline.tell_phase(run)
-                run.start_epoch()
+                run.objective.start_epoch()
             run.train_mode()
             validate_at = validation_steps(options, len(sampler))
             run.clock.lap(None)
             for batch in board.batches(loader):
-                batch = batch.with_all_ids()
+                batch, signal = exchange_ids(batch, signals.number)
+                stop_if(signal)  # the step before this one is complete
                 count_bad_photos(run, batch)
                 training_step(run, batch.to(run.device))
                 run.finish_step(validate_at)
                 validate_log_and_save(run, val_set, board, signals)
 
 
-def validate_log_and_save(
-    run: Run, val_set: LoadedSplit, board: Board, signals: Signals
-) -> None:
-    """What follows a step, where it is time to; before anything else, stop if a signal came."""
-    signals.stop_if_asked()  # nothing has changed yet that a stopped run would not do again
-    scored, best = None, False
-    if run.validation_due:
+def validate_log_and_save(run: Run, val_set: LoadedSplit, board, signals: Signals) -> None:
+    """Do what follows a step where it is time to: validate, write the logs, save the run.
+
+    Args:
+        run: changed in place.
+        val_set: the split to validate on.
+        board: TensorBoard and terminal.
+        signals: a signal stops the run between two batches of a validation.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    validated, best = run.validation_due, False
+    if validated:
+        signals.stop_if_asked()  # nothing has changed yet that a stopped run would not do again
         guard.check_alike(run)
-        scored = score(run.model, val_set, run.options, signals.stop_if_asked)
+        metrics, embeds = score(run.model, val_set, run.options, signals.stop_if_asked)
         signals.stop_if_asked()
-    if scored:
-        metrics, embeds = scored
         best = metrics["rsum"] > run.best_rsum
         board.write_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
@@ -220,200 +173,95 @@ def validate_log_and_save(
         board.write_values(values)
         guard.warn_or_stop(run, values["train/similarity_spread"], values["train/loss"])
     save_step = run.options.save_step
-    if scored or save_step and run.global_step % save_step == 0:
+    if validated or save_step and run.global_step % save_step == 0:
         save_run(run, board, best)
         run.clock.lap(None)
         board.pause()
 
 
-def save_run(run: Run, board: Board, best: bool = False) -> str:
-    """Save `checkpoint.pth.tar`, and `model_best.pth.tar` if it is the best; says how to go on.
-
-    All processes have the same state: the first saves it for all.
-    """
-    bring_together(run.optimizer)
-    if not is_main():
-        return ""
-    # Before the checkpoint: a resumed run writes nothing up to its step again.
-    board.writer.flush()
-    folder, state = run.options.logger_name, checkpoint.pack(run)
-    # The best first: a run killed between the two goes on from before it, and saves it again.
-    if best:
-        storage.save_twice(folder / storage.BEST, folder / storage.NEWEST, state)
-    else:
-        storage.save(folder / storage.NEWEST, state)
-    reading = "".join(f" --{name} {shlex.quote(str(getattr(run.options, name)))}"
-                      for name in SOURCES if getattr(run.options, name) is not None)
-    return (f"step {run.global_step} is done and saved; go on with the same command and --resume "
-            f"auto, or with: python train.py --resume {folder / storage.NEWEST}{reading}")
-
-
-# ------------------------------------------------------------------------------------------- set-up
-
-
-def build_run(
-    options: TrainOptions, tokenizer, steps_per_epoch: int, state: dict | None = None,
-    photos: Sequence[Path] = (), captions: int | None = None, matches: Tensor | None = None,
-) -> Run:
-    """A fresh run, or the one in checkpoint `state`.
-
-    Args:
-        steps_per_epoch: whole batches of the training split.
-        photos: (N_i,) files of the training split, to be named in warnings.
-        captions: N_t of the training split.
-        matches: (N_t, N_i) bool, all true matches of the training split, where known.
-    """
-    torch.manual_seed(options.seed)
-    if state is not None and checkpoint.is_released(state):
-        model = checkpoint.released_dual_encoder(options, state, options.resume)
-    else:
-        model = checkpoint.first_model(options, tokenizer, pretrained=state is None)
-    device = place(model, options)
-    spread(*model.parameters(), *model.buffers())
-    momentum_model = momentum_copy(model) if options.loss == "fne" else None
-    if options.grad_checkpointing:
-        checkpoint_gradients(model)
-    if options.deterministic:
-        try_gradients(model, options, device)
-    if options.compile:
-        compile_encoders(*filter(None, (model, momentum_model)))
-    statistics = image_statistics(options)
-    log_scale = nn.Parameter(torch.tensor(1 / 0.07, device=device).log())
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if options.loss == "infonce":
-        parameters.append(log_scale)
-    run = Run(
-        options, device, model, summing_gradients(model), build_loss(options).to(device), log_scale,
-        # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
-        adam(parameters, options.shard, lr=options.learning_rate, fused=True),
-        torch.tensor(statistics, device=device), steps_per_epoch, photos,
-        Skips(options.batch_size_train).to(device), StepClock(device),
-        describe(model, tokenizer, *statistics), captions=captions,
-        matches=None if matches is None else matches.to(device))
-    if momentum_model is not None:
-        run.momentum_model = momentum_model
-        run.update_momentum = MomentumUpdate(momentum_model, model)
-        dtype = getattr(torch, options.bank_dtype)
-        run.bank = MemoryBank(options.queue_size, model.embed_size, dtype).to(device)
-        if not options.no_figures:
-            run.counts = torch.zeros(2, monitor.BINS, dtype=torch.int64, device=device)
-    if state is not None:
-        checkpoint.unpack(run, state, options.resume)
-    return run
+def save_run(run: Run, board, best: bool = False) -> str:
+    """Save a run, and return a line that says how to go on."""
+    board.flush()  # before the checkpoint: a resumed run writes nothing up to its step again
+    return checkpoint.save(run, best)
 
 
 def train_and_test(
-    options: TrainOptions, given: set[str], state: dict | None, lock: storage.FolderLock
+    options: TrainOptions, given: set[str], path: Path | None, state: dict | None,
+    lock: storage.FolderLock,
 ) -> None:
-    """A whole run: read everything first, then train, then test the best checkpoint."""
+    """Read everything, train, and test the best checkpoint.
+
+    Args:
+        options: the run's options.
+        given: names of the options that the command line gave.
+        path: the checkpoint that the run goes on from, and `state` its content; None to start.
+        lock: keeps the run's folder to this run.
+    """
     tokenizer = tokenizer_of(options)
     train_set = load_train_set(options, tokenizer)
     val_set = load_eval_set(options, "val", tokenizer)
     test_set = load_test_set(options, tokenizer)  # what is wrong with it shows now
     if options.dataset == "custom":
         check_apart(train_set, val_set, test_set)
-    oracle.check_known(options.oracle, train_set)
-    check_captions(options, train_set)
     if options.judgements:
         read_judgements(options.judgements, test_set.split)
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
-    matches = train_set.split.matches
-    run = build_run(options, tokenizer, len(loader.batch_sampler), state, train_set.photos,
-                    len(train_set.captions), None if matches is None else torch.from_numpy(matches))
-    goes_on_from = None if state is None or checkpoint.is_released(state) else options.resume
-    outline.tell(run, len(train_set.captions), given, goes_on_from)
-    key = look_at_photos_once(run) if sees_photos_once(options) else None
-    best = prepare_folder(run, lock, goes_on_from)
-    if key is not None:
-        features.keep_features(options.logger_name, key, run.features)
+    model = checkpoint.model_for_training(options, state, path, tokenizer)
+    run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
+    if state is not None:
+        checkpoint.unpack(run, state, path)
+    goes_on_from = path if checkpoint.holds_a_run(state) else None
+    outline.tell(run, given, goes_on_from)
+    key = features.prepare(run, encode_photos)
+    storage.prepare_run_folder(run, lock, goes_on_from)
+    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [])
+    features.keep(run, key)
     try:
         with storage.written_to(options.logger_name):
             train(run, loader, train_set, val_set)
     finally:
         close_workers(loader)
-    test_best(options, best, test_set, tokenizer)
-
-
-def look_at_photos_once(run: Run) -> dict | None:
-    """Give the run its frozen encoder's features of all photos: as its folder has kept them, or the
-    one that it comes from, or made now. What they depend on, if they should be kept."""
-    options, count = run.options, len(run.photos)
-    key = own = found = None
-    if is_main():
-        key = features.features_key(run)
-        own = found = features.kept_features(options.logger_name, key, count)
-        if found is None and options.resume and options.resume.parent != options.logger_name:
-            found = features.kept_features(options.resume.parent, key, count)
-    found = from_main(found)
-    if found is None:
-        found = encode_photos(run.model, run.photos, options, project=False)
-    run.features = found.to(run.device)
-    return key if own is None else None
-
-
-def prepare_folder(run: Run, lock: storage.FolderLock, goes_on_from: Path | None) -> Path:
-    """Make the run's folder ready; where its best checkpoint is, or will be."""
-    folder = run.options.logger_name
-    best = folder / storage.BEST
-    if is_main():
-        storage.prepare_folder(folder, lock, fresh=goes_on_from is None,
-                               best_of=goes_on_from and goes_on_from.parent)
-        metrics_place(folder / storage.RESULTS, "--logger_name", [])  # says it now
-        if run.best_rsum >= 0 and not best.is_file():
-            terminal.warn(f"{goes_on_from} goes on without its best checkpoint, which is not "
-                          "beside it: the best is found anew from here on")
-            run.best_rsum = -1.0
-    run.best_rsum = from_main(run.best_rsum)
-    storage.check_shared(folder)
-    return best
-
-
-def test_best(options: TrainOptions, path: Path, test_set: LoadedSplit, tokenizer) -> None:
-    """Test a run's best checkpoint, when it has ended."""
-    state = checkpoint.read(path)
-    if state.get("global_step") == 0:
-        terminal.warn("no validation of this run was better than the one before its first step: "
-                      f"what is tested now, {path}, is the model as it was before training")
-    test(options, state, path, test_set, tokenizer)
+    best = options.logger_name / storage.BEST
+    test(options, checkpoint.read_best(best), best, test_set, tokenizer, results)
 
 
 def test(
-    options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer
+    options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer, results: Path
 ) -> None:
-    """Score a checkpoint on the test split and keep the metrics in `test_results.json`."""
-    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
+    """Score a checkpoint on the test split, print the metrics, and write them to a file.
+
+    Args:
+        options: the run's options.
+        state: the content of the checkpoint `path`.
+        test_set: the split to score.
+        tokenizer: of the text encoder.
+        results: the json file to write.
+    """
     embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
     if is_main():
         write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     options, given = parse(__doc__, argv)
     with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
         check_paths(options)
-        if options.resume == Path("auto") and not options.test:
-            lock.take(options.logger_name)
-        path, state = checkpoint.find(options)
-        options.resume = path
-        checkpoint.choose_folder(options, given, state, path)
-        if state is not None:
-            checkpoint.merge_options(options, given, state, path)
-        elif options.init is not None:
-            checkpoint.begin_from(options, given)
+        path, state = checkpoint.start_from(options, given, lock)
         check(options)
         be_deterministic(options.deterministic)
         outline.check_default_places(options)
-        if not options.test:
-            lock.take(options.logger_name)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
             ambiguity = float(options.ambiguity)
             once_per_machine(lambda: make_shapes(options.data_path, ambiguity=ambiguity))
         if options.test:
+            results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
             tokenizer = tokenizer_of(options)
-            test(options, state, path, load_test_set(options, tokenizer), tokenizer)
+            test(options, state, path, load_test_set(options, tokenizer), tokenizer, results)
         else:
-            train_and_test(options, given, state, lock)
+            lock.take(options.logger_name)
+            train_and_test(options, given, path, state, lock)
 
 
 if __name__ == "__main__":

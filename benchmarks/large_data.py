@@ -23,10 +23,10 @@ from PIL import Image
 from timing import resident
 
 import inputs.loader
-from common.options import TrainOptions, parse
 from data import LoadedSplit, check_apart, load_eval_set, load_train_set, make_train_loader
 from encoders.processors import load_tokenizer, tokenizer_of
 from inputs.loader import EpochSampler, close_workers
+from training.options import TrainOptions, parse
 
 FILES = 100  # photos on the disk, 32 x 32
 HELD_OUT = 1000  # pairs of val, and of test

@@ -33,6 +33,7 @@ from training_step import SMALL, make_run, random_batch, step
 from common import processes
 from common.ranks import own_rows, rank, world
 from data import Batch
+from training.exchange import exchange_ids
 from training.run import Run
 
 B, M, D = 256, 65_536, 768  # of the loss
@@ -48,11 +49,14 @@ def bytes_of_a_step(processes: int, parameters: int, batch: int, dim: int) -> fl
         dim: D of the embeddings.
     """
     ring = 2 * (processes - 1) / processes  # times the size of what is summed
-    gradients, sums = 4 * parameters, 8 * 5
+    gradients = 4 * parameters
     # Embeddings and keys of photo and caption; three ids; the negative and its posterior in each
     # direction.
     bytes_per_pair = 4 * 4 * dim + 8 * 3 + 8 * 4
-    return ring * (gradients + sums) + (processes - 1) * batch / processes * bytes_per_pair
+    # The signal; loss, counts and evidence of both directions.
+    bytes_per_process = 8 + 8 * (1 + 4 + 24)
+    gathered = batch / processes * bytes_per_pair + bytes_per_process
+    return ring * gradients + (processes - 1) * gathered
 
 
 class SentBytes:
@@ -116,7 +120,8 @@ def seconds(work: Callable[[], None], times: int) -> float:
 def local_batch(run: Run) -> Batch:
     """Return this process's rows of a random batch, with the ids of all rows."""
     local = own_rows(run.options.batch_size_train)
-    return Batch(*(tensor[local] for tensor in random_batch(run))).with_all_ids()
+    batch, _ = exchange_ids(Batch(*(tensor[local] for tensor in random_batch(run))), 0)
+    return batch
 
 
 def measure_steps(times: int) -> dict:
@@ -159,8 +164,8 @@ def measure_loss(times: int) -> dict:
 
     def work():
         embeds = [rows[local].clone().requires_grad_() for rows in (images, texts)]
-        keys = [processes.gather(rows.detach()) for rows in embeds]
-        draws = criterion.draw_both(*embeds, *keys, ids, bank, local.start)
+        keys = processes.gather_several(*(rows.detach() for rows in embeds))
+        draws = criterion.draw(*embeds, *keys, ids, bank, first=local.start)
         (criterion.hinge_of(*embeds, *draws) / world()).backward()
 
     with SentBytes():

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 from timing import resident
 
-from common.options import parse
 from data import LoadedSplit, photos_of, read_split
 from inputs.loader import usable_cores
 from inputs.photos import Photos, load_photo
 from inputs.shard_index import FOLDER
+from training.options import parse
 
 IN_SHARD = 10_000  # samples, as img2dataset has it
 SIDE = 64  # of a photo, in pixels

@@ -30,7 +30,6 @@ from photo_input import input_rows
 from timing import Row, make_row, time_in_turns
 from training_step import compile_rows, training_rows
 
-from common.options import parse
 from encoders.processors import load_tokenizer
 from evaluation import encode_captions
 from fne_loss import FNELoss, cosine
@@ -38,6 +37,7 @@ from inputs.captions import Captions, pad_captions
 from memory_bank import MemoryBank
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from model import build_model
+from training.options import parse
 
 RESULTS = Path(__file__).parent / "results"
 SHORT_WORK_TURNS = 4  # short work, which is disturbed most, is measured so many times as often

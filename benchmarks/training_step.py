@@ -4,13 +4,14 @@ import torch
 from timing import Row, make_row, time_in_turns
 from transformers import BertConfig, ViTConfig
 
-from common.options import parse
+from checkpoint import model_for_training
 from data import NO_PHOTO, Batch
 from encoders import towers as encoders
 from encoders.processors import load_tokenizer
 from inputs.photos import normalize
-from train import build_run, training_step
-from training.run import Run
+from train import training_step
+from training.options import parse
+from training.run import Run, build_run
 
 # Configurations of the published encoders. Their weights are random, so the Hub is not needed.
 PUBLISHED_ENCODERS = {"vit-base": lambda size, words: ViTConfig(image_size=size),
@@ -30,9 +31,11 @@ def make_run(flags: list[str], device: str) -> Run:
     """
     options, _ = parse("", [*flags, "--device", device, "--warmup_epochs", "0"])
     tokenizer = load_tokenizer("small-bert", options.vocab)
-    run = build_run(options, tokenizer, matches=None, steps_per_epoch=1000, state=None)
+    model = model_for_training(options, None, None, tokenizer)
+    run = build_run(options, model, tokenizer, steps_per_epoch=1000)
     run.epoch = options.easy_epochs
-    for gaussian, mean in (run.criterion.positive, 0.6), (run.criterion.negative, 0.4):
+    criterion = run.objective.criterion
+    for gaussian, mean in (criterion.positive, 0.6), (criterion.negative, 0.4):
         gaussian.count.fill_(1000)
         gaussian.mean.fill_(mean)
         gaussian.m2.fill_(10.0)
@@ -40,7 +43,7 @@ def make_run(flags: list[str], device: str) -> Run:
         batch = min(512, options.queue_size - start)
         keys = torch.nn.functional.normalize(
             torch.randn(2, batch, run.model.embed_size, device=device), dim=2)
-        run.bank.enqueue(*keys, torch.randint(29_000, (batch,), device=device))
+        run.objective.bank.enqueue(*keys, torch.randint(29_000, (batch,), device=device))
     return run
 
 
@@ -75,8 +78,8 @@ def bare_encoders(run: Run, batch: Batch) -> None:
     text = batch.input_ids, batch.attention_mask
     similarity = (run.model.encode_image(pixels) * run.model.encode_text(*text)).sum()
     with torch.no_grad():
-        run.momentum_model.encode_image(pixels)
-        run.momentum_model.encode_text(*text)
+        run.objective.momentum_model.encode_image(pixels)
+        run.objective.momentum_model.encode_text(*text)
     similarity.backward()
     run.model.zero_grad()
 

@@ -1,317 +1,300 @@
-"""The options of the commands: their fields, how their values layer, and what cannot work.
+"""The options of the commands, and how their values layer.
 
     default  <  preset of the dataset  <  checkpoint (--resume, --test)  <  the command line
 
-The defaults are the published setting. `parse` gives the options and the set of flags that the
-command line itself named, so that a checkpoint can fill in the rest.
+The defaults are the published setting. Each group of flags is a dataclass, and each of its fields
+declares a flag (`common/flags.py`); the options of a command inherit its groups. This file holds
+the groups that several commands share, and the options of the commands that do not train; those of
+train.py are in `training/options.py`.
 
-The options of a command are a typed namespace: a class for each group of flags, with a field for
-each flag, so that an editor leads from a use to the flag. `tests/common/test_options.py` compares
-the fields with the parser.
+A parser gives what the command line names, so that a checkpoint can fill in the rest.
 """
 
-import argparse
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from common.errors import InputError
 from common.files import check_path, is_unicode
-from common.flags import (
+from common.flags import check_values, flags_of, option
+from common.parser import build_parser, given_values
+from common.presets import (
     AMBIGUITIES,
-    CHECKING,
+    IMAGE_ENCODER,
     PRESETS,
-    PRIOR_OF_EVIDENCE,
-    SCORING,
-    TRAINING,
+    TEXT_ENCODER,
     USUAL_AMBIGUITY,
-    build_parser,
     default_data_path,
 )
-from common.ranks import world
 
-# What a number may be, both ends included. The upper ends are far above all that makes sense: they
-# keep a slip of the pen from filling the memory, or counting for ever.
-COUNT = 2**53
+# The upper ends of ranges are far above all that makes sense: they keep a slip of the pen from
+# filling the memory, or counting for ever.
+LARGEST_COUNT = 2**53
+LARGEST_BATCH = 2**20
+LARGEST_FLOAT = 1e6
 LONGEST_PREFIX = 1000  # letters, which are cleaned and tokenised with each caption
-RANGES = {
-    "image_res": (1, 8192), "max_words": (1, 10**6), "max_tokens": (3, 10**6),
-    "batch_size_train": (1, 2**20), "batch_size_test": (1, 2**20), "queue_size": (1, 2**28),
-    "num_epochs": (1, 10**6), "log_step": (1, COUNT), "embed_size": (0, 2**16),
-    "warmup_epochs": (0, COUNT), "easy_epochs": (0, COUNT), "nums_right_sims": (0, COUNT),
-    "workers": (0, 1024), "val_times": (0, 10**6), "val_step": (0, COUNT), "lr_update": (0, COUNT),
-    "lr_warmup": (0, COUNT), "save_step": (0, COUNT), "max_bad_photos": (0, COUNT),
-    "seed": (0, 2**63 - 1), "grad_clip": (0, 1e30), "margin": (0, 1e6), "tau": (0, 1e6),
-    "posterior_floor": (0, 1e6), "learning_rate": (0, 1e6),
-}
 
-# ------------------------------------------------------------------------------------------- fields
+# ------------------------------------------------------------------------------------------- groups
 
 
-class SourceOptions(argparse.Namespace):
-    """Where photos and captions are: `add_source_flags`."""
+@dataclass(kw_only=True)
+class SourceOptions:
+    """The options that say where photos and captions are."""
 
-    dataset: str
-    ambiguity: str
-    data_path: Path  # None on the command line alone: `check` refuses that
-    val_path: Path | None
-    test_path: Path | None
-    json_path: Path | None
-    image_column: str | None
-    caption_column: str | None
-    follow_links: bool
-    cache: Path | None
-    max_words: int
-    workers: int
-
-
-class DataOptions(argparse.Namespace):
-    """How they are read: `add_data_flags`."""
-
-    image_res: int
-    image_stats: str
-    caption_prefix: str
-    max_tokens: int
-    all_captions: bool
-    judgements: Path | None
-    batch_size_test: int
-
-
-class ModelOptions(argparse.Namespace):
-    """What encodes them: `add_model_flags`."""
-
-    image_encoder: str
-    text_encoder: str
-    vocab: str
-    embed_size: int
-    image_pooling: str
-    text_pooling: str
-    device: str
-    precision: str
-
-
-class MethodOptions(argparse.Namespace):
-    """The loss: `add_method_flags`."""
-
-    loss: str
-    oracle: str
-    posterior: str
-    margin: float
-    max_violation: bool
-    easy_epochs: int
-    warmup_epochs: int
-    queue_size: int
-    bank_dtype: str
-    momentum: float
-    nums_right_sims: int
-    tau: float
-    prior: float
-    posterior_floor: float
-
-
-class TrainingOptions(argparse.Namespace):
-    """The optimisation: `add_training_flags`."""
-
-    augment: str
-    freeze: str | None
-    num_epochs: int
-    batch_size_train: int
-    learning_rate: float
-    lr_milestones: list[int]
-    lr_update: int
-    lr_warmup: int
-    grad_clip: float
-    grad_checkpointing: bool
-    shard: bool
-    compile: bool
-    deterministic: bool
-    seed: int
+    title = "data"
+    dataset: str = option(
+        "flickr", "which split files to read; for train.py also which preset to start from; "
+        "custom: your own, and hub: of the Hugging Face Hub, in the published setting",
+        choices=PRESETS, from_checkpoint=True, fixed=True)
+    data_path: Path | None = option(
+        None, "folder of the photos (shapes: train.py makes them there; default: data/shapes), or "
+        "tar shards, in quotes: 'shards/{00000..00331}.tar'; of own data also a folder or pattern "
+        "of .parquet or .arrow files; of hub a name, or name:config", aliases=("--image_root",),
+        repeat=True)
+    val_path: Path | None = option(
+        None, "folder or shards of val's photos, where not under --data_path", repeat=True)
+    test_path: Path | None = option(
+        None, "folder or shards of test's photos, where not under --data_path", repeat=True)
+    ambiguity: str = option(
+        USUAL_AMBIGUITY, "of shapes: share, in percent and about, of the other photos that a "
+        "caption is true of; each has its own folder, data/shapes_10, say", choices=AMBIGUITIES,
+        from_checkpoint=True, fixed=True)
+    json_path: Path | None = option(
+        None, "folder of the split files (default: json/, or beside the photos)", repeat=True)
+    image_column: str | None = option(
+        None, "column or key of the photos' files in own data (default: file_name, filepath, "
+        "image, or another usual name)", metavar="NAME", repeat=True)
+    caption_column: str | None = option(
+        None, "column or key of the captions; several are separated by commas (default: text, "
+        "caption, title, or another usual name, with numbers behind it or without)",
+        metavar="NAME", repeat=True)
+    split_column: str | None = option(
+        None, "column or key that says train, val or test; none: what the file says of that does "
+        "not count (default: split)", metavar="NAME", repeat=True)
+    bad_rows: str = option(
+        "refuse", "rows or records of a captions file that are not in order and cannot be "
+        "repaired: refuse the file, or skip them, with a count", choices=("refuse", "skip"),
+        repeat=True)
+    missing_photos: str = option(
+        "refuse", "photos of the training split that are not there: refuse the split, or skip "
+        "them, with a count; those of val and test are never skipped", choices=("refuse", "skip"),
+        repeat=True)
+    exif: str = option(
+        "auto", "orientation that a photo's EXIF data give: apply it, or ignore it; auto: ignore "
+        "it for the published data sets, apply it for custom and hub",
+        choices=("auto", "apply", "ignore"), from_checkpoint=True, fixed=True)
+    captions: str = option(
+        "published", "text of the captions: cleaned as published, to lower case and without "
+        "punctuation, or raw, as it is, of which only --max_tokens are kept",
+        choices=("published", "raw"), from_checkpoint=True, fixed=True)
+    follow_links: bool = option(
+        False, "allow photos that links inside --data_path fetch from elsewhere")
+    cache: Path | None = option(
+        None, "where captions and token ids of large splits are kept, to be mapped by the next "
+        "run, and the index of shards that cannot be written beside them (default: fne in the "
+        "user's cache)", metavar="DIR")
+    max_words: int = option(
+        30, "words kept of a caption", low=1, high=10**6, from_checkpoint=True)
+    workers: int = option(
+        4, "processes that load photos, for each process that trains", low=0, high=1024)
 
 
-class RunOptions(argparse.Namespace):
-    """What a run keeps, says and goes on from: `add_run_flags`."""
+@dataclass(kw_only=True)
+class DataOptions:
+    """The options that say how photos and captions are read."""
 
-    logger_name: Path
-    resume: Path | None
-    init: Path | None
-    test: bool
-    val_times: int
-    val_step: int
-    save_step: int
-    max_bad_photos: int
-    log_step: int
-    no_figures: bool
-    quiet: bool
-
-
-class Brought(argparse.Namespace):
-    """What goes with the options and is no flag: what a checkpoint, or the folder of --init, brings
-    along. `checkpoint.merge_options` and `checkpoint.begin_from` set it; it is never saved."""
-
-    stored: object | None = None  # `encoders.stored.Stored`, of the encoders
-    first_weights: dict | None = None  # of --init
-
-
-class TrainOptions(SourceOptions, DataOptions, ModelOptions, MethodOptions, TrainingOptions,
-                   RunOptions, Brought):
-    """Of train.py."""
+    title = "photos and captions"
+    image_res: int = option(
+        384, "photo side in pixels", low=1, high=8192, from_checkpoint=True, fixed=True)
+    image_stats: str = option(
+        "auto", "mean and std of the pixels: CLIP's, or the image encoder's own; auto: its own "
+        "where it has them, and CLIP's for the published encoder",
+        choices=("auto", "clip", "encoder"), from_checkpoint=True)
+    caption_prefix: str = option(
+        "", "put before each caption, as some encoders were trained with: 'query: ', say",
+        metavar="TEXT", from_checkpoint=True, fixed=True)
+    max_tokens: int = option(
+        30, "tokens kept of a caption, special ones included", low=3, high=10**6,
+        from_checkpoint=True)
+    all_captions: bool = option(
+        False, "COCO: score all captions of val and test, not five a photo", from_checkpoint=True)
+    judgements: Path | None = option(
+        None, "people's answers on photo-caption pairs of the split (of train.py: test), to score "
+        "the model on: json, or Flickr8k's CrowdFlower or Expert annotations")
+    batch_size_test: int = option(
+        32, "photos encoded at a time", low=1, high=LARGEST_BATCH, from_checkpoint=True)
 
 
-class ScoringOptions(TrainOptions):
-    """Of evaluation.py: `add_scoring_flags`, those of data and model, and what only training uses
-    at its default or as the scored checkpoint has it."""
+@dataclass(kw_only=True)
+class ModelOptions:
+    """The options that say what encodes photos and captions, and where."""
 
-    checkpoint: Path | None
-    split: str
-    output: Path | None
-    report: Path | None
-    save_embeddings: Path | None
-    embeddings: Path | None
+    title = "model"
+    image_encoder: str = option(
+        IMAGE_ENCODER, "Hugging Face name or folder, or small-convnext, small-vit",
+        from_checkpoint=True, fixed=True)
+    text_encoder: str = option(
+        TEXT_ENCODER, "Hugging Face name or folder, or small-bert, tiny-bert",
+        from_checkpoint=True, fixed=True)
+    vocab: str = option(
+        "vocab/flickr30k.txt", "WordPiece vocabulary of a built-in text encoder",
+        from_checkpoint=True, fixed=True)
+    embed_size: int = option(
+        0, "D of a linear projection of both towers; 0 for none", low=0, high=2**16,
+        from_checkpoint=True, fixed=True)
+    image_pooling: str = option(
+        "auto", "mean over tokens or places, the class token, or the encoder's own; auto: what "
+        "docs/encoders.md lists first for the encoder", choices=("auto", "mean", "cls", "own"),
+        from_checkpoint=True, fixed=True)
+    text_pooling: str = option(
+        "auto", "mean over real tokens, or over all --max_tokens, as released; the first token; "
+        "the last; or the encoder's own; auto: what docs/encoders.md lists first for the encoder",
+        choices=("auto", "tokens", "padded", "cls", "last", "own"), from_checkpoint=True,
+        fixed=True)
+    device: str = option(
+        "auto", "auto takes a GPU where there is one", choices=("auto", "cuda", "cpu"))
+    precision: str = option(
+        "auto", "of the encoders; similarities, statistics and loss are float32. auto: bf16 on a "
+        "GPU that has it", choices=("auto", "bf16", "fp32"), from_checkpoint=True)
 
 
+@dataclass(kw_only=True)
+class LoadedParts:
+    """Parts of a checkpoint, or of the folder of --init, that building the model needs.
+
+    They are no flags: `checkpoint.merge_options` and `checkpoint.begin_from` set them. They travel
+    with the options, and no checkpoint saves them.
+    """
+
+    # An `encoders.stored.Stored`, and the weights of --init by name.
+    stored_encoders: object | None = field(default=None, repr=False, compare=False)
+    init_weights: dict | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(kw_only=True)
+class EncodingOptions(SourceOptions, DataOptions, ModelOptions, LoadedParts):
+    """The options of every command that encodes a split."""
+
+
+@dataclass(kw_only=True)
+class ScoringOptions(EncodingOptions):
+    """The options of evaluation.py."""
+
+    title = "scoring"
+    checkpoint: Path | None = option(None, "ours or a released one", positional=True)
+    split: str = option("test", "which split to score", choices=("train", "val", "test"))
+    output: Path | None = option(None, "write the metrics here, as json")
+    report: Path | None = option(
+        None, "write DIR/report.html, one file with figures and photos in it; to have photos with "
+        "--embeddings, give their --data_path", metavar="DIR")
+    save_embeddings: Path | None = option(
+        None, "write embeddings, file names and captions here", metavar="NPZ")
+    embeddings: Path | None = option(
+        None, "score these, of this program or any other, instead of a checkpoint", metavar="NPZ")
+
+
+@dataclass(kw_only=True)
 class CheckingOptions(SourceOptions):
-    """Of scripts/check_data.py."""
+    """The options of scripts/check_data.py."""
 
 
-# What a checkpoint may say of the run that made it: the options that describe the model and its
-# training. No path to write, no path to read and no permission is among them: those come from the
-# command line alone.
-FROM_CHECKPOINT = (
-    {"dataset", "ambiguity", "max_words", "val_times", "val_step", "save_step", "max_bad_photos",
-     "log_step", "no_figures"}
-    | DataOptions.__annotations__.keys() | ModelOptions.__annotations__.keys()
-    | MethodOptions.__annotations__.keys() | TrainingOptions.__annotations__.keys()
-) - {"judgements", "device"}
+@dataclass(kw_only=True)
+class ConfigurationOptions:
+    """The options of the commands that take a model and nothing else that describes it."""
 
-# What a command that goes on must be told again, where it was given.
-SOURCES = "data_path", "val_path", "test_path", "json_path", "image_column", "caption_column"
-
-# ------------------------------------------------------------------------------- parsers and layers
+    title = "configurations"
+    image_encoder: str | None = option(
+        None, "folder or Hub name of the configuration, for a checkpoint that has none: a released "
+        f"one (default: {IMAGE_ENCODER}), or an old one", metavar="NAME")
+    text_encoder: str | None = option(
+        None, "folder or Hub name of the configuration, for a checkpoint that has none: a released "
+        f"one (default: {TEXT_ENCODER}), or an old one", metavar="NAME")
 
 
-def given_flags(parser: argparse.ArgumentParser, argv: list[str] | None) -> set[str]:
-    """The options that the command line itself gives."""
-    marker = object()
-    marked = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), marker))
-    return {name for name, value in vars(parser.parse_args(argv, marked)).items()
-            if value is not marker}
+@dataclass(kw_only=True)
+class ExportOptions(ConfigurationOptions):
+    """The options of export.py."""
+
+    title = "export"
+    checkpoint: Path = option(MISSING, "ours or a released one", positional=True)
+    out: Path = option(MISSING, "a new folder, an empty one or an earlier export", positional=True)
+    dtype: str = option(
+        "float32", "of the weights; whoever loads them computes in float32 either way",
+        choices=("float32", "bfloat16"))
+    onnx: bool = option(False, "also an ONNX file for each encoder")
 
 
-def parse(description: str, argv: list[str] | None = None) -> tuple[TrainOptions, set[str]]:
-    """The options of train.py, and the names of those that the command line itself gave."""
-    dataset = build_parser(description, TRAINING, {}).parse_args(argv).dataset
-    parser = build_parser(description, TRAINING, PRESETS[dataset])
-    options = parser.parse_args(argv, TrainOptions())
-    if options.logger_name is None:
-        options.logger_name = default_folder(options)
-    given = given_flags(parser, argv)
-    settle_data_path(options, given)
-    if options.posterior == "evidence" and "prior" not in given:
-        options.prior = PRIOR_OF_EVIDENCE
-    # An automatic resume stays in the folder in which it looks, wherever that was moved to.
-    found_there = {"logger_name"} if options.resume == Path("auto") else set()
-    return options, given | found_there
+# ----------------------------------------------------------------------------- layers and commands
 
 
-def settle_data_path(options: SourceOptions, given: set[str]) -> None:
-    """Where nobody has `given` --data_path, set it to the folder that the dataset has by itself."""
+def with_preset(options_class: type, given: dict[str, object]):
+    """Return options: the defaults, the preset of the dataset over them, and `given` over both."""
+    flags = flags_of(options_class)
+    dataset = given.get("dataset", flags["dataset"].default)
+    preset = {name: value for name, value in PRESETS[dataset].items() if name in flags}
+    return options_class(**preset | given)
+
+
+def set_data_path(options: SourceOptions, given: Collection[str]) -> None:
+    """Set `options.data_path` in place to the dataset's own folder, unless --data_path is given."""
     known = options.dataset in list(PRESETS) and options.ambiguity in AMBIGUITIES
     if known and "data_path" not in given:  # a checkpoint may say anything
         options.data_path = default_data_path(options.dataset, options.ambiguity)
 
 
-def default_folder(options: TrainOptions) -> Path:
-    """Where a run is kept that nobody has named a folder for."""
-    return Path("runs") / f"{options.dataset}_{options.loss.upper()}"
-
-
 def parse_scoring(
     description: str, argv: list[str] | None = None
 ) -> tuple[ScoringOptions, set[str]]:
-    """The options of evaluation.py, likewise; what only training uses is at its default."""
-    options = build_parser(description, TRAINING, {}).parse_args([], ScoringOptions())
-    options.test = True
-    parser = build_parser(description, SCORING, {})
-    for action in parser._actions:
-        if action.dest in FROM_CHECKPOINT:
-            action.default = argparse.SUPPRESS  # in `options` already; a checkpoint has its own
-    return parser.parse_args(argv, options), given_flags(parser, argv)
+    """Return the options of evaluation.py, and the names of those that the command line gave.
+
+    No preset is used: the checkpoint that is scored brings its own values.
+    """
+    parser = build_parser(
+        ScoringOptions, description, checkpoint_sets_defaults=True,
+        epilog="What is given no default here is as the checkpoint has it.")
+    given = given_values(parser, argv)
+    return ScoringOptions(**given), set(given)
 
 
 def parse_checking(description: str, argv: list[str] | None = None) -> CheckingOptions:
-    """The options of scripts/check_data.py; those of the dataset's preset that it has."""
-    options = build_parser(description, CHECKING, {}).parse_args(argv)
-    own = {name: value for name, value in PRESETS[options.dataset].items() if name in options}
-    parser = build_parser(description, CHECKING, own)
-    options = parser.parse_args(argv, CheckingOptions())
-    settle_data_path(options, given_flags(parser, argv))
+    """Return the options of scripts/check_data.py."""
+    given = given_values(build_parser(CheckingOptions, description), argv)
+    options = with_preset(CheckingOptions, given)
+    set_data_path(options, given)
     return options
 
 
-def check_paths(options: argparse.Namespace) -> None:
-    """Raise InputError where a path is none that a file can have; called before any is looked at.
-    """
-    for name, value in vars(options).items():
+def parse_export(description: str, argv: list[str] | None = None) -> ExportOptions:
+    """Return the options of export.py."""
+    return ExportOptions(**given_values(build_parser(ExportOptions, description), argv))
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def check_paths(options: object) -> None:
+    """Raise InputError where a path cannot be one; called before any file is looked at."""
+    for name, flag in flags_of(type(options)).items():
+        value = getattr(options, name)
         if isinstance(value, Path):
-            check_path(value, name if name == "checkpoint" else f"--{name}")
+            check_path(value, flag.title)
             if name == "logger_name" and not is_unicode(str(value)):
                 raise InputError(f"--logger_name {value}: TensorBoard writes only where a name is "
                                  "UTF-8")
-    for name in "vocab", "image_encoder", "text_encoder":
-        if name in options:
-            check_path(Path(getattr(options, name)), f"--{name}")
+        elif name in ("vocab", "image_encoder", "text_encoder") and value is not None:
+            check_path(Path(value), flag.title)
 
 
-def check_kinds(options: TrainOptions) -> None:
-    """Raise InputError where a value is none that its flag could give: a checkpoint can hold
-    anything."""
-    for action in build_parser("", TRAINING, {})._actions[1:]:  # but for --help
-        value = getattr(options, action.dest)
-        kinds = {int: int, float: (int, float), Path: Path, None: (str, bool)}[action.type]
-        if isinstance(action.default, bool):
-            kinds = bool
-        values = value if action.nargs == "*" and isinstance(value, list) else [value]
-        may_be_none = value is None and action.default is None
-        if not may_be_none and (
-                not all(isinstance(value, kinds) for value in values)
-                or isinstance(value, bool) and kinds is not bool
-                or action.choices and value not in action.choices):
-            choices = f", one of {', '.join(action.choices)}" if action.choices else ""
-            raise InputError(f"--{action.dest} {value}: not of its kind{choices}")
+def check(options: EncodingOptions) -> None:
+    """Raise InputError where a value cannot work; called once all layers are in place.
 
-
-def check(options: TrainOptions) -> None:
-    """Raise InputError where a value cannot work; called once all layers are in place."""
-    check_kinds(options)
-    for name, (low, high) in RANGES.items():
-        value = getattr(options, name)
-        if not low <= value <= high:  # nor NaN
-            least = f"at least {low}" if low else "finite, not negative"
-            raise InputError(f"--{name} {str(value)[:30]}: must be {least}, and at most {high:g}")
-    if any(not 0 <= milestone <= COUNT for milestone in options.lr_milestones):
-        raise InputError(f"--lr_milestones {options.lr_milestones}: must not be negative")
+    This is the check of every command that encodes a split; `training.options.check` adds what
+    concerns training alone.
+    """
+    check_values(options)
     if len(options.caption_prefix) > LONGEST_PREFIX:
         raise InputError(f"--caption_prefix {options.caption_prefix[:30]}...: may have "
                          f"{LONGEST_PREFIX} letters at most, as it is put before each caption")
-    if not 0 < options.prior < 1:
-        raise InputError(f"--prior {options.prior}: must lie between 0 and 1")
-    if not 0 <= options.momentum < 1:
-        raise InputError(f"--momentum {options.momentum}: must be at least 0 and below 1")
-    if options.ambiguity != USUAL_AMBIGUITY and options.dataset != "shapes" and not options.test:
-        raise InputError(f"--ambiguity {options.ambiguity}: --dataset {options.dataset} has the "
-                         "captions that it has; leave the flag out, or give --dataset shapes")
-    if options.oracle == "positives" and options.loss != "infonce":
-        raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an anchor; "
-                         "give --loss infonce, or --oracle alone, which excludes the others")
-    if options.posterior != "published" and options.loss != "fne":
-        raise InputError(f"--posterior {options.posterior}: --loss {options.loss} asks for no "
-                         "P(false negative); leave the flag out, or give --loss fne")
-    if options.loss == "fne" and options.queue_size < options.batch_size_train:
-        raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
-                         f"{options.batch_size_train} (--batch_size_train)")
-    if not options.test and options.batch_size_train % world():
-        below = options.batch_size_train // world() * world()
-        sizes = f"{below} or {below + world()}" if below else str(world())
-        raise InputError(f"--batch_size_train {options.batch_size_train}: {world()} processes "
-                         f"cannot share it alike; make it {sizes}")
     if options.data_path is None:
         raise InputError("--data_path: name the folder of the photos; a checkpoint does not say "
                          "what is read")

@@ -206,17 +206,41 @@ def lost_a_process(error: BaseException) -> bool:
 # ------------------------------------------------------------------------------------- what is said
 
 
-def gather(own: Tensor) -> Tensor:
-    """(B, ...) rows of all processes, in the order of their ranks, from (B / N, ...) of each.
+def gather(local: Tensor) -> Tensor:
+    """Gather the rows of all processes, in the order of their ranks.
 
-    The own rows keep their graph. The others' are constants: their gradient is computed there.
+    The local rows keep their graph. The rows of other processes are constants here: their gradient
+    is computed there.
+
+    Args:
+        local: (B / N, ...) rows of this process.
+
+    Returns:
+        (B, ...) rows.
+    """
+    return gather_several(local)[0]
+
+
+def gather_several(*local: Tensor) -> tuple[Tensor, ...]:
+    """Gather several tensors of one type like `gather`, in a single exchange.
+
+    Args:
+        local: tensors (B / N, ...), whose trailing sizes may differ.
+
+    Returns:
+        A tensor (B, ...) for each.
     """
     if world() == 1:
-        return own
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world())]
-    dist.all_gather(parts, own.detach().contiguous(), group=group_of(own))
-    parts[rank()] = own
-    return torch.cat(parts)
+        return local
+    message = torch.cat([tensor.detach().reshape(-1) for tensor in local])
+    messages = [torch.empty_like(message) for _ in range(world())]
+    dist.all_gather(messages, message, group=group_of(message))
+    sizes = [tensor.numel() for tensor in local]
+    # For each process, its part of each tensor; the local parts are replaced by those with a graph.
+    parts = [[part.view(tensor.shape) for part, tensor in zip(received.split(sizes), local)]
+             for received in messages]
+    parts[rank()] = local
+    return tuple(map(torch.cat, zip(*parts)))
 
 
 def gather_strided(own: Tensor, count: int) -> Tensor:
@@ -228,15 +252,6 @@ def gather_strided(own: Tensor, count: int) -> Tensor:
     padded[: len(own)] = own
     rows = gather(padded).view(world(), most, *own.shape[1:])
     return rows.transpose(0, 1).reshape(-1, *own.shape[1:])[:count]
-
-
-def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, detached."""
-    if world() == 1:
-        return value.detach()
-    value = value.detach().clone()
-    dist.all_reduce(value, group=group_of(value))
-    return value
 
 
 def group_of(tensor: Tensor) -> dist.ProcessGroup | None:

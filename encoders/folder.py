@@ -20,7 +20,8 @@ from torch import Tensor
 
 from common.errors import InputError, one_line, pass_on
 from common.files import read_json
-from common.options import LONGEST_PREFIX
+from common.flags import flags_of
+from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.preparation import Preparation
 from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
 from encoders.stored import KEY, SIDES, config_text, tokenizer_text, words_of
@@ -84,7 +85,8 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
     if files:
         text = TOWER.format("text")
         write_json(folder / text / TOKENIZER[0],
-                   cleaning_tokenizer(tokenizer["tokenizer"], preparation.prefix))
+                   cleaning_tokenizer(tokenizer["tokenizer"], preparation.prefix,
+                                      preparation.cleaning))
         write_json(folder / text / TOKENIZER[1],
                    settings_of(tokenizer) | {"model_max_length": preparation.max_tokens})
 
@@ -174,6 +176,7 @@ def read_folder(folder: Path) -> dict:
     options = config["about"]["options"] | {
         "image_res": prepared["image_res"], "max_words": prepared["max_words"],
         "max_tokens": prepared["max_tokens"], "caption_prefix": prepared["prefix"],
+        "captions": prepared["cleaning"],
         "embed_size": model["projection"], "image_pooling": model["image_pooling"],
         "text_pooling": model["text_pooling"], "freeze": None}
     return {"options": options, "model": weights, KEY: encoders, "criterion": {},
@@ -188,9 +191,11 @@ def check_config(config: dict, folder: Path) -> None:
         kinds |= {name: isinstance(model[name], str) for name in ("image_pooling", "text_pooling")}
         kinds["projection"] = type(model["projection"]) is int and 0 <= model["projection"] < 2**16
         kinds["prefix"] = kinds["prefix"] and len(prepared["prefix"]) <= LONGEST_PREFIX
-        kinds["image_res"] = kinds["image_res"] and 1 <= prepared["image_res"] <= 8192
-        for name, least in ("max_words", 1), ("max_tokens", 3):
-            kinds[name] = kinds[name] and least <= prepared[name] <= 10**6
+        flags = flags_of(SourceOptions) | flags_of(DataOptions)
+        for name in "image_res", "max_words", "max_tokens":
+            kinds[name] = kinds[name] and flags[name].is_in_range(prepared[name])
+        prepared.setdefault("cleaning", "published")  # of earlier folders
+        kinds["cleaning"] = prepared["cleaning"] in flags["captions"].choices
         kinds["about"] = isinstance(about["options"], dict)
         prepared["mean"], prepared["std"] = list(prepared["mean"]), list(prepared["std"])
         wrong = [name for name, good in kinds.items() if not good]
@@ -206,5 +211,6 @@ def preparation_of(state: dict, tokenizer, folder: Path) -> Preparation:
     card = folder / CARD
     return Preparation(tokenizer, about=state["folder"]["about"], mean=prepared["mean"],
                        std=prepared["std"],
+                       cleaning=prepared["cleaning"],
                        card=card.read_text("utf-8", "replace") if card.is_file() else "",
                        **{name: prepared[name] for name in PREPARED})

@@ -4,19 +4,16 @@ transformers tries a Hub that it cannot reach six times for each file, 23 second
 each try. So it is asked once, whether it answers; where it does not, the cache has to do.
 """
 
-import functools
 import logging
 import os
-import threading
 from pathlib import Path
 
 import huggingface_hub
 import transformers
-from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from common.errors import one_line
-
-PATIENCE = 5  # seconds that the Hub has to answer
+from common.hub import hub_fault
 
 
 def fetch(kind, name: str, **settings):
@@ -51,28 +48,6 @@ def asks_hub(name: str) -> bool:
     except HFValidationError:
         return False
     return not Path(name).is_dir()
-
-
-@functools.cache
-def hub_fault() -> str | None:
-    """None where the Hub answers, whatever it says, or why it does not; asked once a process."""
-    told = [f"nothing in {PATIENCE} seconds"]
-
-    def ask():
-        try:
-            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
-            told.append(None)
-        except Exception as error:  # of the client that huggingface_hub has in this version
-            cause: BaseException = error
-            while cause.__cause__ or cause.__context__:
-                cause = cause.__cause__ or cause.__context__
-            told.append(one_line(cause))
-
-    # No limit of the client's counts the time that a name server keeps it waiting.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return told[-1]
 
 
 def quiet_transformers() -> None:

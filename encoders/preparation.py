@@ -23,6 +23,7 @@ class Preparation(NamedTuple):
     padded: bool  # captions are always `max_tokens` long, and their padding is averaged too
     about: dict  # plain values: "options" of the training, "recalls", "statistics" that FNE fitted
     card: str = ""  # the folder's README.md
+    cleaning: str = "published"  # of captions, as `inputs.captions.Captions` has it
 
     def captions(self, texts: list[str]) -> Captions:
         """Raw captions (N_t), cleaned and tokenised; `Captions.padded` makes batches of them.
@@ -31,13 +32,14 @@ class Preparation(NamedTuple):
             InputError: a caption has no tokens at all.
         """
         return Captions(texts, self.tokenizer, self.max_words, self.max_tokens, self.padded,
-                        self.prefix)
+                        self.prefix, self.cleaning)
 
     def pixels(self, paths: list[Path]) -> Tensor:
-        """Photo files to standardised pixels (B, 3, R, R).
+        """Return the standardised pixels (B, 3, R, R) of photos, turned as their EXIF data say.
 
         Raises:
             InputError: one of them is no photo.
         """
-        pixels = torch.stack([eval_pixels(load_photo(path), self.image_res) for path in paths])
+        pixels = torch.stack([eval_pixels(load_photo(path, upright=True), self.image_res)
+                              for path in paths])  # (B, 3, R, R)
         return normalize(pixels, self.mean, self.std)

@@ -8,8 +8,8 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from common.errors import InputError, pass_on
-from common.flags import IMAGE_ENCODER
-from common.options import TrainOptions
+from common.options import EncodingOptions
+from common.presets import IMAGE_ENCODER
 from encoders.hub import fetch, why_not
 from encoders.towers import BUILT_IN, unknown_encoder
 from inputs.photos import CLIP_MEAN, CLIP_STD
@@ -69,7 +69,7 @@ class PixelStatistics(NamedTuple):
     source: str
 
 
-def pixel_statistics(options: TrainOptions) -> PixelStatistics:
+def pixel_statistics(options: EncodingOptions) -> PixelStatistics:
     """Of --image_stats: auto is the encoder's own where it has them, but CLIP's as published.
 
     Raises:
@@ -114,16 +114,16 @@ def own_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(processor.image_mean), tuple(processor.image_std)
 
 
-def tokenizer_of(options: TrainOptions):
+def tokenizer_of(options: EncodingOptions):
     """The tokenizer that a checkpoint brought along (`encoders.stored`), or that of the names."""
-    stored = options.stored
+    stored = options.stored_encoders
     own = stored.read_tokenizer() if stored is not None else None
     return load_tokenizer(options.text_encoder, options.vocab) if own is None else own
 
 
-def image_statistics(options: TrainOptions) -> tuple[list[float], list[float]]:
+def image_statistics(options: EncodingOptions) -> tuple[list[float], list[float]]:
     """Mean and std that a checkpoint brought along, or those of `pixel_statistics`."""
-    stored = options.stored
+    stored = options.stored_encoders
     if stored is not None and stored.pixel_statistics is not None:
         return stored.pixel_statistics
     mean, std, _ = pixel_statistics(options)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel
 
 from common.errors import InputError, pass_on
-from common.options import TrainOptions
+from common.options import ModelOptions
 from common.weights import fault
 from encoders.towers import load_config, quiet_transformers
 
@@ -38,7 +38,7 @@ def released_options(state: dict) -> dict:
 
 
 def released_encoders(
-    options: TrainOptions, state: dict, path: Path, momentum: bool = False
+    options: ModelOptions, state: dict, path: Path, momentum: bool = False
 ) -> list[nn.Module]:
     """The image and the text encoder of a released checkpoint, or with `momentum` their copies.
 

@@ -110,7 +110,7 @@ def image_processor(preparation) -> dict:
             "image_mean": list(preparation.mean), "image_std": list(preparation.std)}
 
 
-def cleaning_tokenizer(tokenizer: dict, prefix: str) -> dict:
+def cleaning_tokenizer(tokenizer: dict, prefix: str, cleaning: str = "published") -> dict:
     """tokenizer.json that cleans first, as `inputs.captions.clean_caption` but for the number of
     words, and puts the prefix before."""
     def replace(pattern: str, content: str) -> dict:
@@ -123,6 +123,8 @@ def cleaning_tokenizer(tokenizer: dict, prefix: str) -> dict:
     steps = [{"type": "Lowercase"}, replace(f"[{re.escape(gone)}]", ""),
              replace(f"[{re.escape(spaces)}]", " "), replace("<person>", "person"),
              replace(f"[{white}]{{2,}}", " "), replace(r"\n\z", ""), replace(r"\A +| +\z", "")]
+    if cleaning == "raw":
+        steps = []
     if prefix:
         steps.append({"type": "Prepend", "prepend": prefix})
     if tokenizer.get("normalizer"):

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from common import files
 from common.errors import InputError, exit_on_input_error, printable
-from common.flags import AMBIGUITIES, Parser
+from common.parser import Parser
+from common.presets import AMBIGUITIES
 from common.terminal import tell, warn
 from experiments.flags import LOSSES, USES
 from experiments.plan import (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from common.flags import HelpFormatter, Parser
+from common.parser import HelpFormatter, Parser
 
 LOSSES = "triplet", "infonce", "fne"  # each with and without the oracle
 NEVER = 2.0  # a threshold that no probability exceeds

@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import evaluation
 import train
 from common import files
 from common.errors import exit_on_input_error
-from common.flags import PRIOR_OF_EVIDENCE
+from common.presets import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
 from experiments.plan import (
@@ -36,8 +37,8 @@ from experiments.plan import (
     make_data,
     shapes_sizes_of,
 )
-from experiments.uses import put_in_place
-from fne_loss import RunningEvidence
+from experiments.uses import use_in_place
+from fne_loss import RunningBivariateGaussian
 from metrics.true_matches import true_share
 from training import storage
 
@@ -77,7 +78,7 @@ def start(configuration: Configuration, protocol: Protocol) -> None:
         state["options"] |= {"posterior": "evidence", "prior": PRIOR_OF_EVIDENCE}
         for name in "same", "different":
             state["criterion"] |= {f"{name}.{key}": value for key, value in
-                                   RunningEvidence().state_dict().items()}
+                                   RunningBivariateGaussian().state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.save(path, state)
 
@@ -95,9 +96,10 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         command = branch_command(configuration, protocol)
     places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
     how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
-    use = put_in_place(configuration.use) if configuration.use else contextlib.nullcontext()
-    with shapes_sizes_of(protocol), use:
-        train.main([*command, *places, *how])
+    loss = "infonce" if configuration.loss == "infonce" else "fne"  # whose warm-up is triplet
+    use = use_in_place(configuration.use, loss) if configuration.use else no_use()
+    with shapes_sizes_of(protocol), use as use_flags:
+        train.main([*command, *places, *how, *use_flags])
     if configuration.oracle == WARM_UP:
         return
     result = {
@@ -117,6 +119,12 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
     for path in folder.glob("*.pth.tar"):
         path.unlink()  # a hundred of them would fill a disk
+
+
+@contextlib.contextmanager
+def no_use() -> Iterator[list[str]]:
+    """Leave the objectives as they are; yields no flags."""
+    yield []
 
 
 def command_text(flags: list[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.flags import default_data_path
+from common.presets import default_data_path
 from inputs import shapes
 
 WARM_UP = "warm-up"  # in place of a value of --oracle

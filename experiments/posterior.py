@@ -30,16 +30,16 @@ from scipy.special import expit, logit
 from torch import Tensor
 
 from common import files
-from common.flags import PRIOR_OF_EVIDENCE
 from common.memory import keep_freed_memory
+from common.presets import PRIOR_OF_EVIDENCE
 from common.terminal import tell
-from data import read_matches
 from fne_loss import (
-    RunningEvidence,
+    RunningBivariateGaussian,
     RunningGaussian,
     cut_down_bound,
     false_negative_posterior,
 )
+from inputs.splits import read_matches
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
 from metrics.evidence import doubles, fit_evidence
 from metrics.judgements import auroc, average_precision, read_judgements
@@ -109,8 +109,8 @@ class Evidence(NamedTuple):
     """
 
     similarities: Tensor
-    same: RunningEvidence
-    different: RunningEvidence
+    same: RunningBivariateGaussian
+    different: RunningBivariateGaussian
 
 
 def fit_split_evidence(embeddings: Embeddings, pairs: Pairs, to_mean: bool) -> Evidence:
@@ -142,7 +142,7 @@ def fit_split_evidence(embeddings: Embeddings, pairs: Pairs, to_mean: bool) -> E
         _, same, different = fit_evidence(
             replace(embeddings, image_embeds=image_embeds, text_embeds=text_embeds))
     else:
-        same, different = RunningEvidence(), RunningEvidence()
+        same, different = RunningBivariateGaussian(), RunningBivariateGaussian()
         count = texts_of.shape[1]
         others = ~torch.eye(count, dtype=torch.bool)  # (K, K), each caption with the others
         for image, texts in enumerate(texts_of):
@@ -158,7 +158,7 @@ def fit_split_evidence(embeddings: Embeddings, pairs: Pairs, to_mean: bool) -> E
     return Evidence(torch.stack([s[:, None].expand_as(r), r]), same, different)
 
 
-def marginal(evidence: RunningEvidence, axis: int) -> RunningGaussian:
+def marginal(evidence: RunningBivariateGaussian, axis: int) -> RunningGaussian:
     """Return the Gaussian of s alone (axis `PHOTO_CAPTION`) or of r alone (axis `CAPTIONS`)."""
     gaussian = RunningGaussian()
     gaussian.count.copy_(evidence.count)

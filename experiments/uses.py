@@ -1,5 +1,5 @@
-"""What can be done with a likely match: uses of the posterior by evidence that
-were tried. Train by one, and test, with all flags of train.py:
+"""Uses of a likely match that were tried: what can be done with the posterior
+by evidence. Train by one, and test, with all flags of train.py:
 
     python -m experiments.uses filter --dataset flickr8k --loss triplet
 
@@ -9,9 +9,8 @@ that the run has seen; those of FNE see batch and bank, as `--posterior
 evidence` does.
 """
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-from unittest import mock
+import contextlib
+from collections.abc import Iterator
 
 from common.errors import InputError, exit_on_input_error, tell_of_imports
 from experiments.flags import USES, build_uses_parser
@@ -25,80 +24,91 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from common.flags import PRIOR_OF_EVIDENCE
-from common.options import TrainOptions, parse
+from common.presets import PRIOR_OF_EVIDENCE
 from common.ranks import world
-from data import Batch, LoadedSplit
+from data import Batch, Split
+from experiments.likely_options import LIKELY_OPTIONS
 from fne_loss import (
-    SETTINGS,
     FNELoss,
-    RunningEvidence,
-    cosine,
-    excluded_candidates,
+    RunningBivariateGaussian,
     false_negative_posterior,
-    moments,
-    rank_in_batch,
+    is_trusted,
     sampling_weights,
-    triplet_from_similarity,
 )
-from training import guard, monitor
-from training.run import Run
+from model import DualEncoder
+from negative_sampling import cosine, excluded_candidates, pair_moments
+from training.objectives import OBJECTIVES, Entry
+from training.objectives.base import Outcome, Step
+from training.objectives.fne import FNEObjective
+from training.objectives.infonce import InfoNCEObjective
+from training.objectives.triplet import TripletObjective
+from training.options import parse
 
 SHARPNESS = 100.0  # of a draw that takes the hardest: .01 of similarity is a factor of e
 
 
-class Likely:
-    """P(match) of the pairs of a batch, from what the online encoders have made of the captions.
+class LikelyMatches:
+    """Estimate P(match) of the pairs of a batch from the online embeddings of captions.
 
-    As `fne_loss.false_negative_posterior` by evidence, r being the mean similarity to all captions
-    of the photo that were seen, each as it was last seen: nothing need be known but whose they are.
+    This is `fne_loss.false_negative_posterior` by evidence, r being the mean similarity to all
+    captions of the photo that were seen, each as it was last seen.
+
+    Args:
+        image_of_text: (N_t,) int64, photo of each caption of the training split.
+        dim: D, the width of the embeddings.
+        min_count: pairs of a photo and another caption of it that must have been seen before
+            anything is likely.
     """
 
     def __init__(self, image_of_text: Tensor, dim: int, min_count: int = 200):
-        """Of (N_t,) photos of the captions; `min_count` candidates of the same photo must have been
-        seen before anything is likely."""
         count = image_of_text.bincount()  # (N_i,)
         order = image_of_text.argsort(stable=True)  # (N_t,)
-        place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[
-            image_of_text[order]]  # (N_t,) number of a caption among those of its photo
+        first = (count.cumsum(0) - count)[image_of_text[order]]  # (N_t,)
+        place = torch.arange(len(order), device=order.device) - first  # (N_t,) among the photo's
         self.captions = order.new_full((len(count), int(count.max())), -1)  # (N_i, K)
         self.captions[image_of_text[order], place] = order
         self.texts = torch.zeros(len(order), dim, device=order.device)  # (N_t, D)
-        self.seen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-        self.same = RunningEvidence().to(order.device)
-        self.different = RunningEvidence().to(order.device)
+        self.seen = torch.zeros(len(order), dtype=torch.bool, device=order.device)  # (N_t,)
+        self.same = RunningBivariateGaussian().to(order.device)
+        self.different = RunningBivariateGaussian().to(order.device)
         self.min_count = min_count
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
-        """(B, B) of images in rows and texts in columns, 0 within a photo; then learn from them.
+    def update(self, batch: Batch, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Estimate P(match) of a batch, then learn from it in place.
 
-        Of online embeddings (B, D) and (B, D).
+        Args:
+            batch: the ids of B pairs.
+            image_embeds, text_embeds: (B, D) online embeddings.
+
+        Returns:
+            (B, B), images in rows and texts in columns; 0 within a photo.
         """
-        ids, own = batch.image_ids, batch.text_ids
-        self.texts[own], self.seen[own] = texts.float(), True
-        listed = self.captions[ids]  # (B, K)
-        there = (listed >= 0) & self.seen[listed.clamp(min=0)]  # (B, K)
-        known = self.texts[listed.clamp(min=0)] * there[..., None]  # (B, K, D)
-        total, count = known.sum(dim=1), there.sum(dim=1, keepdim=True)  # (B, D), (B, 1)
-        s, r = cosine(images, texts), cosine(total, texts) / count  # (B, B), (B, B)
-        other = ids[:, None] != ids  # (B, B)
-        trusted = other & (self.same.count > self.min_count)
+        image_ids, text_ids = batch.image_ids, batch.text_ids
+        self.texts[text_ids], self.seen[text_ids] = text_embeds.float(), True
+        listed = self.captions[image_ids]  # (B, K)
+        exists = (listed >= 0) & self.seen[listed.clamp(min=0)]  # (B, K)
+        known = self.texts[listed.clamp(min=0)] * exists[..., None]  # (B, K, D)
+        total, count = known.sum(dim=1), exists.sum(dim=1, keepdim=True)  # (B, D), (B, 1)
+        s, r = cosine(image_embeds, text_embeds), cosine(total, text_embeds) / count  # (B, B)
+        other_photo = image_ids[:, None] != image_ids  # (B, B)
         posterior = false_negative_posterior(
-            s.double(), self.same, self.different, PRIOR_OF_EVIDENCE, r.double())
-        posterior = posterior.float().where(trusted, 0.0)
-        there = there & (listed != own[:, None])  # (B, K) other captions of the photo
-        own_s = (images.float()[:, None] * known).sum(dim=2)  # (B, K)
-        own_r = ((total[:, None] - known) * known).sum(dim=2) / (count - 1).clamp(min=1)  # (B, K)
-        self.same.add(moments(own_s * there, own_r * there, there.sum()))
-        self.different.add(moments(s * other, r * other, other.sum()))
+            s.double(), self.same, self.different, PRIOR_OF_EVIDENCE, r.double(),
+            trusted=is_trusted(self.min_count, self.same)).float()
+        posterior = posterior.where(other_photo, 0.0)  # (B, B)
+        exists = exists & (listed != text_ids[:, None])  # (B, K) other captions of the photo
+        same_s = (image_embeds.float()[:, None] * known).sum(dim=2)  # (B, K)
+        without_itself = ((total[:, None] - known) * known).sum(dim=2)  # (B, K)
+        same_r = without_itself / (count - 1).clamp(min=1)  # (B, K)
+        self.same.add(pair_moments(same_s * exists, same_r * exists, exists.sum()))
+        self.different.add(pair_moments(s * other_photo, r * other_photo, other_photo.sum()))
         return posterior
 
 
 def infonce_with_likely(
     similarity: Tensor, image_ids: Tensor, likely: Tensor, log_scale: Tensor, share: float
 ) -> Tensor:
-    """InfoNCE that repels a likely match less and, with `share`, attracts it; both directions.
+    """Compute InfoNCE that repels a likely match less and, with `share`, attracts it.
 
     With l = exp(log_scale) s, p of `likely`, and w_i = 1 for anchor i's own and share p_ij else:
 
@@ -107,112 +117,177 @@ def infonce_with_likely(
     n are the candidates of other photos. With p = 0 it is `fne_loss.infonce_loss`.
 
     Args:
-        similarity, likely: (B, B), images in rows and texts in columns.
-        image_ids: (B,).
+        similarity: s (B, B), images in rows and texts in columns.
+        image_ids: (B,) int64, photo of each pair.
+        likely: p (B, B), P(match).
+        log_scale: () log of the inverse temperature.
+        share: of a likely match as a positive.
+
+    Returns:
+        () loss, the mean of both directions.
     """
-    barred = excluded_candidates(image_ids, image_ids)  # (B, B)
+    excluded = excluded_candidates(image_ids, image_ids)  # (B, B)
     logits = log_scale.exp() * similarity
-    kept = (logits + torch.log1p(-likely.clamp(max=1 - 1e-6))).masked_fill(barred, -torch.inf)
-    weight = (share * likely).masked_fill(barred, 0.0) + torch.eye(len(logits)).to(likely)
-    return sum(
-        ((of * F.softplus(rest.logsumexp(dim=1, keepdim=True) - logit)).sum(dim=1)
-         / of.sum(dim=1)).mean()
-        for of, rest, logit in ((weight, kept, logits), (weight.T, kept.T, logits.T))) / 2
+    negatives = (logits + torch.log1p(-likely.clamp(max=1 - 1e-6))).masked_fill(
+        excluded, -torch.inf)  # (B, B)
+    weights = (share * likely).masked_fill(excluded, 0.0) + torch.eye(len(logits)).to(likely)
+    i2t = infonce_of_direction(logits, negatives, weights)
+    return (i2t + infonce_of_direction(logits.T, negatives.T, weights.T)) / 2
 
 
-def step_in_batch(run: Run, batch: Batch, likely: Likely, threshold: float | None,
-                  share: float) -> Tensor:
-    """`train.training_step` of one process and a loss of the batch alone, with what is likely: the
-    triplet loss without candidates above `threshold`, or without one `infonce_with_likely`."""
-    run.seed("dropout")
-    pixels, features = train.pixels_or_features(run, batch, slice(None))
-    images, texts, _, _ = run.towers(pixels, features, batch.input_ids, batch.attention_mask)
-    similarity = cosine(images, texts)
-    posterior, barred, in_batch = likely(batch, images, texts), None, None
-    if threshold is not None:
-        in_batch, barred = rank_in_batch(similarity, batch.image_ids), posterior > threshold
-    if run.momentum_model is not None:
-        run.criterion.add_to_statistics(in_batch)
-        run.update_momentum(run.options.momentum, moved=run.skips.in_a_row == 0)
-    if threshold is None:
-        loss = infonce_with_likely(similarity, batch.image_ids, posterior, run.log_scale, share)
-    else:
-        loss = triplet_from_similarity(
-            similarity, batch.image_ids, run.options.margin, True, barred)
-    run.set_learning_rate()
-    run.optimizer.zero_grad()
-    loss.backward()
-    whole = loss.detach()
-    norm, good = guard.guarded_step(run, batch.image_ids, whole, images, texts)
-    run.log_scale.data.clamp_(max=math.log(100.0))
-    monitor.watch(run, monitor.Step(batch, similarity, in_batch, None, whole, norm, good, barred))
-    return whole
+def infonce_of_direction(logits: Tensor, negatives: Tensor, weights: Tensor) -> Tensor:
+    """Compute one direction of `infonce_with_likely`, anchors in the rows of (B, B): a () loss."""
+    denominator = negatives.logsumexp(dim=1, keepdim=True)  # (B, 1)
+    costs = weights * F.softplus(denominator - logits)  # (B, B)
+    return (costs.sum(dim=1) / weights.sum(dim=1)).mean()
+
+
+# ------------------------------------------------------------------------------------- objectives
+
+
+def likely_matches(split: Split, dim: int, device: torch.device) -> LikelyMatches:
+    """Build the estimate of P(match) for a training split."""
+    return LikelyMatches(torch.from_numpy(split.image_of_text).to(device), dim)
+
+
+class FilterObjective(TripletObjective):
+    """The triplet loss on the hardest candidate that is not likely a match.
+
+    Up to `--likely_after` epochs it is the usual triplet loss.
+    """
+
+    def __init__(self, options, model: DualEncoder, split: Split | None = None):
+        super().__init__(options, model, split)
+        self.likely = likely_matches(split, model.embed_size, self.device)
+
+    @classmethod
+    def uses_hardest(cls, options, epoch: int) -> bool:
+        """Tell whether an epoch, counted from 0, takes the hardest negative alone."""
+        return epoch >= options.likely_after or super().uses_hardest(options, epoch)
+
+    def excluded_in_batch(self, step: Step) -> Tensor | None:
+        """Find pairs that are likely matches: (B, B) bool, images in rows. Learns in place."""
+        if step.epoch < self.options.likely_after:
+            return None
+        likely = self.likely.update(step.batch, step.all_image_embeds, step.all_text_embeds)
+        return likely > self.options.likely_threshold
+
+
+class FilterWarmUpObjective(FNEObjective):
+    """FNE whose warm-up filters, for runs that never leave it: momentum encoders and all."""
+
+    warm_up_class = FilterObjective
+
+
+class LikelyInfoNCEObjective(InfoNCEObjective):
+    """InfoNCE that repels a likely match less and, with `--likely_share`, attracts it.
+
+    Up to `--likely_after` epochs it is the usual InfoNCE.
+    """
+
+    def __init__(self, options, model: DualEncoder, split: Split | None = None):
+        super().__init__(options, model, split)
+        self.likely = likely_matches(split, model.embed_size, self.device)
+
+    def forward(self, step: Step) -> Outcome:
+        """Compute the loss of a step, and learn what is likely in place."""
+        if step.epoch < self.options.likely_after:
+            return super().forward(step)
+        likely = self.likely.update(step.batch, step.all_image_embeds, step.all_text_embeds)
+        loss = infonce_with_likely(step.similarity, step.batch.image_ids, likely, self.log_scale,
+                                   self.options.likely_share)
+        negatives = self.softmax_negatives(step.similarity, step.batch, None)
+        return Outcome(loss, loss.detach(), negatives)
 
 
 class LikelyInBank(FNELoss):
     """FNE that weighs batch and bank with the posterior by evidence in another way.
 
-    With `threshold`, the hardest candidate that is not above it; else the published weights times
-    (1 - p), the published posterior keeping its own prior.
+    Args:
+        settings: positional arguments of `FNELoss`.
+        published_prior: the prior of the published posterior.
+        threshold: the hardest candidate whose posterior is not above it is drawn; None for the
+            published weights times 1 - p.
     """
 
     def __init__(self, *settings, published_prior: float, threshold: float | None):
         super().__init__(*settings, posterior="evidence")
         self.published_prior, self.threshold = published_prior, threshold
 
-    def weights(self, similarity: Tensor, own: Tensor, excluded: Tensor, texts=None) -> Tensor:
-        posterior = self.posterior(similarity, texts)
+    def weigh(
+        self, similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
+        caption_similarity: Tensor | None = None,
+    ) -> Tensor:
+        """Compute weights (R, c) in [0, 1]; arguments as of `FNELoss.weigh`."""
+        posterior = self.posterior(similarity, caption_similarity)
         if self.threshold is not None:
-            kept = (posterior <= self.threshold) & ~excluded
-            return torch.exp(SHARPNESS * (similarity - 1)) * kept
-        settings = {name: getattr(self, name) for name in SETTINGS}
-        settings["prior"] = self.published_prior
+            unlikely = (posterior <= self.threshold) & ~excluded
+            return torch.exp(SHARPNESS * (similarity - 1)) * unlikely
         published = sampling_weights(
-            similarity, own, excluded, self.positive, self.negative, **settings)
+            similarity, positive_similarity, excluded, self.positive, self.negative,
+            margin=self.margin, tau=self.tau, prior=self.published_prior,
+            posterior_floor=self.posterior_floor, min_count=self.min_count)
         return published * (1 - posterior)
 
 
-def put_in_place(name: str, after: int = 0) -> AbstractContextManager:
-    """Inside, `train.main` trains by use `name`, once `after` epochs are done."""
-    use, sets, known = USES[name], [], []
-    load, usual = train.load_train_set, train.training_step
+class BankObjective(FNEObjective):
+    """FNE with the weights of `LikelyInBank`."""
 
-    def load_and_keep(*given) -> LoadedSplit:
-        sets.append(load(*given))
-        return sets[-1]
-
-    def step(run: Run, batch: Batch) -> Tensor:
-        if run.epoch < after:
-            return usual(run, batch)
-        if not known:
-            owners = torch.from_numpy(sets[-1].split.image_of_text).to(run.device)
-            known.append(Likely(owners, run.model.embed_size))
-        return step_in_batch(run, batch, known[0], use.threshold, use.share)
-
-    def loss(options: TrainOptions) -> FNELoss:
+    def build_criterion(self) -> FNELoss:
+        """Build the loss that the options describe."""
+        options = self.options
         published, _ = parse("", ["--dataset", options.dataset])
         return LikelyInBank(
             options.margin, options.tau, options.prior, options.posterior_floor,
-            options.nums_right_sims, published_prior=published.prior, threshold=use.threshold)
+            options.nums_right_sims, published_prior=published.prior,
+            threshold=options.likely_threshold)
 
+
+@contextlib.contextmanager
+def use_in_place(name: str, loss: str, after: int = 0) -> Iterator[list[str]]:
+    """Have `--loss` name a use of likely matches inside the `with`.
+
+    Args:
+        name: of `USES`.
+        loss: what `--loss` is, which the use replaces in the table of objectives.
+        after: epochs of the usual loss before the use; of FNE it is `--warmup_epochs`.
+
+    Yields:
+        The flags of train.py that set up the use.
+    """
+    use, usual = USES[name], OBJECTIVES[loss]
+    flags = ["--likely_share", str(use.share), "--likely_after", str(after)]
+    if use.threshold is not None:
+        flags += ["--likely_threshold", str(use.threshold)]
     if use.loss != "fne":
-        return mock.patch.multiple(train, load_train_set=load_and_keep, training_step=step)
-    return mock.patch.multiple(train, build_loss=loss) if use.in_bank else nullcontext()
+        objectives = {"triplet": FilterObjective, "fne": FilterWarmUpObjective,
+                      "infonce": LikelyInfoNCEObjective}
+        objective = objectives[loss]
+    else:
+        objective = BankObjective if use.in_bank else FNEObjective
+    path = f"{objective.__module__}:{objective.__name__}"
+    OBJECTIVES[loss] = Entry(path, LIKELY_OPTIONS[loss])
+    try:
+        yield flags
+    finally:
+        OBJECTIVES[loss] = usual
 
 
 def main(argv: list[str] | None = None) -> None:
-    told, flags = build_uses_parser(__doc__).parse_known_args(argv)
+    """Run the command."""
+    arguments, flags = build_uses_parser(__doc__).parse_known_args(argv)
     with exit_on_input_error():
-        use = USES[told.use]
-        more = ["--posterior", "evidence"] if use.loss == "fne" else []
-        options, _ = parse("", [*flags, *more])
+        use = USES[arguments.use]
+        if use.loss == "fne":
+            flags = [*flags, "--posterior", "evidence"]
+        options, _ = parse("", flags)
         if options.loss != use.loss:
-            raise InputError(f"{told.use} takes the place of --loss {use.loss}: give that")
+            raise InputError(f"{arguments.use} takes the place of --loss {use.loss}: give that")
         if options.resume is not None:
             raise InputError("--resume: no checkpoint holds what a use has learned; start anew")
         if use.loss != "fne" and (options.oracle != "off" or world() > 1):
-            raise InputError(f"{told.use} takes no --oracle, and trains in one process")
-        with put_in_place(told.use, told.after):
+            raise InputError(f"{arguments.use} takes no --oracle, and trains in one process")
+        with use_in_place(arguments.use, options.loss, arguments.after) as more:
             train.main([*flags, *more])
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.flags import Parser
+from common.parser import Parser
 
 
 def build_opening_parser(description: str) -> Parser:

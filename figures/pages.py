@@ -61,7 +61,7 @@ def thumbnail(path: Path | None, size: int) -> Image.Image:
     """
     if path is not None:
         try:
-            return ImageOps.contain(load_photo(path), (size, size))
+            return ImageOps.contain(load_photo(path, upright=True), (size, size))
         except InputError:
             pass
     return Image.new("RGB", (size, size), UNREADABLE_PHOTO)

@@ -1,7 +1,7 @@
 """Which candidates the figures show: what FNE draws, the hardest, and likely false negatives.
 
-`picks` asks the method itself (`FNELoss.draw`) for its draw, so a gallery cannot tell another story
-than the training does. It takes no random number from the training's stream.
+`picks` asks the method itself (`FNELoss.draw_directions`) for its draw, so a gallery cannot tell
+another story than the training does. It takes no random number from the training's stream.
 """
 
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fne_loss import (
+from fne_loss import FNELoss
+from metrics.retrieval import BLOCK
+from negative_sampling import (
     NO_NEGATIVE,
-    FNELoss,
+    CaptionEvidence,
+    Direction,
     cosine,
-    cut_down_bound,
     excluded_candidates,
 )
-from memory_bank import Captions
-from metrics.retrieval import BLOCK
 
 
 class Picks(NamedTuple):
@@ -76,15 +76,16 @@ def picks(
     excluded = excluded_candidates(image_ids, candidate_ids)  # (B, C)
     drawn, posterior = [None] * len(anchors), None
     if criterion is not None:
-        fitted, caption_similarity = criterion.positive, None
-        captions = criterion.by_evidence and captions
-        if captions:
-            caption_keys = Captions.of(image_ids, candidate_ids, slice(len(anchors)), *captions)
-            fitted = criterion.same
-            caption_similarity = caption_keys.similarity(0, len(candidate_ids))  # (B, C)
-        drawn = draw_aside(criterion, anchors, keys, bank_keys, image_ids, bank_ids,
-                           captions=captions)
-        if min(fitted.count, criterion.positive.count) > criterion.min_count:
+        caption_similarity = None
+        if not criterion.by_evidence:
+            captions = None
+        elif captions is not None:
+            evidence = CaptionEvidence.collect(
+                image_ids, candidate_ids, slice(len(anchors)), *captions)
+            caption_similarity = evidence.similarity(0, len(candidate_ids))  # (B, C)
+        drawn = draw_aside(criterion, Direction(anchors, keys, bank_keys), image_ids, bank_ids,
+                           captions)
+        if criterion.posterior_is_trusted(caption_similarity is not None):
             posterior = criterion.posterior(similarity, caption_similarity)  # (B, C)
     result = []
     for row, drawn_candidate in enumerate(drawn):
@@ -94,7 +95,7 @@ def picks(
         if posterior is not None:
             # Where N+ is wider than N-, the posterior rises again far below both. Nothing so
             # dissimilar is ever drawn, so nothing below the cut-down is a suspect.
-            bound = cut_down_bound(criterion.positive, criterion.margin)
+            bound = criterion.cut_down_bound()
             suspicious = (allowed & (posterior[row] > suspicion(criterion))
                           & (similarity[row] > bound))  # (C,)
             already_shown = hardest[:1]
@@ -108,16 +109,27 @@ def picks(
     return result
 
 
-def draw_aside(criterion: FNELoss, *arguments: Tensor, **options) -> list[int | None]:
-    """Return the candidate that `FNELoss.draw` draws for each anchor, or None where it draws none.
+def draw_aside(
+    criterion: FNELoss, direction: Direction, image_ids: Tensor, bank_ids: Tensor,
+    captions: tuple[Tensor, Tensor, Tensor] | None,
+) -> list[int | None]:
+    """Return the candidate that `FNELoss` draws for each anchor, or None where it draws none.
 
     The random state is restored afterwards, so the training draws as if nothing had been asked.
+
+    Args:
+        criterion: the loss with its fitted statistics.
+        direction: B anchors and their candidates.
+        image_ids: (B,) photos of the anchors.
+        bank_ids: (M,) photos of the bank.
+        captions: as of `picks`.
     """
-    devices = [arguments[0].device] if arguments[0].is_cuda else []
+    devices = [direction.anchors.device] if direction.anchors.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        negatives = criterion.draw(*arguments, **options).negatives.tolist()
-    return [None if index == NO_NEGATIVE else index for index in negatives]
+        [draw] = criterion.draw_directions(
+            (direction,), image_ids, bank_ids, also_excluded=(None,), captions=captions)
+    return [None if index == NO_NEGATIVE else index for index in draw.indices.tolist()]
 
 
 def best_distinct(scores: Tensor, allowed: Tensor, item_ids: Tensor, count: int) -> list[int]:

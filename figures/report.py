@@ -19,7 +19,7 @@ from figures.galleries import ASKING, CAPTION, PHOTO, RANKED, Cell, Library, Pai
 from figures.pages import data_uri, is_page, page
 from figures.picks import fixed_choice, suspicion, top_wrong_leads
 from figures.plots import calibration_figure, distribution_figure, svg_element
-from fne_loss import FNELoss, cosine, cut_down_bound, rank_in_batch
+from fne_loss import FNELoss, cosine, cut_down_bound, rank_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import (
     Evidence,
@@ -30,9 +30,7 @@ from metrics.evidence import (
 from metrics.facts import KINDS, METHOD, run_text
 from metrics.judgements import AGREEMENT, calibration, fitted_posterior
 from metrics.true_matches import metric_label
-from training.monitor import BINS, count_similarities
-from training.run import build_loss
-from training.schedule import FNE
+from training.objectives.fne import BINS, FNE, build_criterion, count_similarities
 
 NEGATIVE_ROWS, MISTAKE_ROWS = 6, 9  # most rows of the galleries, in each direction
 DIRECTIONS = {"i2t": "photo to captions", "t2i": "caption to photos"}
@@ -107,7 +105,7 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
         return None
     options = {name: facts[name] for name in METHOD}
     # Embeddings carry only the statistics of the published posterior, whatever the training used.
-    criterion = build_loss(Namespace(prior=embeddings.prior, posterior="published", **options))
+    criterion = build_criterion(Namespace(prior=embeddings.prior, posterior="published", **options))
     criterion.positive, criterion.negative = gaussians
     return criterion
 
@@ -207,7 +205,7 @@ def distribution_section(embeddings: Embeddings, criterion: FNELoss | None) -> s
     for texts in shuffled.split(batch_size):
         image_ids = image_of_text[texts]  # (B,)
         similarity = cosine(embeddings.image_embeds[image_ids], embeddings.text_embeds[texts])
-        count_similarities(counts, rank_in_batch(similarity, image_ids))
+        count_similarities(counts, rank_batch(similarity, image_ids))
     pairs = int(criterion.positive.count)
     figure = distribution_figure(counts.numpy(), criterion, "this split, in the checkpoint's eyes")
     return title + (

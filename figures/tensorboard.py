@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import InputError, printable
+from common.ranks import is_main
 from common.terminal import progress, say
 from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries, pages
 from figures.picks import fixed_choice
-from inputs.photos import eval_pixels, load_photo, normalize
-from training import oracle
+from inputs.photos import eval_pixels, load_from, normalize
+from training.objectives.base import NegativeSampler
 from training.run import Run
+from training.true_matches import ORACLE_TEXT
 
 EXAMPLES = 4  # rows of a gallery
 
@@ -108,14 +110,14 @@ class Board:
             text_embeds: (N_t, D) unit rows of the whole validation split.
         """
         run, sheets = self.run, {}
-        fitted = run.bank is not None and (
-            run.criterion.negative.count > 1 and run.criterion.positive.count > 1)
-        if fitted:
-            figure = self.plots.distribution_figure(run.counts.cpu().numpy(), run.criterion,
-                                                    run.position)
+        sampler = run.objective.sampler()
+        if sampler is not None and min(sampler.criterion.negative.count,
+                                       sampler.criterion.positive.count) > 1:
+            figure = self.plots.distribution_figure(sampler.similarity_counts.cpu().numpy(),
+                                                    sampler.criterion, run.position)
             self.write_picture("distributions", self.plots.png_bytes(figure))
-        if run.bank is not None and len(run.bank):
-            for direction, rows in drawn_negatives(run, self.train_set).items():
+        if sampler is not None and len(sampler.bank):
+            for direction, rows in drawn_negatives(run, sampler, self.train_set).items():
                 sheets[f"negatives/{direction}"] = (
                     rows, f"training pairs and their negatives, {direction}")
         val = galleries.Library(self.val_set.split, self.val_set.photos)
@@ -137,6 +139,10 @@ class Board:
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self.writer.file_writer.add_summary(summary, self.run.global_step)
 
+    def flush(self) -> None:
+        """Write all entries to the disk."""
+        self.writer.flush()
+
     def __enter__(self) -> "Board":
         return self
 
@@ -155,13 +161,20 @@ class NoBoard:
     def show_nothing(self, *arguments) -> None:
         """Do nothing, in place of every method by which a `Board` writes or shows something."""
 
-    write_values = write_validation = pause = show_nothing
+    write_values = write_validation = pause = flush = show_nothing
 
     def __enter__(self) -> "NoBoard":
         return self
 
     def __exit__(self, *error) -> None:
         pass
+
+
+def make_board(
+    run: Run, train_set: LoadedSplit, val_set: LoadedSplit, purge_step: int
+) -> Board | NoBoard:
+    """Return a `Board` in the first process of a run, and a `NoBoard` in all others."""
+    return Board(run, train_set, val_set, purge_step) if is_main() else NoBoard()
 
 
 def validation_lines(run: Run, metrics: dict[str, float], loss: float | None) -> str:
@@ -199,8 +212,8 @@ def describe(run: Run) -> dict[str, str]:
                 "device": torch.cuda.get_device_name(run.device) if on_gpu else "CPU",
                 "commit": commit()}
     texts = {"command": f"    {command}"}
-    if run.options.oracle != oracle.OFF:
-        texts["oracle"] = oracle.text(run.options.oracle)
+    if run.options.oracle != "off":
+        texts["oracle"] = ORACLE_TEXT[run.options.oracle]
     texts["options"] = f"| option | value |\n|---|---|\n{options}"
     texts["versions"] = "| package | version |\n|---|---|\n" + "\n".join(
         f"| {name} | {version} |" for name, version in versions.items())
@@ -210,23 +223,31 @@ def describe(run: Run) -> dict[str, str]:
 # -------------------------------------------------------------------------- what the sampler draws
 
 
-def drawn_negatives(run: Run, train_set: LoadedSplit) -> dict[str, list]:
+def drawn_negatives(
+    run: Run, sampler: NegativeSampler, train_set: LoadedSplit
+) -> dict[str, list]:
     """Return the galleries of what FNE draws for a few training pairs from the bank as it is.
+
+    Args:
+        run: the state of the training.
+        sampler: what its objective draws negatives with.
+        train_set: the training pairs.
 
     Returns:
         The rows of "i2t" and of "t2i", as `galleries.negative_rows` returns them.
     """
+    criterion, stored = sampler.criterion, sampler.bank
     library = galleries.Library(train_set.split, train_set.photos)
     pairs = library.pairs(fixed_choice(EXAMPLES, len(train_set.captions)))
-    bank = galleries.Pairs(run.bank.image_ids.cpu(), run.bank.text_ids.cpu())
+    bank = galleries.Pairs(stored.image_ids.cpu(), stored.text_ids.cpu())
     image_embeds, text_embeds = embed_pairs(run, run.model, train_set, pairs)  # (B, D) each
-    image_keys, text_keys = embed_pairs(run, run.momentum_model, train_set, pairs)
-    captions = text_keys, run.bank.text_keys
+    image_keys, text_keys = embed_pairs(run, sampler.momentum_model, train_set, pairs)
+    captions = text_keys, stored.text_keys
     return {
-        "i2t": galleries.negative_rows("i2t", library, run.criterion, image_embeds, text_keys,
-                                       run.bank.text_keys, pairs, bank, captions),
-        "t2i": galleries.negative_rows("t2i", library, run.criterion, text_embeds, image_keys,
-                                       run.bank.image_keys, pairs, bank, captions),
+        "i2t": galleries.negative_rows("i2t", library, criterion, image_embeds, text_keys,
+                                       stored.text_keys, pairs, bank, captions),
+        "t2i": galleries.negative_rows("t2i", library, criterion, text_embeds, image_keys,
+                                       stored.image_keys, pairs, bank, captions),
     }
 
 
@@ -245,10 +266,10 @@ def embed_pairs(
     """
     options, was_training = run.options, model.training
     model.eval()
-    if run.features is not None:
-        features = run.features[pairs.image_ids.to(run.device)]
+    if run.image_features is not None:
+        features = run.image_features[pairs.image_ids.to(run.device)]
     else:
-        pixels = torch.stack([eval_pixels(load_photo(train_set.photos[image]), options.image_res)
+        pixels = torch.stack([eval_pixels(load_from(train_set.photos, image), options.image_res)
                               for image in pairs.image_ids.tolist()]).to(run.device)
         features = model.image_features(normalize(pixels, *run.pixel_statistics))
     input_ids, mask = train_set.captions.padded(

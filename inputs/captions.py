@@ -1,41 +1,49 @@
 """Captions: cleaned as published, tokenised once, padded to a batch."""
 
-import functools
 import hashlib
 import itertools
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor
 
-from common.errors import InputError, pass_on
-from common.terminal import progress
-from inputs.arrays import Parts, Texts, rows_of
-from inputs.kept import kept
+from common.errors import InputError, one_line, pass_on
+from common.locks import wait_for_lock
+from common.terminal import note, progress, warn
 
 MANY = 100_000  # captions whose token ids are kept
-CHUNK = 4096  # that are tokenised together
+CHUNK = 4096  # captions that are tokenised together
+VERSION = 1  # goes up whenever the same caption gives other tokens
 
 # Caption cleaning: these go, and those become spaces.
 CLEANING = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower case, punctuation out, hyphens and slashes to spaces, the first `max_words` words.
+    """Return a caption in lower case, without punctuation, with spaces for hyphens and slashes, cut
+    to the first `max_words` words.
 
-    Exactly the published cleaning, quirks included: a lone tab or line break inside stays.
+    This is exactly the published cleaning, quirks included: a lone tab or line break inside stays.
     """
     text = text.lower().translate(CLEANING).replace("<person>", "person")
     words = re.sub(r"\s\s+", " ", text).removesuffix("\n").strip(" ").split(" ")
     return " ".join(words[:max_words])
 
 
+def prepared(text: str, max_words: int, cleaning: str) -> str:
+    """Return a caption as the tokenizer gets it: cleaned as published, or as it is."""
+    return text if cleaning == "raw" else clean_caption(text, max_words)
+
+
 def token_ids(texts: list[str], tokenizer, max_tokens: int) -> list[list[int]]:
-    """Token ids of texts, special ones included, at most `max_tokens` each, never padded."""
+    """Return the token ids of texts, special ones included, at most `max_tokens` each, not padded.
+    """
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         settings = dict(truncation=True, max_length=max_tokens, padding=False)
@@ -45,12 +53,11 @@ def token_ids(texts: list[str], tokenizer, max_tokens: int) -> list[list[int]]:
     return [encoding.ids for encoding in core.encode_batch_fast(texts)]
 
 
-def add_tokens(
-    texts: Sequence[str], tokenizer, max_words: int, max_tokens: int, prefix: str, parts: Parts
-) -> None:
-    """Write the token ids of captions to `parts`, in two bytes each where the vocabulary allows it.
-
-    One thread cleans while another one tokenises, which the tokenizer itself does on all cores.
+def token_arrays(
+    texts: Sequence[str], tokenizer, max_words: int, max_tokens: int, prefix: str, cleaning: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the token ids of captions, one caption behind the other, in two bytes each where the
+    vocabulary allows it; and (N_t,) where each caption ends.
 
     Raises:
         InputError: a caption has no tokens at all.
@@ -59,40 +66,101 @@ def add_tokens(
     # Special tokens are in a text of nothing, also where a spoilt vocabulary lacks them.
     special = token_ids([""], tokenizer, max_tokens)[0] if words else [2**31 - 1]
     kind = np.uint16 if max([*words, *special]) < 2**16 else np.int32
-    starts = progress(range(0, len(texts), CHUNK), "tokenising")
+    parts, lengths = [], []
+    for start in progress(range(0, len(texts), CHUNK), "tokenising"):
+        cleaned = [prefix + prepared(text, max_words, cleaning)
+                   for text in texts[start : start + CHUNK]]
+        rows = token_ids(cleaned, tokenizer, max_tokens)
+        if not all(rows):
+            empty = start + rows.index([])
+            raise InputError(f"caption {empty} (counted from 0), {texts[empty]!r}, has no tokens: "
+                             "take it out of the split")
+        lengths += map(len, rows)
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, sum(lengths[start:]))
+        if ids.max() > np.iinfo(kind).max:
+            raise InputError(f"the tokenizer gives an id {ids.max()} that is not in its own "
+                             "vocabulary: use another --text_encoder")
+        parts.append(ids.astype(kind))
+    ends = np.cumsum(lengths, dtype=np.int64)
+    ids = np.concatenate(parts) if parts else np.empty(0, kind)
+    return ids, ends.astype(np.uint32) if len(ids) < 2**32 else ends
 
-    def cleaned(start: int) -> list[str]:
-        return [prefix + clean_caption(text, max_words) for text in texts[start : start + CHUNK]]
 
-    with ThreadPoolExecutor(1) as pool:
-        batches = ahead(pool, (functools.partial(token_ids, cleaned(start), tokenizer, max_tokens)
-                               for start in starts))
-        for start, rows in zip(range(0, len(texts), CHUNK), batches, strict=True):
-            if not all(rows):
-                empty = start + rows.index([])
-                raise InputError(f"caption {empty} (counted from 0), {texts[empty]!r}, has no "
-                                 "tokens: take it out of the split")
-            lengths = list(map(len, rows))
-            ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, sum(lengths))
-            if ids.max() > np.iinfo(kind).max:
-                raise InputError(f"the tokenizer gives an id {ids.max()} that is not in its own "
-                                 "vocabulary: use another --text_encoder")
-            parts.add_rows("ids", ids.astype(kind), lengths)
+def kept_arrays(
+    folder: Path, key: str, make: Callable[[], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two arrays that `make` gives, mapped from files in `folder` where they were kept
+    for `key` before.
+
+    The processes of a machine then share them. A folder that cannot be written costs a warning.
+
+    Raises:
+        InputError: of `make`.
+    """
+    arrays = mapped_arrays(folder, key)
+    if arrays is not None:
+        return arrays
+    made = None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # captions may be private
+        lock = wait_for_lock(folder / f"{key}.lock", lambda holder: note(
+            f"--cache {folder}: waiting for {holder}, which makes the same token ids"))
+        try:
+            arrays = mapped_arrays(folder, key)  # another process may have made them meanwhile
+            if arrays is not None:
+                return arrays
+            made = make()
+            for number, array in enumerate(made):
+                for old in folder.glob(f"{key}-{number}-*.npy"):
+                    old.unlink()  # a damaged one
+                with open(folder / f"{key}-{number}.part", "wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(file.name, folder / f"{key}-{number}-{crc32(array):08x}.npy")
+        finally:
+            if lock is not None:
+                lock.close()
+        arrays = mapped_arrays(folder, key)
+    except OSError as error:
+        warn(f"--cache {folder} cannot be used ({one_line(error)}): token ids are in memory, for "
+             "this run alone")
+    return arrays or made or make()
 
 
-def ahead(pool: ThreadPoolExecutor, work: Iterable[Callable]) -> Iterator:
-    """What each of `work` gives, in order; the next one runs in `pool` while one is looked at."""
-    running = None
-    for call in work:
-        former, running = running, pool.submit(call)
-        if former is not None:
-            yield former.result()
-    if running is not None:
-        yield running.result()
+def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the two arrays that are kept for `key`, mapped; None where there are none, and a
+    warning where they are damaged. Each file has its checksum in its name."""
+    arrays = []
+    for number in 0, 1:
+        path = next(iter(sorted(folder.glob(f"{key}-{number}-*.npy"))), None)
+        if path is None:
+            return None
+        try:
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+            if f"{crc32(array):08x}" != path.stem.rpartition("-")[2]:
+                raise ValueError("it has changed")
+        except Exception as error:  # of many kinds, as bytes come
+            pass_on(error)
+            warn(f"{path} is damaged ({one_line(error)}), and made anew")
+            return None
+        arrays.append(array.view(np.ndarray))
+    return arrays[0], arrays[1]
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Return a digest of texts; a sequence that knows of its own is asked for it."""
+    own = getattr(texts, "fingerprint", None)
+    if own is not None:
+        return own()
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def tokenizer_digest(tokenizer, max_tokens: int) -> str | None:
-    """A digest of all that a tokenizer is, or None of one that cannot be written down whole."""
+    """Return a digest of all that a tokenizer is; None of one that cannot be written down whole."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return None
@@ -106,38 +174,41 @@ def tokenizer_digest(tokenizer, max_tokens: int) -> str | None:
 
 
 class Captions:
-    """Token ids of many captions in one array, which worker processes can share without copying.
+    """Token ids of many captions in one array, which worker processes share without copying.
 
-    `captions[i]` is an int64 tensor (L_i,). Made by cleaning, then tokenising to `max_tokens`.
+    `captions[i]` is an int64 tensor (L_i,): the caption cleaned, then cut to `max_tokens`.
 
     Args:
         texts: (N_t) raw captions.
         tokenizer: of transformers.
-        max_words, max_tokens: what is kept of each; special tokens are among the latter.
+        max_words: words kept of each caption, where it is cleaned.
+        max_tokens: tokens kept of each caption, special ones among them.
         padded: a batch is as long as `max_tokens`, not as its longest caption (Fidelity note 2).
         prefix: put before each cleaned caption; it counts as tokens, not as words.
-        cache: folder in which the ids of many captions are kept.
+        cleaning: "published", or "raw" for the text as it is, of which words are not counted.
+        cache: the folder in which the ids of many captions are kept.
 
     Raises:
         InputError: a caption has no tokens at all.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer, max_words: int, max_tokens: int,
-                 padded: bool = False, prefix: str = "", cache: Path | None = None):
+                 padded: bool = False, prefix: str = "", cleaning: str = "published",
+                 cache: Path | None = None):
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            return token_arrays(texts, tokenizer, max_words, max_tokens, prefix, cleaning)
+
         serial = None
-        if cache is not None and len(texts) >= MANY and isinstance(texts, Texts):
+        if cache is not None and len(texts) >= MANY:
             serial = tokenizer_digest(tokenizer, max_tokens)
-
-        def key() -> dict:
-            # Neither `padded` nor the padding's id is in the rows.
-            return {"texts": texts.digest(), "tokenizer": serial, "max_words": max_words,
-                    "max_tokens": max_tokens, "prefix": prefix}
-
-        def fill(parts: Parts) -> None:
-            add_tokens(texts, tokenizer, max_words, max_tokens, prefix, parts)
-
-        arrays = kept(cache if serial is not None else None, "token ids", key, fill)
-        self.ids, self.ends = rows_of(arrays, "ids")  # one behind the other; (N_t,)
+        if serial is None:
+            self.ids, self.ends = make()  # one caption behind the other; (N_t,)
+        else:
+            # Neither `padded` nor the padding's id is in the arrays.
+            depends_on = (VERSION, texts_digest(texts), serial, max_words, max_tokens, prefix,
+                          cleaning, tokenizers.__version__)
+            key = f"token-ids-{hashlib.sha256(repr(depends_on).encode()).hexdigest()[:32]}"
+            self.ids, self.ends = kept_arrays(cache, key, make)
         self.pad_id, self.batch_length = tokenizer.pad_token_id, max_tokens if padded else None
 
     def __len__(self) -> int:
@@ -150,16 +221,17 @@ class Captions:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N_t,) int64, tokens of each."""
+        """(N_t,) int64, the number of tokens of each caption."""
         return np.diff(self.ends.astype(np.int64), prepend=0)
 
     def padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Some of these captions as a batch: ids (B, L) and mask (B, L), 1 on real tokens."""
+        """Return some of these captions as a batch: ids (B, L) and mask (B, L), 1 on real tokens.
+        """
         return pad_captions(rows, self.pad_id, self.batch_length)
 
 
 def pad_captions(rows: list[Tensor], pad_id: int, length: int | None) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) and attention mask (B, L), padded to `length` or to the longest row."""
+    """Return token ids (B, L) and their mask (B, L), padded to `length` or to the longest row."""
     length = length or max(map(len, rows))
     input_ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros_like(input_ids)

@@ -1,273 +1,587 @@
-"""The index of tar shards: where each photo lies, its name, and the captions, in mapped arrays.
+"""The index of tar shards: one array file a shard, which says where each photo and caption lies.
 
-It is made once, on all cores, and kept beside the shards in `.fne-index/`, or in the user's cache
-where they cannot be written to (`inputs/kept.py`). Where a shard has another size or time of change
-it is made anew.
+A sample is what shares a key, its path up to the first dot of the file's name, wherever in the
+shard its parts are: a photo, and `.txt`, one caption, or `.json`, one or several. An index is made
+once, on all cores, from headers, captions and the photos' first and last bytes; no pixel of a photo
+that looks whole is read. It is kept in `.fne-index/` beside the shards, or in the user's cache
+where they cannot be written to, and made anew for a shard that has another size or time of change.
 """
 
 import functools
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+from zlib import crc32
 
 import numpy as np
 
-from common.errors import InputError
+from common import files
+from common.errors import InputError, one_line, pass_on
+from common.locks import wait_for_lock
 from common.pools import in_processes
-from common.terminal import progress, warn
-from inputs.arrays import Lazy, Parts, Texts, rows_of
-from inputs.kept import Arrays, kept
+from common.terminal import note, progress, warn
 from inputs.loader import usable_cores
-from inputs.shard_scan import (
-    BAD_CAPTION,
-    BROKEN,
-    CAPTION_KEYS,
-    NO_CAPTION,
-    PAIR,
-    TOO_LARGE,
-    TWO_PHOTOS,
-    Block,
-    scan_shard,
-)
-from inputs.shards import Shard, TarPhoto
+from inputs.photos import SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
+from inputs.records import is_blank, listed
+from inputs.shards import Shard, TarPhoto, key_and_suffix, member_name, read_at
+from inputs.splits import Split
 
+VERSION = 2  # goes up whenever the same shard gives another index
 FOLDER = ".fne-index"
+PHOTO_SUFFIXES = {suffix.removeprefix(".") for suffix in SUFFIXES}
+TEXT, JSON = "txt", "json"
+CAPTION_KEYS = "caption", "captions", "text", "sentences"
+LONGEST_CAPTION = 2**20  # bytes of a file of captions
+LARGEST_PHOTO = 2**30  # bytes, which are read at once
+BLOCK = tarfile.BLOCKSIZE
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+AGAIN = "fetch it again, or pack it anew"
+
+# What a row of an index is good for. Only a PAIR has captions.
+PAIR, NO_CAPTION, BAD_CAPTION, TWO_PHOTOS, BROKEN, TOO_LARGE, NO_PHOTO, CHECKSUM = range(8)
 LEFT_OUT = {
     NO_CAPTION: "photos without a caption",
     BAD_CAPTION: "photos whose caption is empty or no text",
     TWO_PHOTOS: "photos that are not alone in their sample",
     BROKEN: "photos that are cut short or none",
     TOO_LARGE: "photos that are too large",
+    NO_PHOTO: "captions without a photo",
 }
 UNUSABLE = {BROKEN: "is cut short or no photo: fetch it again",
             TOO_LARGE: "has more pixels or bytes than are decoded: make it smaller"}
-TWICE = "is in the shards more than once: name it with its shard, as 000012.tar/000001.jpg"
+NOWHERE, AMBIGUOUS = -1, -2  # in place of a photo's row
+UNFOUND = {NOWHERE: "is in none of the shards",
+           AMBIGUOUS: "is in the shards more than once: name it with its shard, as "
+                      "000012.tar/000001.jpg"}
+
+# A row is a photo, or a file of captions without one. Places are in bytes from the shard's start.
+ROW = np.dtype([
+    ("header", "<i8"),  # of the photo in the tar, which holds its name
+    ("photo", "<i8"), ("size", "<u4"),
+    ("text", "<i8"), ("text_size", "<u4"), ("is_json", "?"),
+    ("captions", "<u4"),  # how many
+    ("state", "u1"),
+])
 
 
-class ShardIndex:
-    """N photos and N_t captions of a list of shards, counted through all of them.
+class Index:
+    """The rows of a list of shards, one shard behind the other.
 
-    `pairs` (N_i,) are the photos that have captions and can be used, `image_of_text` (N_t,) int64
-    is the place there of each caption's photo.
+    Attributes:
+        rows: (N,) of type `ROW`.
+        ends: (shards,) the number of rows up to the end of each shard.
+        labels: (shards) the shards' paths from the last folder on that has all of them.
     """
 
-    def __init__(self, shards: Sequence[Shard], arrays: Arrays):
-        self.shards, self.labels = shards, labels_of(shards)
-        self.offsets, self.sizes, self.states = (arrays[name] for name in
-                                                 ("offsets", "sizes", "states"))  # (N,)
-        self.members = Texts(*rows_of(arrays, "members"))  # (N,)
-        self.captions = Texts(*rows_of(arrays, "captions"))  # (N_t,)
-        self.pairs, self.image_of_text = arrays["pairs"], arrays["image_of_text"]
-        self.photo_ends = arrays["photo_ends"]  # (shards,)
-        self.alone, self.first_alone = arrays["alone"], Texts(*rows_of(arrays, "first_alone"))
+    def __init__(self, shards: Sequence[Shard], arrays: list[np.ndarray], column: str | None):
+        self.shards, self.column = shards, column
+        self.rows = np.concatenate(arrays)
+        self.ends = np.cumsum([len(array) for array in arrays])
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(shard.path))
+                                     for shard in shards])
+        self.labels = [os.path.relpath(os.path.abspath(shard.path), folder) for shard in shards]
 
-    def __len__(self) -> int:
-        return len(self.offsets)
+    def shard_of(self, row: int) -> int:
+        """Return the number of the shard that a row belongs to."""
+        return int(np.searchsorted(self.ends, row, side="right"))
 
-    def shard_of(self, number: int) -> int:
-        return int(np.searchsorted(self.photo_ends, number, side="right"))
+    def photo(self, row: int) -> TarPhoto:
+        """Return the photo of a row."""
+        header, offset, size = (int(self.rows[row][name]) for name in ("header", "photo", "size"))
+        return TarPhoto(self.shards[self.shard_of(row)], header, offset, size)
 
-    def photo(self, number: int) -> TarPhoto:
-        return TarPhoto(self.shards[self.shard_of(number)], self.members[number],
-                        int(self.offsets[number]), int(self.sizes[number]))
+    def member(self, row: int) -> str:
+        """Return the path in its tar of a row's photo, or of its captions."""
+        return member_name(self.shards[self.shard_of(row)], int(self.rows[row]["header"]))
 
-    def name(self, number: int) -> str:
-        """A photo's name, which no other one has: "000012.tar/000001.jpg"."""
-        return f"{self.labels[self.shard_of(number)]}/{self.members[number]}"
+    def name(self, row: int) -> str:
+        """Return the name of a photo, which no other one has: "000012.tar/000001.jpg"."""
+        return f"{self.labels[self.shard_of(row)]}/{self.member(row)}"
+
+    def captions(self, row: int) -> list[str]:
+        """Read the captions of a pair."""
+        entry, shard = self.rows[row], self.shards[self.shard_of(row)]
+        content = read_at(shard, int(entry["text"]), int(entry["text_size"]))
+        texts = parsed_captions(content, bool(entry["is_json"]), self.column, shard.path)
+        if not isinstance(texts, list) or len(texts) != entry["captions"]:
+            raise InputError(f"shard {shard.path} has changed since it was looked at: start again")
+        return texts
 
     def left_out(self) -> list[str]:
-        """What of the shards makes no pair of photo and caption: how many, and the first."""
-        told = []
+        """Return what of the shards makes no pair of photo and caption: how many, and the first."""
+        said = []
         for state, kind in LEFT_OUT.items():
-            numbers = np.flatnonzero(self.states == state)
-            if len(numbers):
-                told.append(f"{len(numbers):,} {kind}, such as {self.photo(int(numbers[0]))}")
-        if alone := np.flatnonzero(self.alone).tolist():
-            told.append(f"{int(self.alone.sum()):,} captions without a photo, such as "
-                        f"{self.shards[alone[0]].path}: {self.first_alone[alone[0]]}")
-        if empty := np.flatnonzero(np.diff(self.photo_ends, prepend=0) == 0).tolist():
-            told.append(f"{len(empty):,} shards without a photo, such as "
+            rows = np.flatnonzero(self.rows["state"] == state)
+            if len(rows):
+                said.append(f"{len(rows):,} {kind}, such as {self.photo(int(rows[0]))}")
+        photos = np.cumsum(self.rows["state"] != NO_PHOTO)
+        counts = np.diff([0, *np.concatenate([[0], photos])[self.ends]])
+        if empty := np.flatnonzero(counts == 0).tolist():
+            said.append(f"{len(empty):,} shards without a photo, such as "
                         f"{self.shards[empty[0]].path}")
-        return told
+        return said
 
 
-def check_left_out(index: ShardIndex, pattern: Path, every: bool) -> None:
-    """Tell in a line what of shards is left out.
+class ShardPhotos(PhotoSequence):
+    """Photos of an index.
 
     Args:
-        every: no pair may be: a score over the others would be another score.
-
-    Raises:
-        InputError: nothing is left, or `every` and something that is wrong with a pair.
+        rows: (N_i,) rows of the index, `NOWHERE` or `AMBIGUOUS`.
+        names: (N_i) as a split file calls the photos; None for the index's own names.
+        upright: turn photos as their EXIF data say.
     """
-    told = "; ".join(index.left_out())
-    if not len(index.pairs):
-        raise InputError(f"{pattern}: no photo has a caption beside it, .txt or .json (under "
-                         f"{', '.join(CAPTION_KEYS[:-1])} or {CAPTION_KEYS[-1]}, or the key that "
-                         f"--caption_column names){f': {told}' if told else ''}")
-    spoilt = np.flatnonzero(np.isin(index.states, [BAD_CAPTION, BROKEN, TOO_LARGE]))
-    if every and len(spoilt):
-        number = int(spoilt[0])
-        raise InputError(f"{len(spoilt):,} of {len(index):,} samples of {pattern}, which are to be "
-                         f"scored, cannot be used; the first is {index.photo(number)}, one of the "
-                         f"{LEFT_OUT[int(index.states[number])]}: pack it anew, or take it out")
-    if told:
-        warn(f"{pattern}: left out {told}")
 
-
-class ShardPhotos(Lazy):
-    """Some photos of an index, as `TarPhoto`; `names` true gives their names instead."""
-
-    def __init__(self, index: ShardIndex, rows: np.ndarray, names: bool = False):
-        self.index, self.rows = index, rows
-        self.made = index.name if names else index.photo
+    def __init__(self, index: Index, rows: np.ndarray, names: Sequence[str] | None = None,
+                 upright: bool = False):
+        self.index, self.rows, self.names, self.upright = index, rows, names, upright
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def item(self, index: int) -> TarPhoto | str:
-        return self.made(int(self.rows[index]))
+    def photo(self, index: int) -> TarPhoto:
+        if self.rows[index] < 0:
+            raise InputError(f"photo {self.label(index)} {UNFOUND[int(self.rows[index])]}")
+        return self.index.photo(int(self.rows[index]))
 
-    def of_shard(self, number: int) -> np.ndarray:
-        """Those that are in one shard, by their numbers in the index."""
-        start = self.index.photo_ends[number - 1] if number else 0
-        return self.rows[(self.rows >= start) & (self.rows < self.index.photo_ends[number])]
+    def label(self, index: int) -> str:
+        return str(self.photo(index)) if self.names is None else self.names[index]
+
+    def fault(self, index: int) -> str | None:
+        row = int(self.rows[index])
+        return UNFOUND.get(row) or UNUSABLE.get(int(self.index.rows["state"][row]))
+
+    def faults(self, rows: Sequence[int], what: str) -> Iterator[tuple[int, str]]:
+        """Yield the photos among `rows` that cannot be used: the index knows of all of them."""
+        places = self.rows[np.asarray(rows, dtype=np.int64)]
+        bad = (places < 0) | np.isin(self.index.rows["state"][places], list(UNUSABLE))
+        yield from ((rows[number], self.fault(rows[number]))
+                    for number in np.flatnonzero(bad).tolist())
+
+    def missing(self, index: int) -> str | None:
+        return {NOWHERE: "missing", AMBIGUOUS: "ambiguous"}.get(int(self.rows[index]))
 
 
-def labels_of(shards: Sequence[Shard]) -> list[str]:
-    """The shards' paths from the last folder on that has all of them."""
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(shard.path)) for shard in shards])
-    return [os.path.relpath(os.path.abspath(shard.path), folder) for shard in shards]
+class ShardNames(Sequence):
+    """The names of photos of an index, each read when it is asked for."""
+
+    def __init__(self, index: Index, rows: np.ndarray):
+        self.index, self.rows = index, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        return self.index.name(int(self.rows[number]))
 
 
-# ------------------------------------------------------------------------------------------- making
+class ShardCaptions(Sequence):
+    """The captions of pairs of an index, each read when it is asked for.
+
+    Args:
+        rows: (N_t,) the row of each caption.
+        places: (N_t,) which of the row's captions it is.
+    """
+
+    def __init__(self, index: Index, rows: np.ndarray, places: np.ndarray):
+        self.index, self.rows, self.places = index, rows, places
+        self.last: tuple[int, list[str]] = -1, []  # captions of one photo follow each other
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        row = int(self.rows[number])
+        if self.last[0] != row:
+            self.last = row, self.index.captions(row)
+        return self.last[1][int(self.places[number])]
+
+    def fingerprint(self) -> str:
+        """Return a digest that is another one where a caption may be."""
+        digest = hashlib.sha256(repr([(shard.size, shard.changed, os.path.basename(shard.path))
+                                      for shard in self.index.shards]).encode())
+        digest.update(repr((VERSION, self.index.column)).encode())
+        for array in self.rows, self.places, self.index.rows["text"][self.rows]:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- splits
+
+
+def pairs_of_shards(
+    index: Index, pattern: Path, every: bool, captions_per_image: int | None = None,
+    upright: bool = False,
+) -> Split:
+    """Return the split of all pairs of an index, in the shards' order. What is no pair is left out,
+    and a warning says so.
+
+    Args:
+        every: no sample that is spoilt may be left out: a score over the others would be another
+            score.
+
+    Raises:
+        InputError: there is no pair, or `every` and a sample is spoilt.
+    """
+    states = index.rows["state"]
+    rows = np.flatnonzero(states == PAIR)
+    said = "; ".join(index.left_out())
+    if not len(rows):
+        raise InputError(f"{pattern}: no photo has a caption beside it, .txt or .json (under "
+                         f"{', '.join(CAPTION_KEYS[:-1])} or {CAPTION_KEYS[-1]}, or the key that "
+                         f"--caption_column names){f': {said}' if said else ''}")
+    spoilt = np.flatnonzero(np.isin(states, [BAD_CAPTION, BROKEN, TOO_LARGE]))
+    if every and len(spoilt):
+        row, photos = int(spoilt[0]), int((states != NO_PHOTO).sum())
+        raise InputError(f"{len(spoilt):,} of {photos:,} samples of {pattern}, which are to be "
+                         f"scored, cannot be used; the first is {index.photo(row)}, one of the "
+                         f"{LEFT_OUT[int(states[row])]}: pack it anew, or take it out")
+    if said:
+        warn(f"{pattern}: left out {said}")
+    counts = index.rows["captions"][rows].astype(np.int64)
+    if captions_per_image is not None:
+        counts = counts.clip(max=captions_per_image)
+    image_of_text = np.repeat(np.arange(len(rows)), counts)  # (N_t,)
+    places = np.arange(len(image_of_text)) - np.repeat(counts.cumsum() - counts, counts)
+    captions = ShardCaptions(index, rows[image_of_text], places)
+    return Split(pattern, ShardNames(index, rows), captions, image_of_text,
+                 photos=ShardPhotos(index, rows, upright=upright))
+
+
+def find_in_shards(names: Sequence[str], index: Index, upright: bool = False) -> ShardPhotos:
+    """Return the photos of an index that a split file names: by their path in the tar, by their
+    name with the shard's before it, or at least by their bare name."""
+    wanted = {*names, *map(bare_name, names)}
+    found: list[dict[str, int]] = [{}, {}, {}]
+    for row in np.flatnonzero(index.rows["state"] != NO_PHOTO).tolist():
+        member, label = index.member(row), index.labels[index.shard_of(row)]
+        for rows, name in zip(found, (member, f"{label}/{member}", bare_name(member))):
+            if name in wanted:
+                rows[name] = AMBIGUOUS if name in rows else row
+
+    def row_of(name: str) -> int:
+        for rows, key in zip(found, (name, name, bare_name(name))):
+            if key in rows:
+                return rows[key]
+        return NOWHERE
+
+    return ShardPhotos(index, np.array([row_of(name) for name in names], dtype=np.int64), names,
+                       upright)
+
+
+def bare_name(name: str) -> str:
+    """Return a name without its folder."""
+    return name.rpartition("/")[2]
+
+
+# --------------------------------------------------------------------------------- kept, or made
 
 
 def shard_index(
     shards: Sequence[Shard], caption_column: str | None = None, cache: Path | None = None
-) -> ShardIndex:
-    """The index of shards, as it has been kept, or made now.
+) -> Index:
+    """Return the index of shards, as it was kept, or made now.
 
     Args:
-        caption_column: key of the captions in `.json`.
-        cache: the folder to keep it in, where `index_folder` has not found a better one.
+        caption_column: the key of the captions in `.json`.
+        cache: the folder to keep it in where the shards' own folder cannot be written to.
 
     Raises:
         InputError: of `scan_shard`.
     """
-    def key() -> dict:
-        states = [os.stat(shard.path) for shard in shards]
-        return {"shards": [[os.path.basename(shard.path), state.st_size, state.st_mtime_ns]
-                           for shard, state in zip(shards, states)],
-                "places": labels_of(shards), "caption_column": caption_column}
-
-    def fill(parts: Parts) -> None:
-        blocks = in_processes(functools.partial(scan_shard, caption_column=caption_column), shards,
-                              min(len(shards), usable_cores()), "indexing shards")
-        add_blocks(progress(blocks, "indexing shards", len(shards), unit="shard"), parts)
-
-    return ShardIndex(shards, kept(index_folder(shards, cache), "shard indexes", key, fill))
+    folder = index_folder(shards, cache)
+    places = [place_of(shard, caption_column, folder) for shard in shards]
+    arrays = [read_rows(place) for place in places]
+    if any(array is None for array in arrays):
+        lock = lock_of(folder)
+        try:  # another process may have made them meanwhile
+            arrays = [read_rows(place) if array is None else array
+                      for place, array in zip(places, arrays)]
+            lacking = [number for number, array in enumerate(arrays) if array is None]
+            made = in_processes(
+                functools.partial(scan_shard, caption_column=caption_column),
+                [shards[number] for number in lacking], min(len(lacking), usable_cores()),
+                "indexing shards")
+            for number, rows in zip(lacking, progress(made, "indexing shards", len(lacking),
+                                                      unit="shard")):
+                arrays[number] = rows
+                keep_rows(places[number], rows)
+        finally:
+            if lock is not None:
+                lock.close()
+    return Index(shards, arrays, caption_column)
 
 
 def index_folder(shards: Sequence[Shard], cache: Path | None) -> Path | None:
-    """Where the index of shards is kept: beside the first one where that can be, else in `cache`.
-    """
+    """Return where the index of shards is kept: beside the first one where that can be, else in
+    `cache`."""
     folder = Path(shards[0].path).parent
     beside = folder / FOLDER
     return beside if os.access(beside if beside.is_dir() else folder, os.W_OK) else cache
 
 
-def add_blocks(blocks: Iterator[Block], parts: Parts) -> None:
-    """Write the arrays of `ShardIndex`, from shards one after another."""
-    photos = pairs = 0
-    photo_ends, alone = [], []
-    for block in blocks:
-        usable = block.states == PAIR
-        place = np.cumsum(usable) - 1 + pairs
-        parts.add("offsets", block.offsets)
-        parts.add("sizes", block.sizes.astype(np.uint32))
-        parts.add("states", block.states)
-        parts.add_texts("members", block.names)
-        parts.add("pairs", np.flatnonzero(usable).astype(np.int64) + photos)
-        parts.add_texts("captions", block.texts)
-        parts.add("image_of_text", place[block.photo_of_text].astype(np.int64))
-        parts.add_texts("first_alone", [block.first_alone])
-        photos, pairs = photos + len(usable), pairs + int(usable.sum())
-        photo_ends.append(photos)
-        alone.append(block.captions_alone)
-    parts.add("photo_ends", np.array(photo_ends, dtype=np.int64))
-    parts.add("alone", np.array(alone, dtype=np.int64))
+def lock_of(folder: Path | None) -> IO | None:
+    """Wait until no other process makes an index in `folder`, and keep others out; None where that
+    cannot be done."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return wait_for_lock(folder / "index.lock", lambda holder: note(
+            f"{folder}: waiting for {holder}, which indexes the same shards"))
+    except OSError as error:
+        warn(f"{folder} cannot be written ({one_line(error)}): the index of shards is in memory, "
+             "for this run alone")
+        return None
 
 
-# ---------------------------------------------------------------------------------------- by name
+def place_of(shard: Shard, caption_column: str | None, folder: Path | None) -> Path | None:
+    """Return the file of a shard's index. Whatever the index depends on is in its name."""
+    if folder is None:
+        return None
+    name = os.path.basename(shard.path)
+    key = repr((VERSION, ROW.descr, name, shard.size, shard.changed, caption_column))
+    return folder / f"{name[:200]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
-def look_up(images: Sequence[str], index: ShardIndex) -> tuple[np.ndarray, np.ndarray]:
-    """Photos of an index (N,) that are named by their path in the tar, by `ShardIndex.name`, or at
-    least by their bare name; and how many each name may be, 0 where there is none."""
-    wanted = [Wanted(images), Wanted(images), Wanted(map(bare_name, images))]
-    starts, members = [0, *index.photo_ends.tolist()], iter(index.members)
-    for label, start, end in zip(index.labels, starts, starts[1:]):
-        for number, member in zip(range(start, end), members):
-            for names, name in zip(wanted, (member, f"{label}/{member}", bare_name(member))):
-                names.see(name, number)
-    rows, times = (np.stack(tables) for tables in zip(*(names.result() for names in wanted)))
-    kinds = (times > 0).argmax(axis=0)  # the first under which a photo is there
-    return rows[kinds, np.arange(len(kinds))], times[kinds, np.arange(len(kinds))]
+def read_rows(place: Path | None) -> np.ndarray | None:
+    """Read a shard's index; None where there is none, and a warning where it is damaged."""
+    if place is None or not place.is_file():
+        return None
+    try:
+        array = np.load(place, allow_pickle=False)
+        if array.dtype != ROW or not len(array) or array[-1]["state"] != CHECKSUM or (
+                array[-1]["header"] != crc32(array[:-1].tobytes())):
+            raise ValueError("it is not what was written")
+        return array[:-1]
+    except Exception as error:  # of many kinds, as bytes come
+        pass_on(error)
+        warn(f"{place} is damaged ({one_line(error)}), and made anew")
+        return None
 
 
-class Wanted:
-    """Names of photos, and which photos of an index have them."""
-
-    def __init__(self, names: Iterable[str]):
-        self.number_of: dict[str, int] = {}
-        self.numbers = np.fromiter((self.number_of.setdefault(name, len(self.number_of))
-                                    for name in names), np.int64)  # (N,), of each name
-        self.rows, self.times = np.zeros((2, len(self.number_of)), dtype=np.int64)
-
-    def see(self, name: str, row: int) -> None:
-        """Photo `row` of the index has this name."""
-        if (number := self.number_of.get(name)) is not None:
-            self.rows[number] = row
-            self.times[number] += 1
-
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) a photo of each name, and how many have it."""
-        return self.rows[self.numbers], self.times[self.numbers]
+def keep_rows(place: Path | None, rows: np.ndarray) -> None:
+    """Write a shard's index, whose last row is a checksum; that it cannot be written costs a
+    warning."""
+    if place is None:
+        return
+    last = np.zeros(1, dtype=ROW)
+    last["state"], last["header"] = CHECKSUM, crc32(rows.tobytes())
+    try:
+        files.write(place, lambda file: np.save(file, np.concatenate([rows, last])), "the index")
+    except (OSError, InputError) as error:
+        warn(f"{place} cannot be written ({one_line(error)}): it is made anew the next time")
 
 
-def bare_name(name: str) -> str:
-    return name.rpartition("/")[2]
+# ------------------------------------------------------------------------------------- one shard
 
 
-def find_in_shards(images: Sequence[str], source: Path, index: ShardIndex) -> ShardPhotos:
-    """The photos of an index that a split file `source` names.
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
+
+
+@dataclass
+class Sample:
+    """The files of a tar that share a key."""
+
+    photos: list[Member] = field(default_factory=list)
+    texts: dict[str, list[Member]] = field(default_factory=dict)
+
+
+def scan_shard(shard: Shard, caption_column: str | None) -> np.ndarray:
+    """Read a shard through; return its rows, (N,) of type `ROW`, in the photos' order.
+
+    Args:
+        caption_column: the key of the captions in `.json`, else one of `CAPTION_KEYS`.
 
     Raises:
-        InputError: one is missing, broken, or there more than once under that name.
+        InputError: it is no whole, plain tar file, or its captions lie under a key that it does not
+            name alone.
     """
-    rows, times = look_up(images, index)
-    faults = {"is in none of the shards": times == 0, TWICE: times > 1}
-    faults |= {told: (times == 1) & (index.states[rows] == state)
-               for state, told in UNUSABLE.items()}
-    bad = np.any(list(faults.values()), axis=0)
-    if bad.any():
-        first = int(bad.argmax())
-        told = next(told for told, places in faults.items() if places[first])
-        raise InputError(f"{int(bad.sum()):,} of {len(images):,} photos of {source} cannot be used;"
-                         f" the first, {images[first]}, {told}")
-    return ShardPhotos(index, rows)
+    samples: dict[str, Sample] = {}
+    try:
+        with open(shard.path, "rb") as file:
+            for member in files_of(shard, file):
+                key, suffix = key_and_suffix(member.name)
+                sample = samples.setdefault(key, Sample())
+                if suffix in PHOTO_SUFFIXES:
+                    sample.photos.append(member)
+                else:
+                    sample.texts.setdefault(suffix, []).append(member)
+            rows = [row for sample in samples.values()
+                    for row in rows_of(shard, file, sample, caption_column)]
+            return np.sort(np.array(rows, dtype=ROW), order="header")
+    except OSError as error:
+        pass_on(error)
+        raise InputError(f"shard {shard.path} cannot be read: {one_line(error)}") from error
 
 
-def shared_photos(one: ShardPhotos, other: ShardPhotos) -> list[TarPhoto]:
-    """Photos of `one` that are among `other`, however their shards are named."""
-    theirs = {os.path.realpath(shard.path): other.of_shard(number)
-              for number, shard in enumerate(other.index.shards)}
-    shared = []
-    for number, shard in enumerate(one.index.shards):
-        rows = theirs.get(os.path.realpath(shard.path))
-        if rows is not None:
-            own = one.of_shard(number)
-            same = np.isin(one.index.offsets[own], other.index.offsets[rows])
-            shared += map(one.index.photo, own[same].tolist())
-    return shared
+def rows_of(
+    shard: Shard, file: IO[bytes], sample: Sample, caption_column: str | None
+) -> Iterator[tuple]:
+    """Yield the rows of a sample: a photo each; or one for captions without a photo."""
+    order = (JSON, TEXT) if caption_column else (TEXT, JSON)
+    suffix = next((suffix for suffix in order if suffix in sample.texts), None)
+    texts = sample.texts.get(suffix, [])
+    if not sample.photos:
+        yield texts[0].header, 0, 0, texts[0].offset, 0, False, 0, NO_PHOTO
+    for photo in sample.photos:
+        state, captions, text = photo_state(shard, photo), 0, (0, 0, False)
+        if len(sample.photos) > 1:
+            state = max(state, TWO_PHOTOS)
+        elif state == PAIR and not texts:
+            state = NO_CAPTION
+        elif state == PAIR:
+            found = BAD_CAPTION
+            if len(texts) == 1 and texts[0].size <= LONGEST_CAPTION:
+                content = os.pread(file.fileno(), texts[0].size, texts[0].offset)
+                found = parsed_captions(content, suffix == JSON, caption_column,
+                                        f"{shard.path}: {texts[0].name}")
+            if isinstance(found, list):
+                captions, text = len(found), (texts[0].offset, texts[0].size, suffix == JSON)
+            else:
+                state = found
+        size = min(photo.size, 2**32 - 1)
+        yield photo.header, photo.offset, size, *text, captions, state
+
+
+def photo_state(shard: Shard, member: Member) -> int:
+    """Return PAIR where a photo looks whole, else BROKEN or TOO_LARGE."""
+    if member.size > LARGEST_PHOTO:
+        return TOO_LARGE
+    photo = TarPhoto(shard, member.header, member.offset, member.size)
+    if photo_fault(photo) is None:
+        return PAIR
+    try:
+        open_photo(photo).close()
+    except TooLarge:
+        return TOO_LARGE
+    except InputError:
+        pass
+    return BROKEN
+
+
+def parsed_captions(
+    content: bytes, is_json: bool, caption_column: str | None, name: str
+) -> list[str] | int:
+    """Return the captions that a file of a shard holds, or why none: NO_CAPTION or BAD_CAPTION.
+
+    `.txt` goes before `.json`, which then only says more of the photo, unless the user has named a
+    key of that.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        found = json.loads(text) if is_json else text
+    except (ValueError, RecursionError):
+        return BAD_CAPTION
+    if isinstance(found, dict):
+        found = found.get(caption_key(found, caption_column, name))
+        if found is None:
+            return NO_CAPTION
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list) or not found:
+        return BAD_CAPTION
+    texts = [text.get("raw") if isinstance(text, dict) else text for text in found]
+    if not all(isinstance(text, str) and files.is_unicode(text) and "\0" not in text
+               and not is_blank(text) for text in texts):
+        return BAD_CAPTION
+    return [text.strip() for text in texts]
+
+
+def caption_key(sample: dict, asked: str | None, name: str) -> str | None:
+    """Return the key that holds a sample's captions; capitals do not count. None where none does.
+
+    Raises:
+        InputError: several may.
+    """
+    wanted = CAPTION_KEYS if asked is None else (asked.strip().lower(),)
+    found = [key for key in sample if key.lower() in wanted and sample[key] is not None]
+    if len(found) > 1:
+        raise InputError(f"{name} has captions under {listed(found)}: name one with "
+                         "--caption_column")
+    return found[0] if found else None
+
+
+# ---------------------------------------------------------------------------------------- tar files
+
+
+def files_of(shard: Shard, file: IO[bytes]) -> Iterator[Member]:
+    """Yield the photos and captions of a tar, in its order, but hidden ones and what macOS adds.
+
+    Raises:
+        InputError: it is compressed, no tar file, cut short or broken; a photo or caption in it is
+            a link or has holes. The message says behind which file.
+    """
+    start = file.read(BLOCK)
+    packed = next((kind for mark, kind in COMPRESSED.items() if start.startswith(mark)), None)
+    if packed is not None and start[257:262] != b"ustar":  # a tar begins with a name: BZhu.jpg
+        raise InputError(f"shard {shard.path} is compressed ({packed}): unpack it first, since "
+                         "only a plain tar can be read at any place")
+    if not start:
+        raise InputError(f"shard {shard.path} is empty: {AGAIN}")
+    file.seek(0)
+    last, end = None, 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=1) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # which it would keep, all of them
+                if member.size < 0 or member.offset_data < end:
+                    raise tarfile.ReadError("a size that no file has")
+                has_bytes = member.isreg() and not member.issparse()
+                end = member.offset_data + (member.size if has_bytes else 0)
+                name = member.name.removeprefix("./")
+                if end > shard.size:
+                    raise InputError(f"shard {shard.path} is cut short inside {name}, at byte "
+                                     f"{shard.size:,}: {AGAIN}")
+                last = name
+                if is_wanted(name, member):
+                    check_plain(shard, name, member)
+                    yield Member(name, member.offset, member.offset_data, member.size)
+            check_end(shard, file, tar.offset, last)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        if last is None:
+            raise InputError(f"shard {shard.path} is no tar file ({one_line(error)}): {AGAIN}"
+                             ) from error
+        raise InputError(f"shard {shard.path} is cut short or broken behind {last} "
+                         f"({one_line(error)}): {AGAIN}") from error
+
+
+def is_wanted(name: str, member: tarfile.TarInfo) -> bool:
+    """Whether something in a tar is a file of a sample."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    if hidden or not (member.isreg() or member.islnk() or member.issym()):
+        return False
+    return key_and_suffix(name)[1] in PHOTO_SUFFIXES | {TEXT, JSON}
+
+
+def check_plain(shard: Shard, name: str, member: tarfile.TarInfo) -> None:
+    """Raise InputError where a file's bytes do not lie in one piece behind its header."""
+    if member.issparse() or not member.isreg():
+        kind = "has holes" if member.issparse() else "is a link"
+        raise InputError(f"shard {shard.path}: {name} {kind}, so its bytes are not there in one "
+                         "piece: pack it anew with tar --dereference --hard-dereference")
+
+
+def check_end(shard: Shard, file: IO[bytes], offset: int, last: str | None) -> None:
+    """Raise InputError where a tar ends without the zeros that mark its end: `tarfile` takes a file
+    that is cut between two members, or broken there, for a whole one."""
+    file.seek(offset)
+    if file.read(BLOCK) != bytes(BLOCK):
+        raise InputError(f"shard {shard.path} is cut short or broken behind {last}, at byte "
+                         f"{offset:,} of {shard.size:,}: {AGAIN}")

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import resource
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,23 +35,84 @@ class Shard(NamedTuple):
 
 
 class TarPhoto(NamedTuple):
-    """A photo inside a shard. Stands wherever the `Path` of a photo in a folder does."""
+    """A photo inside a shard. It stands wherever the `Path` of a photo in a folder does.
+
+    Attributes:
+        header: the place of its header in the shard, which holds its name.
+        offset: the place of its first byte.
+        size: in bytes.
+    """
 
     shard: Shard
-    member: str
-    offset: int  # of its first byte in the shard
-    size: int  # bytes
+    header: int
+    offset: int
+    size: int
 
     def __str__(self) -> str:
         return f"{self.shard.path}: {self.member}"
 
     @property
+    def member(self) -> str:
+        """Its path in the shard; of a shard that cannot be read any more, its place there."""
+        try:
+            return member_name(self.shard, self.header)
+        except (InputError, OSError):
+            return f"the photo at byte {self.offset:,}"
+
+    @property
     def name(self) -> str:
+        """The shard's name and its path in there."""
         return f"{os.path.basename(self.shard.path)}/{self.member}"
 
+    @property
+    def identity(self) -> tuple:
+        """What no other photo has, however its shard is named."""
+        return real_path(self.shard.path), self.offset
+
     def open(self) -> io.BytesIO:
-        """Its bytes, as a file."""
+        """Return its bytes, as a file."""
         return io.BytesIO(read_at(self.shard, self.offset, self.size))
+
+    def ends(self, length: int) -> tuple[int, bytes, bytes]:
+        """Return its size and its first and last bytes, `length` of each."""
+        length = min(length, self.size)
+        return self.size, *(read_at(self.shard, self.offset + start, length)
+                            for start in (0, self.size - length))
+
+    def state(self) -> str:
+        """Return a text that is another one where its bytes may be."""
+        return (f"{os.path.basename(self.shard.path)!r} {self.offset} {self.size} "
+                f"{self.shard.size} {self.shard.changed}")
+
+
+real_path = functools.lru_cache(maxsize=2**16)(os.path.realpath)
+
+
+def member_name(shard: Shard, header: int) -> str:
+    """Return the path of a file in a shard whose header begins at `header`.
+
+    Raises:
+        InputError: of `read_at`.
+    """
+    block = read_at(shard, header, tarfile.BLOCKSIZE)
+    if block[156:157] in (b"0", b"\0"):  # a plain header, as nearly all are
+        name = block[:100].partition(b"\0")[0]
+        folder = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+        text = (folder + b"/" * bool(folder) + name).decode("utf-8", "surrogateescape")
+    else:  # a long name has headers of its own before this one
+        with open(shard.path, "rb") as file:
+            file.seek(header)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                text = tar.next().name
+    return text.removeprefix("./")
+
+
+def key_and_suffix(name: str) -> tuple[str, str]:
+    """Return a sample's key and, in lower case, what of the sample a file is: of "a/1.JPG", "a/1"
+    and "jpg"."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
 
 
 # ----------------------------------------------------------------------------------------- patterns

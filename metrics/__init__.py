@@ -1,5 +1,5 @@
 """What embeddings are worth: ranks and recalls, all true matches, people's judgements.
 
-May import `data`, `fne_loss` and `common`. Must never import a model or the training: whatever is
-measured here is an array that any program could have written.
+May import `data`, `fne_loss`, `negative_sampling` and `common`. Must never import a model or the
+training: whatever is measured here is an array that any program could have written.
 """

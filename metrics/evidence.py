@@ -9,18 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.flags import PRIOR_OF_EVIDENCE
-from fne_loss import RunningEvidence, false_negative_posterior, moments
+from common.presets import PRIOR_OF_EVIDENCE
+from fne_loss import RunningBivariateGaussian, false_negative_posterior
 from metrics.embeddings import Embeddings
 from metrics.retrieval import BLOCK
+from negative_sampling import pair_moments
 
 
 class Evidence(NamedTuple):
     """The similarity of captions in a split, and the Gaussians of (s, r)."""
 
     mean_texts: Tensor  # (N_i, D) mean of the embeddings of each photo's captions
-    same: RunningEvidence
-    different: RunningEvidence
+    same: RunningBivariateGaussian
+    different: RunningBivariateGaussian
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def fit_evidence(embeddings: Embeddings) -> Evidence | None:
     own_s = (images[owners] * texts).sum(dim=1)  # (N_t,)
     others = ((sums[owners] - texts) * texts).sum(dim=1)  # (N_t,) to all but itself
     own_r = others / (counts[:, 0] - 1).clamp(min=1)[owners]
-    same, different = RunningEvidence(), RunningEvidence()
+    same, different = RunningBivariateGaussian(), RunningBivariateGaussian()
     same.add(doubles(own_s[several], own_r[several]))
     step = max(1, BLOCK // len(texts))
     for start in range(0, len(images), step):
@@ -53,7 +54,7 @@ def fit_evidence(embeddings: Embeddings) -> Evidence | None:
 
 def doubles(s: Tensor, r: Tensor) -> Tensor:
     """(6,) `moments` of (n,) and (n,), summed in doubles."""
-    return moments(s.double(), r.double(), len(s))
+    return pair_moments(s.double(), r.double(), len(s))
 
 
 def score_by_evidence(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fne_loss import at_least_float32
+from negative_sampling import promote_to_float32
 
 BLOCK = 2**20  # similarities held at a time (4 MiB in float32, which stay in the cache)
 WIDTH = 1024  # captions among them
@@ -27,7 +27,7 @@ def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor
             without caption, or an embedding that is not finite.
     """
     images, texts = torch.as_tensor(image_embeds), torch.as_tensor(text_embeds)
-    images, texts = at_least_float32(images, texts.to(images.device))
+    images, texts = promote_to_float32(images, texts.to(images.device))
     image_of_text = torch.as_tensor(image_of_text, device=images.device)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"embeddings must be (N_i, D) and (N_t, D), got {tuple(images.shape)} "

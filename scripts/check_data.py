@@ -27,14 +27,18 @@ from PIL import Image
 from common.errors import InputError, exit_on_input_error
 from common.pools import in_processes
 from common.terminal import progress, tell
-from data import Split, check_places, photos_of, photos_place, read_split
+from data import Split, check_places
 from inputs.captions import clean_caption
-from inputs.kept import cache_folder
 from inputs.loader import usable_cores
-from inputs.photos import TooLarge, link_check, load_photo, open_photo, photo_path
-from inputs.records import Columns
-from inputs.shard_index import ShardPhotos, look_up, shard_index
-from inputs.shards import TarPhoto, find_shards, is_shards
+from inputs.photos import Photo as PhotoPlace
+from inputs.photos import (
+    Photos,
+    TooLarge,
+    load_photo,
+    open_photo,
+    photo_file,
+)
+from inputs.sources import read_split
 
 SPLITS = "train", "val", "test"
 ORIENTATION = 0x0112  # the EXIF tag
@@ -53,7 +57,7 @@ ODD = {
     "palette": "converted to RGB",
     "16 bits": "the upper eight of each are used",
     "transparent": "transparency is dropped",
-    "rotated by EXIF": "used as stored, not turned, as the published pipeline does",
+    "rotated by EXIF": "turned, or used as stored, as --exif says; auto turns own data alone",
     "animated": "the first frame is used",
     "small": f"a side below {SMALL} pixels",
     "long": f"a side above {LONG:,} pixels",
@@ -69,34 +73,34 @@ CAPTIONS = {
 }
 
 
-class Photo(NamedTuple):
-    """What a look at a photo found: kinds of `FATAL` and `ODD`, and a hash of its bytes."""
+class Findings(NamedTuple):
+    """What was found of a photo: kinds of `FATAL` and `ODD`, and a hash of its bytes."""
 
     kinds: list[str]
     digest: str = ""
 
 
-def examine(path: Path | TarPhoto | str) -> Photo:
-    """Decode a photo and say what is unusual about it; in place of one that could not be found its
-    kind of `FATAL` is given."""
-    if isinstance(path, str):
-        return Photo([path])
-    if isinstance(path, Path) and not os.path.isfile(path):
-        return Photo(["missing"])
+def examine(photo: PhotoPlace | str) -> Findings:
+    """Decode a photo and return what is unusual about it; in place of a photo that could not be
+    found, its kind of `FATAL` is given."""
+    if isinstance(photo, str):
+        return Findings([photo])
+    if isinstance(photo, Path) and not os.path.isfile(photo):
+        return Findings(["missing"])
     try:
-        with open_photo(path) as image:
+        with open_photo(photo) as image:
             kinds = odd_kinds(image)
-        load_photo(path)
-        with path.open() if isinstance(path, TarPhoto) else open(path, "rb") as file:
-            return Photo(kinds, hashlib.blake2b(file.read(), digest_size=16).hexdigest())
+        load_photo(photo)
+        with photo_file(photo) as file:
+            return Findings(kinds, hashlib.blake2b(file.read(), digest_size=16).hexdigest())
     except TooLarge:
-        return Photo(["too large"])
+        return Findings(["too large"])
     except (InputError, OSError):
-        return Photo(["unreadable"])
+        return Findings(["unreadable"])
 
 
 def odd_kinds(image: Image.Image) -> list[str]:
-    """The kinds of `ODD` that an opened photo is of."""
+    """Return the kinds of `ODD` that an opened photo is of."""
     try:
         turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
     except Exception:  # EXIF data can be broken in any way; the pixels do not depend on it
@@ -114,30 +118,37 @@ def odd_kinds(image: Image.Image) -> list[str]:
     return [kind for kind, is_so in found.items() if is_so]
 
 
-def examine_all(paths: list[Path | TarPhoto | str], workers: int) -> list[Photo]:
-    """`examine` each, in as many processes, behind a bar."""
-    found = in_processes(examine, paths, min(workers, usable_cores()), "examining photos", 16)
-    return list(progress(found, "examining photos", len(paths)))
+def examine_all(photos: list[PhotoPlace | str], workers: int) -> list[Findings]:
+    """Call `examine` for each photo, in as many processes, behind a bar."""
+    found = in_processes(examine, photos, min(workers, usable_cores()), "examining photos", 16)
+    return list(progress(found, "examining photos", len(photos)))
 
 
 def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str, list[str]]:
-    """Kind of `FATAL`, `ODD` and `BETWEEN` to the photos it was found in, as "split: name"."""
-    names = [(part, name) for part, split in splits.items() for name in split.images]
-    paths = [path for part, split in splits.items() for path in split_paths(split, part, options)]
-    photos = examine_all(paths, options.workers)
-    leads_out = {part: link_check(photos_place(options, part)) for part in splits}
+    """Return for each kind of `FATAL`, `ODD` and `BETWEEN` the photos that it was found in, as
+    "split: name"."""
+    names, photos, linked = [], [], set()
+    for part, split in splits.items():
+        for number, name in enumerate(split.images):
+            label = f"{part}: {name}"
+            photo = split.photos.missing(number) or split.photos[number]
+            names.append((part, label))
+            photos.append(photo)
+            if isinstance(split.photos, Photos) and isinstance(photo, Path) and (
+                    split.photos.leads_out(photo)):
+                linked.add(label)
     found, same_file, same_bytes = defaultdict(list), defaultdict(list), defaultdict(list)
-    for (part, name), path, photo in zip(names, paths, photos, strict=True):
-        label = f"{part}: {name}"
-        for kind in photo.kinds:
+    findings = examine_all(photos, options.workers)
+    for (part, label), photo, finding in zip(names, photos, findings, strict=True):
+        for kind in finding.kinds:
             found[kind].append(label)
-        if photo.kinds[:1] in (["missing"], ["ambiguous"]):
+        if isinstance(photo, str):
             continue
-        if not options.follow_links and isinstance(path, Path) and leads_out[part](path):
+        if label in linked:
             found["linked"].append(label)
-        same_file[path].append((part, label))
-        if photo.digest:
-            same_bytes[photo.digest].append((part, label, path))
+        same_file[photo].append((part, label))
+        if finding.digest:
+            same_bytes[finding.digest].append((part, label, photo))
     for copies in same_file.values():
         if len(copies) > 1:
             parts, labels = zip(*copies)
@@ -149,43 +160,32 @@ def check_photos(splits: dict[str, Split], options: CheckingOptions) -> dict[str
     return found
 
 
-def split_paths(
-    split: Split, part: str, options: CheckingOptions
-) -> list[Path | TarPhoto | str]:
-    """Where a split's photos are, or should be; a kind of `FATAL` of one that shards lack."""
-    place = photos_place(options, part)
-    if isinstance(split.images, ShardPhotos):
-        return list(photos_of(split.images, split.source, place, options))
-    if not is_shards(place):
-        return [photo_path(name, place) for name in split.images]
-    index = shard_index(find_shards(place), options.caption_column, cache_folder(options.cache))
-    kinds = {0: "missing", 1: None}
-    return [kinds.get(times, "ambiguous") or index.photo(row)
-            for row, times in zip(*(array.tolist() for array in look_up(split.images, index)))]
-
-
-def check_captions(splits: dict[str, Split], max_words: int) -> dict[str, list[str]]:
-    """Kind of `CAPTIONS` to the captions, as "split: photo: caption"."""
+def check_captions(
+    splits: dict[str, Split], max_words: int, cleaning: str = "published"
+) -> dict[str, list[str]]:
+    """Return for each kind of `CAPTIONS` the captions that it was found in, as "split: photo:
+    caption"."""
     found = defaultdict(list)
     for part, split in splits.items():
         for text, image in zip(split.captions, split.image_of_text.tolist(), strict=True):
-            words = clean_caption(text, max_words=10**9).split()
+            words = text.split() if cleaning == "raw" else clean_caption(text, 10**9).split()
             label = f"{part}: {split.images[image]}: {text[:60]!r}"
             if not words:
                 found["empty"].append(label)
-            if len(words) > max_words:
+            if len(words) > max_words and cleaning != "raw":
                 found["long"].append(label)
     return found
 
 
 def finding_lines(title: str, kinds: dict[str, str], found: dict[str, list[str]]) -> list[str]:
-    """A title and a row for each kind that was found; no lines where none was."""
+    """Return a title and a row for each kind that was found; no lines where none was."""
     rows = [f"  {kind:16} {len(found[kind]):7,}  {meaning}\n{'':28}{examples(found[kind])}"
             for kind, meaning in kinds.items() if found.get(kind)]
     return [title, *rows] if rows else []
 
 
 def examples(labels: list[str], count: int = 3) -> str:
+    """Return the first labels, and how many more there are."""
     more = f", and {len(labels) - count:,} more" if len(labels) > count else ""
     return ", ".join(labels[:count]) + more
 
@@ -197,14 +197,12 @@ def main(argv: list[str] | None = None) -> None:
         if options.data_path is None:
             raise InputError("--data_path: name the folder of the photos, or their shards")
         check_places(options)
-        columns = Columns(options.image_column, options.caption_column)
-        splits = {part: read_split(options.dataset, part, photos_place(options, part),
-                                   options.json_path, columns=columns,
-                                   cache=cache_folder(options.cache)) for part in SPLITS}
+        splits = {part: read_split(options, part) for part in SPLITS}
         for part, split in splits.items():
             tell(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
                  f"{split.source}")
-        photos, captions = check_photos(splits, options), check_captions(splits, options.max_words)
+        photos, captions = check_photos(splits, options), check_captions(
+            splits, options.max_words, options.captions)
         for line in [*finding_lines("photos that cannot be used", FATAL, photos),
                      *finding_lines("photos that are used, but are unusual", ODD, photos),
                      *finding_lines("photos that are there twice", BETWEEN, photos),

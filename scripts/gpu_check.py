@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError, exit_on_input_error, tell_of_imports
-from common.flags import Parser
+from common.parser import Parser
 from common.terminal import tell
 
 if __name__ == "__main__":

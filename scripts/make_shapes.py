@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.errors import exit_on_input_error
 from common.files import check_path
-from common.flags import AMBIGUITIES, USUAL_AMBIGUITY, Parser
+from common.parser import Parser
+from common.presets import AMBIGUITIES, USUAL_AMBIGUITY
 from common.terminal import tell
 from inputs.shapes import make_shapes
 

@@ -59,7 +59,7 @@ class PhotoFiles(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor] | Fault:
         try:
-            return index, eval_pixels(load_photo(self.photos[index]), self.size)
+            return index, eval_pixels(load_photo(self.photos[index], upright=True), self.size)
         except InputError as error:
             return Fault(index, one_line(error), not is_temporary(error.__cause__))
 

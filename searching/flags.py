@@ -3,13 +3,8 @@
 import argparse
 from pathlib import Path
 
-from common.flags import (
-    HelpFormatter,
-    Parser,
-    add_column_flags,
-    add_configuration_flags,
-    add_device_flags,
-)
+from common.options import ConfigurationOptions, ModelOptions, SourceOptions
+from common.parser import HelpFormatter, Parser, add_flags
 
 LARGEST_TOP = 1_000_000  # results of a query
 
@@ -61,7 +56,7 @@ def add_collection_flags(parser: argparse.ArgumentParser) -> None:
                             "vector again")
     group.add_argument("--follow_links", action="store_true",
                        help="also photos that links lead to, out of --photos")
-    add_column_flags(group)
+    add_flags(group, SourceOptions, "image_column", "caption_column")
 
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,5 +91,5 @@ def add_encoding_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=4, help="processes that load photos")
     group.add_argument("--batch_size_test", type=int, default=32, metavar="N",
                        help="photos encoded at a time")
-    add_device_flags(group)
-    add_configuration_flags(group)
+    add_flags(group, ModelOptions, "device", "precision")
+    add_flags(group, ConfigurationOptions)

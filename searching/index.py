@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import operator
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,6 @@ from torch import Tensor
 from common import files
 from common.errors import InputError, one_line
 from common.terminal import warn
-from inputs.arrays import Texts
 from inputs.photos import leads_out_of_folder
 from searching.scan import Stat
 
@@ -312,8 +312,37 @@ def parse_table(names: Tensor, stats: Tensor) -> Table:
         ends = np.append(np.flatnonzero(letters == 0), len(letters))
     else:
         ends = np.empty(0)
-    texts = Texts(letters, ends, gap=1, errors="surrogateescape")  # as `os.fsdecode`
-    if stats.shape != (len(texts), 2) or any(
-            left >= right for left, right in itertools.pairwise(texts)):
+    found = Names(letters, ends)
+    if stats.shape != (len(found), 2) or any(
+            left >= right for left, right in itertools.pairwise(found)):
         raise ValueError("names out of order")
-    return Table(texts, stats.numpy())
+    return Table(found, stats.numpy())
+
+
+class Names(Sequence):
+    """N names of files in a mapped array, each decoded when it is asked for.
+
+    Args:
+        letters: uint8, the names as bytes, with a zero byte between two.
+        ends: (N,) where each name ends in `letters`.
+    """
+
+    def __init__(self, letters: np.ndarray, ends: np.ndarray):
+        self.letters, self.ends = letters, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        index = range(len(self))[operator.index(index)]
+        start = int(self.ends[index - 1]) + 1 if index else 0
+        return os.fsdecode(self.letters[start : int(self.ends[index])].tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None

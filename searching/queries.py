@@ -11,12 +11,17 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files import check_path, is_unicode
-from common.terminal import warn
+from common.terminal import note, warn
 from evaluation import encode_captions
 from inputs.captions import clean_caption
-from inputs.formats import read_records
-from inputs.records import Columns
-from inputs.text_files import lines_of, numbered_lines, read_text, text_of
+from inputs.records import (
+    Columns,
+    lines_of,
+    numbered_lines,
+    read_records,
+    read_text,
+    text_of,
+)
 from model import DualEncoder
 
 STDIN = "-"  # a query or file that stands for standard input
@@ -111,7 +116,7 @@ def read_captions(path: Path, columns: Columns) -> list[str]:
 
     Args:
         path: a `.txt` with a caption on each line, "-" for the lines of standard input, or any
-            other captions file that `inputs.formats` reads.
+            other captions file that `inputs.records` reads.
         columns: names of the columns of a table.
 
     Raises:
@@ -122,7 +127,7 @@ def read_captions(path: Path, columns: Columns) -> list[str]:
     elif path.suffix.lower() == ".txt":
         texts = nonblank_lines(read_text(path))
     else:
-        records = read_records(path, columns=columns)
+        records = read_records(path, columns=columns, announce=note)
         texts = [text for record in records for text in record.captions]
     unique = dict.fromkeys(texts)
     captions = [text for text in unique if clean_caption(text)]

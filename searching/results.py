@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from common.options import TrainOptions
 from fne_loss import RunningGaussian, cut_down_bound, false_negative_posterior
 from metrics.embeddings import check_statistics, gaussians_of
 from searching.exact import Best
 from searching.queries import Query
+from training.objectives.options import FNEOptions
 
 
 class Result(NamedTuple):
@@ -75,7 +75,7 @@ class Posterior(NamedTuple):
 
 
 def fitted_posterior(
-    statistics: np.ndarray | None, options: TrainOptions, name: str
+    statistics: np.ndarray | None, options: FNEOptions, name: str
 ) -> tuple[Posterior, str]:
     """Return the posterior of a model, and a line that tells what it rests on.
 

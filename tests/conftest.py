@@ -14,7 +14,7 @@ from helpers.runs import SIZES, command, contents  # noqa: E402
 from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
 import export  # noqa: E402
-import fne_loss  # noqa: E402
+import negative_sampling  # noqa: E402
 import train  # noqa: E402
 from encoders.towers import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
@@ -141,9 +141,9 @@ def sampled(monkeypatch):
     """Replace the draw by the heaviest candidate, and keep what it was given."""
     given = []
 
-    def heaviest(weights, fallback):
+    def heaviest(weights, fallback, shares):
         given.append((weights, fallback))
         return weights.argmax(dim=1).where(weights.sum(dim=1) > 0, fallback)
 
-    monkeypatch.setattr(fne_loss, "sample_negatives", heaviest)
+    monkeypatch.setattr(negative_sampling, "sample_negatives", heaviest)
     return given

@@ -57,7 +57,7 @@ def test_evidence_is_that_of_the_cpu():
         ids, texts = torch.arange(8, device=device), 100 + torch.arange(8, device=device)
         criterion.update_statistics(*pairs[:2], ids)
         for _ in range(2):
-            draws = criterion.draw_both(*pairs, ids, bank, text_ids=texts)
+            draws = criterion.draw(*pairs, ids, bank, text_ids=texts)
             criterion.add_evidence(draws[0].evidence + draws[1].evidence)
         grid = torch.linspace(-1, 1, 20, device=device)
         found[device] = [*(draw.evidence.cpu() for draw in draws),
@@ -101,7 +101,7 @@ def test_a_step_of_fne_has_the_loss_of_the_cpu(tmp_path, sampled):
         assert run.device.type == device and not run.model.bf16
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             losses[device] = take_step(run, batch).item()
-        assert int(run.skips.count) == 0 and len(run.bank) == 40
+        assert int(run.skips.count) == 0 and len(run.objective.bank) == 40
     assert losses["cuda"] == pytest.approx(losses["cpu"], abs=1e-3)
     assert losses["cpu"] > 0.01
 
@@ -111,7 +111,7 @@ def test_a_step_of_fne_has_the_loss_of_the_cpu(tmp_path, sampled):
     reason="needs a GPU that has bfloat16")
 def test_a_step_on_a_gpu_is_in_bf16_if_nobody_says_otherwise(tmp_path):
     run, batch = run_with_a_bank(tmp_path, "--device", "cuda")
-    assert run.options.precision == "auto" and run.model.bf16 and run.momentum_model.bf16
+    assert run.options.precision == "auto" and run.model.bf16 and run.objective.momentum_model.bf16
     seen = set()
     for encoder in run.model.image_encoder, run.model.text_encoder:
         for module in encoder.modules():

@@ -11,7 +11,6 @@ from helpers.captions import pair_dataset, word_tokenizer
 from helpers.photos import save
 
 from common.errors import InputError
-from common.options import parse
 from data import (
     NO_PHOTO,
     Collator,
@@ -23,7 +22,8 @@ from data import (
     sees_photos_once,
 )
 from inputs.captions import Captions
-from inputs.split_files import find_split_file
+from inputs.sources import find_split_file
+from training.options import parse
 
 DATA = Path("photos")  # splits are read without looking at the photos
 

@@ -199,7 +199,7 @@ def test_a_new_run_starts_from_its_weights(ours, data, tmp_path):
     state = checkpoint.read(tmp_path / "run" / "checkpoint.pth.tar")
     wanted = read_folder(ours)["model"]
     assert all(torch.equal(state["model"][name], value) for name, value in wanted.items())
-    assert "init" not in state["options"] and "first_weights" not in state["options"]
+    assert "init" not in state["options"] and "init_weights" not in state["options"]
 
 
 # ----------------------------------------------------------------------- what cleans and resizes

@@ -25,9 +25,10 @@ from PIL import Image
 
 import checkpoint
 from common.errors import InputError
-from data import read_matches, read_split
-from inputs.formats import read_records
+from data import read_split
 from inputs.photos import load_photo, photo_fault
+from inputs.records import read_records
+from inputs.splits import read_matches
 from metrics.embeddings import read_embeddings
 from metrics.judgements import read_judgements
 from training import storage

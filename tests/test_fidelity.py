@@ -14,13 +14,13 @@ from helpers.runs import CPU, command
 
 import evaluation
 import train
-from common.options import parse
 from data import NO_PHOTO, Collator, load_eval_set, read_split
 from encoders.processors import load_tokenizer
 from evaluation import encode_split
 from inputs.captions import Captions
 from metrics.retrieval import retrieval_metrics
 from model import build_model
+from training.options import parse
 
 VOCAB = ROOT / "vocab" / "flickr30k.txt"
 

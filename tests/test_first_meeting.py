@@ -12,9 +12,9 @@ from helpers.runs import command, expect_exit
 import checkpoint
 import train
 from common.errors import InputError
-from common.options import parse
 from figures.tensorboard import validation_lines
 from training import outline, schedule
+from training.options import parse
 from training.run import Run
 
 METRICS = {f"{side}_r{k}": float(k) for side in ("i2t", "t2i") for k in (1, 5, 10)}

@@ -9,9 +9,9 @@ from helpers.cases import (
     CASES,
     DTYPES,
     SETTINGS,
-    barred_in_batch,
     directions,
     embeddings,
+    excluded_in_batch,
     make_case,
     oracle_weights,
     step_of_the_method,
@@ -21,6 +21,8 @@ from torch._subclasses import FakeTensorMode
 import fne_loss
 from fne_loss import NO_NEGATIVE, FNELoss
 from memory_bank import EMPTY, MemoryBank
+from negative_sampling import Direction, positive_and_drawn_keys
+from training.objectives.sigmoid import sigmoid_loss
 
 # The whole step
 
@@ -29,7 +31,7 @@ from memory_bank import EMPTY, MemoryBank
 @pytest.mark.parametrize("name", CASES)
 def test_step_is_the_oracles(name, dtype, tolerance, sampled):
     case = make_case(name, dtype)
-    draws = case.criterion.draw_both(*case.inputs, case.bank)
+    draws = case.criterion.draw(*case.inputs, case.bank)
     loss = case.criterion.hinge_of(*case.inputs[:2], *draws)
     expected = 0.0
     for (anchors, candidates), (weights, fallback), draw in zip(directions(case), sampled, draws):
@@ -39,7 +41,7 @@ def test_step_is_the_oracles(name, dtype, tolerance, sampled):
         assert fallback.tolist() == oracle.fallbacks(
             anchors, candidates, case.ids, case.candidate_ids
         )
-        expected += oracle.hinge(anchors, candidates, draw.negatives.tolist(), SETTINGS["margin"])
+        expected += oracle.hinge(anchors, candidates, draw.indices.tolist(), SETTINGS["margin"])
     assert loss.item() == pytest.approx(expected, rel=0, abs=tolerance)
 
 
@@ -64,18 +66,18 @@ def test_draws_are_reported_as_they_are_used(name):
     torch.manual_seed(5)
     plain = case.criterion(*case.inputs, case.bank)
     torch.manual_seed(5)
-    draws = case.criterion.draw_both(*case.inputs, case.bank)
+    draws = case.criterion.draw(*case.inputs, case.bank)
     loss = case.criterion.hinge_of(*case.inputs[:2], *draws)
     assert torch.equal(plain, loss)
     expected = 0.0
     for (anchors, candidates), draw in zip(directions(case), draws):
-        negatives = draw.negatives.tolist()
+        negatives = draw.indices.tolist()
         expected += oracle.hinge(anchors, candidates, negatives, SETTINGS["margin"])
         weights = oracle_weights(case, anchors, candidates)
         allowed = sum(not oracle.is_excluded(i, c) for i in case.ids for c in case.candidate_ids)
         if allowed:
             kept = sum(w > 0 for row in weights for w in row)
-            assert draw.cut.item() == pytest.approx(1 - kept / allowed)
+            assert draw.cut_share.item() == pytest.approx(1 - kept / allowed)
         for i, negative in enumerate(negatives):
             if negative != NO_NEGATIVE:
                 value = oracle.dot(anchors[i], candidates[negative])
@@ -88,7 +90,7 @@ def test_gradient_reaches_the_anchors_only(sampled):
     case = make_case("captions_of_one_photo")
     *embeds, ids = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in case.inputs]
     banked = case.bank.image_keys.requires_grad_(), case.bank.text_keys.requires_grad_()
-    draws = case.criterion.draw_both(*embeds, ids, case.bank)
+    draws = case.criterion.draw(*embeds, ids, case.bank)
     assert not any(value.requires_grad for draw in draws for value in draw)
     case.criterion.hinge_of(*embeds[:2], *draws).backward()
     assert embeds[0].grad.any() and embeds[1].grad.any()
@@ -152,14 +154,14 @@ def test_without_any_allowed_candidate_there_is_no_loss(name):
     if stored:
         bank.enqueue(*embeddings(stored, 4, torch.float32)[:2], torch.full((stored,), 2))
     anchors, criterion = (images.requires_grad_(), texts.requires_grad_()), FNELoss()
-    draws = criterion.draw_both(*anchors, image_keys, text_keys, ids, bank)
+    draws = criterion.draw(*anchors, image_keys, text_keys, ids, bank)
     loss = criterion.hinge_of(*anchors, *draws)
     loss.backward()
     assert loss.item() == 0
     assert not images.grad.any() and not texts.grad.any()  # also false for NaN
     for draw in draws:
-        assert draw.negatives.tolist() == [NO_NEGATIVE] * batch
-        assert draw.posterior.isfinite().all() and draw.cut.isfinite()
+        assert draw.indices.tolist() == [NO_NEGATIVE] * batch
+        assert draw.posterior.isfinite().all() and draw.cut_share.isfinite()
 
 
 def test_published_settings_are_the_defaults():
@@ -200,10 +202,11 @@ def test_hinge_gives_no_gradient_to_keys():
     torch.testing.assert_close(anchors.grad, lead)
 
 
-def test_gather_drawn_takes_rows_of_the_joined_candidates():
+def test_drawn_keys_are_rows_of_the_joined_candidates():
     keys, bank_keys = torch.randn(5, 3), torch.randn(4, 3)
     negatives = torch.tensor([4, 0, 5, 8, NO_NEGATIVE])
-    gathered, rows = fne_loss.gather_drawn(keys, bank_keys, negatives)
+    gathered, rows = positive_and_drawn_keys(
+        Direction(None, keys, bank_keys), slice(5), negatives)
     joined = torch.cat([keys, bank_keys])
     assert torch.equal(gathered[:5], keys)
     assert torch.equal(gathered[rows[:4]], joined[negatives[:4]])
@@ -247,18 +250,21 @@ def test_infonce_is_the_oracles(name, log_scale, dtype, tolerance):
 def test_what_is_excluded_further_is_no_negative_of_the_in_batch_losses(name):
     case = make_case(name)
     images, texts, _, _, ids = case.inputs
-    similarity, barred = fne_loss.cosine(images, texts), barred_in_batch(case)
+    similarity, excluded = fne_loss.cosine(images, texts), excluded_in_batch(case)
     embeds = oracle.lists(images, texts)
     for hardest in True, False:
-        got = fne_loss.triplet_from_similarity(similarity, ids, 0.4, hardest, barred)
+        got = fne_loss.triplet_from_similarity(similarity, ids, 0.4, hardest, excluded)
         assert got.item() == pytest.approx(
-            oracle.triplet(*embeds, case.ids, 0.4, hardest, barred.tolist()), abs=1e-10)
-    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(2.5), barred)
+            oracle.triplet(*embeds, case.ids, 0.4, hardest, excluded.tolist()), abs=1e-10)
+    got = fne_loss.infonce_loss(similarity, ids, torch.tensor(2.5), excluded)
     assert got.item() == pytest.approx(
-        oracle.infonce(*embeds, case.ids, math.exp(2.5), barred.tolist()), rel=1e-6)
+        oracle.infonce(*embeds, case.ids, math.exp(2.5), excluded.tolist()), rel=1e-6)
+    got = sigmoid_loss(similarity, ids, torch.tensor(2.5), torch.tensor(-7.0), excluded)
+    assert got.item() == pytest.approx(
+        oracle.sigmoid(*embeds, case.ids, math.exp(2.5), -7.0, excluded.tolist()), rel=1e-6)
 
 
-@pytest.mark.parametrize("use", ["triplet_hardest", "triplet_all", "infonce"])
+@pytest.mark.parametrize("use", ["triplet_hardest", "triplet_all", "infonce", "sigmoid"])
 def test_gradients_of_the_in_batch_losses(use):
     images, texts, _, _, ids = make_case("captions_of_one_photo").inputs
     inputs = images.requires_grad_(), texts.requires_grad_()
@@ -270,6 +276,14 @@ def test_gradients_of_the_in_batch_losses(use):
         infonce(*inputs, log_scale).backward()
         assert log_scale.grad.abs() > 1e-3
         torch.autograd.gradcheck(infonce, (*inputs, log_scale))
+    elif use == "sigmoid":
+        def sigmoid(images, texts, log_scale, bias):
+            return sigmoid_loss(fne_loss.cosine(images, texts), ids, log_scale, bias)
+
+        bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+        sigmoid(*inputs, log_scale, bias).backward()
+        assert log_scale.grad.abs() > 1e-3 and bias.grad.abs() > 1e-3
+        torch.autograd.gradcheck(sigmoid, (*inputs, log_scale, bias))
     else:
         hardest = use == "triplet_hardest"
         loss = fne_loss.triplet_loss(*inputs, ids, 0.4, hardest)

@@ -9,11 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import oracle
+from helpers.cases import draw_one_direction
 from helpers.paths import GOLDEN
 
 import fne_loss
+import negative_sampling
 from fne_loss import FNELoss
 from memory_bank import EMPTY, MemoryBank
+from negative_sampling import Direction, positive_and_drawn_keys
 
 STEPS = ["all_cut", "bayes", "few_positives", "odd_sizes", "same_image_in_bank"]
 DIRECTIONS = ["i2t", "t2i"]
@@ -75,11 +78,11 @@ def sampler(monkeypatch):
     def install(case):
         chosen, given = iter([case["chosen_i2t"], case["chosen_t2i"]]), []
 
-        def sample(weights, fallback):
+        def sample(weights, fallback, shares):
             given.append((weights, fallback))
             return next(chosen)
 
-        monkeypatch.setattr(fne_loss, "sample_negatives", sample)
+        monkeypatch.setattr(negative_sampling, "sample_negatives", sample)
         return given
 
     return install
@@ -160,7 +163,7 @@ def test_rows_that_lost_every_candidate(name, sampler):
     assert seen == {True, False}
 
 
-@pytest.mark.parametrize("through", ["hinge", "gather_drawn"])
+@pytest.mark.parametrize("through", ["hinge", "positive_and_drawn_keys"])
 @pytest.mark.parametrize("name", STEPS)
 def test_hinge_on_the_recorded_choices(name, through):
     case, total = load(f"fne_{name}"), 0.0
@@ -170,7 +173,8 @@ def test_hinge_on_the_recorded_choices(name, through):
         if through == "hinge":
             keys = torch.cat([keys, bank_keys])
         else:
-            keys, negatives = fne_loss.gather_drawn(keys, bank_keys, negatives)
+            keys, negatives = positive_and_drawn_keys(
+                Direction(anchors, keys, bank_keys), slice(len(anchors)), negatives)
         anchors.requires_grad_()
         loss = fne_loss.hinge(anchors, keys, negatives, case["margin"].item())
         loss.backward()
@@ -241,7 +245,7 @@ def test_fidelity_note_5_empty_slots_are_never_drawn():
     def draws_of_noise(ids):
         bank_ids = torch.cat([case["bank_ids"][:256], ids])
         inputs = case["image_embeds"], case["text_keys"], bank_keys, case["ids"], bank_ids
-        drawn = torch.stack([criterion.draw(*inputs).negatives for _ in range(100)])
+        drawn = torch.stack([draw_one_direction(criterion, *inputs).indices for _ in range(100)])
         return (drawn >= batch + 256).sum(dim=0)  # (B,)
 
     published, ours = draws_of_noise(unknown_photos), draws_of_noise(torch.full((256,), EMPTY))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.paths import ROOT
 from helpers.photos import break_photos
 from helpers.runs import assert_same, command, copy_of, final_state
@@ -29,17 +30,17 @@ def state_of(run):
         run.optimizer = torch.optim.Adam(run.model.parameters())  # each has another share
     state = checkpoint.pack(run)
     return {name: state[name] for name in ("model", "momentum_model", "bank", "criterion", "skips",
-                                           "optimizer", "log_scale", "logs", "best_rsum")
+                                           "optimizer", "log_scale", "sigmoid_bias", "logs",
+                                           "best_rsum")
             if name in state}
 
 
 def without_dropout(run):
-    for model in filter(None, (run.model, run.momentum_model)):
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "dropout_prob"):
-                module.dropout_prob = 0.0
+    for module in [*run.model.modules(), *run.objective.modules()]:
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
 
 
 def start(count, arguments, folder, prepare=lambda run: None, before=lambda run: None):
@@ -83,7 +84,8 @@ def two(data, one_thread, tmp_path_factory):
 
 
 @pytest.mark.parametrize("loss, counts", [
-    ("fne", (2, 4)), ("triplet", (2,)), ("infonce", (2,)), ("fne --oracle", (2,)),
+    ("fne", (2, 4)), ("triplet", (2,)), ("infonce", (2,)), ("sigmoid", (2,)),
+    ("fne --oracle", (2,)),
     ("fne --posterior evidence", (2,)),
     ("infonce --oracle positives", (2,))])
 def test_losses_do_not_depend_on_the_number_of_processes(data, tmp_path, loss, counts):
@@ -128,6 +130,34 @@ def test_a_signal_to_one_process_stops_all_and_resume_is_exact(data, two, tmp_pa
     assert line.startswith("stopped by SIG") and "step 10 is done and saved" in line
     finish(2, [*arguments, "--resume", "auto"], tmp_path)
     assert_same(final_state(tmp_path / "run"), final_state(two / "run"))
+
+
+def test_a_step_exchanges_four_messages_beside_the_gradients(data, tmp_path):
+    """Ids and signal, embeddings, keys, and what was drawn; the warm-up the first two."""
+    def call():
+        gathered, gather = [], dist.all_gather
+        counts, whole_step = [], train.training_step
+
+        def counting(*arguments, **keywords):
+            gathered.append(1)
+            return gather(*arguments, **keywords)
+
+        def training_step(run, batch):
+            result = whole_step(run, batch)
+            counts.append((run.epoch, len(gathered)))
+            gathered.clear()
+            return result
+
+        dist.all_gather, train.training_step = counting, training_step
+        train.main(command(data, tmp_path / "run", "--num_epochs", "2", "--val_step", "100"))
+        torch.save(counts, tmp_path / f"counts_{rank()}")
+
+    group = Processes(2, call, tmp_path)
+    assert group.statuses() == [0, 0], group.printed()
+    counts = torch.load(tmp_path / "counts_1")
+    # The first step of an epoch follows a validation, which exchanges its own.
+    assert {count for epoch, count in counts[1:7] if epoch == 0} == {2}
+    assert {count for epoch, count in counts[8:] if epoch == 1} == {4}
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -214,9 +244,9 @@ def test_a_step_that_is_not_finite_in_one_is_left_out_by_all(data, tmp_path):
     def before(run):
         own = FNELoss.hinge_of
         spoilt = rank() == 1 and run.global_step == 8
-        run.criterion.hinge_of = (
-            (lambda *given: own(run.criterion, *given) * torch.nan) if spoilt
-            else own.__get__(run.criterion))
+        run.objective.criterion.hinge_of = (
+            (lambda *given: own(run.objective.criterion, *given) * torch.nan) if spoilt
+            else own.__get__(run.objective.criterion))
 
     kept = finish(2, command(data, tmp_path / "run"), tmp_path, before=before)
     assert_same({name: value for name, value in kept[0].items() if name != LOSSES},
@@ -239,7 +269,7 @@ def test_processes_that_come_apart_end_the_run(data, tmp_path):
     """As on machines that round otherwise: seen at the next validation, and not saved."""
     def before(run):
         if rank() == 1 and run.global_step == 8:
-            run.bank.text_keys[12, 0] += 1e-7  # which no batch replaces until then
+            run.objective.bank.text_keys[12, 0] += 1e-7  # which no batch replaces until then
 
     group = start(2, command(data, tmp_path / "run"), tmp_path, before=before)
     assert group.statuses() == [2, 2]

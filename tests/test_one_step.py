@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from data import Batch
+from training.objectives import base
 
 D = 24  # --embed_size of the tests' runs
 
@@ -50,15 +51,15 @@ def test_the_infonce_loss_of_a_step_is_the_oracles(tmp_path, monkeypatch):
 
 def test_the_fne_loss_of_a_step_is_the_oracles_on_what_was_drawn(tmp_path, monkeypatch):
     run, batch = run_with_a_bank(tmp_path)
-    bank = run.bank.text_keys.clone(), run.bank.image_keys.clone()
-    draws = recorded(monkeypatch, run.criterion, "draw_both")
+    bank = run.objective.bank.text_keys.clone(), run.objective.bank.image_keys.clone()
+    draws = recorded(monkeypatch, run.objective.criterion, "draw")
     loss = take_step(run, batch)
     [((images, texts, image_keys, text_keys, *_), (i2t, t2i))] = draws
     wanted = 0.0
     for anchors, keys, stored, draw in ((images, text_keys, bank[0], i2t),
                                         (texts, image_keys, bank[1], t2i)):
         candidates = torch.cat([keys, stored])
-        wanted += oracle.hinge(*oracle.lists(anchors, candidates), draw.negatives.tolist(), 0.2)
+        wanted += oracle.hinge(*oracle.lists(anchors, candidates), draw.indices.tolist(), 0.2)
     assert loss.item() == pytest.approx(wanted, abs=1e-5) and wanted > 0.01
 
 
@@ -101,7 +102,8 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("flags", "epoch", "draws"), [
-    ([], 0, 0), ([], 1, 2), (["--loss", "triplet"], 1, 0), (["--loss", "infonce"], 1, 0)])
+    ([], 0, 0), ([], 1, 2), (["--loss", "triplet"], 1, 0), (["--loss", "infonce"], 1, 0),
+    (["--loss", "sigmoid"], 1, 0)])
 def test_a_step_computes_one_similarity_of_its_embeddings(
         encoders_as_shipped, tmp_path, monkeypatch, flags, epoch, draws):
     """Every product of (B, D) and (D, B) in it: one of the online embeddings, which serves loss,
@@ -109,7 +111,7 @@ def test_a_step_computes_one_similarity_of_its_embeddings(
     encoders as they are shipped have no product of such a shape inside."""
     run, batches = make_run(tmp_path, *flags)
     run.epoch = epoch
-    of_embeddings = recorded(monkeypatch, train, "cosine")
+    of_embeddings = recorded(monkeypatch, base, "cosine")
     with Products() as products:
         take_step(run, batches[0])
     assert products.counts[(B, D), (D, B)] == 1 + draws
@@ -158,6 +160,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, place):
 
 
 @pytest.mark.parametrize("flags", [[], ["--loss", "triplet"], ["--loss", "infonce"],
+                                   ["--loss", "sigmoid"],
                                    ["--precision", "bf16"]])
 def test_a_step_of_tensors_without_numbers(tmp_path, flags):
     """Fake tensors have shapes and no content: whatever reads a number back fails on them."""

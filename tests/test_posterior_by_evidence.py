@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import oracle
-from helpers.cases import FLOOR, LOOKS, SETTINGS, embeddings, look_by
+from helpers.cases import FLOOR, SAMPLERS, SETTINGS, embeddings, sample_by
 from helpers.runs import (
     CPU,
     assert_same,
@@ -20,11 +20,11 @@ from helpers.stopping import signal_after
 from torch._subclasses import FakeTensorMode
 
 import checkpoint
-import memory_bank
+import negative_sampling
 import train
-from common.options import parse
-from fne_loss import NO_NEGATIVE, FNELoss, RunningEvidence, false_negative_posterior
+from fne_loss import NO_NEGATIVE, FNELoss, RunningBivariateGaussian, false_negative_posterior
 from memory_bank import EMPTY, MemoryBank
+from training.options import parse
 
 IDS = [1, 1, 2, 3, 3, 3, 4, 5, 6, 7]  # of photos; the captions are numbered on
 TEXTS = [10, 11, 20, 30, 31, 32, 40, 50, 60, 70]
@@ -46,14 +46,14 @@ def make_case(dtype=torch.float64, fitted=True):
                                                                                [[0.4, 0.5]]])
         rows[..., 1] += 0.4 * rows[..., 0]
         for gaussian, x in zip((criterion.same, criterion.different), rows):
-            gaussian.add(memory_bank.moments(*x.T, 300))
+            gaussian.add(negative_sampling.pair_moments(*x.T, 300))
     return criterion, bank, [*embeddings(len(IDS), 9, dtype), torch.tensor(IDS)]
 
 
 def draw(criterion, bank, inputs, mine=slice(None)):
     images, texts, *rest = inputs
-    return criterion.draw_both(images[mine], texts[mine], *rest, bank, mine.start or 0,
-                               text_ids=torch.tensor(TEXTS))
+    return criterion.draw(images[mine], texts[mine], *rest, bank, first=mine.start or 0,
+                          text_ids=torch.tensor(TEXTS))
 
 
 def slow_evidence(inputs, bank):
@@ -114,7 +114,7 @@ def test_posterior_of_evidence_is_finite_where_it_has_no_spread_and_in_the_tails
     for count in 0, 1, 300:
         for gaussian in (criterion.same, criterion.different):
             gaussian.reset()
-            gaussian.add(memory_bank.moments(*torch.full((2, count), 0.5), count))
+            gaussian.add(negative_sampling.pair_moments(*torch.full((2, count), 0.5), count))
         tails = torch.tensor([-1e3, -1.0, 0.5, 1.0, 1e3])
         got = false_negative_posterior(tails, criterion.same, criterion.different, 0.01, tails)
         assert ((got >= 0) & (got <= 1)).all()
@@ -122,16 +122,17 @@ def test_posterior_of_evidence_is_finite_where_it_has_no_spread_and_in_the_tails
 
 def test_running_evidence_has_the_moments_of_all_that_it_was_given():
     torch.manual_seed(0)
-    fitted, batches = RunningEvidence(), [torch.randn(n, 2).double() @ torch.rand(2, 2).double()
-                                          + 5 for n in (1, 0, 7, 300, 0, 2)]
+    fitted = RunningBivariateGaussian()
+    batches = [torch.randn(n, 2).double() @ torch.rand(2, 2).double() + 5
+               for n in (1, 0, 7, 300, 0, 2)]
     for batch in batches:
-        fitted.add(memory_bank.moments(batch[:, 0], batch[:, 1], len(batch)))
+        fitted.add(negative_sampling.pair_moments(batch[:, 0], batch[:, 1], len(batch)))
     whole = torch.cat(batches).numpy()
     assert fitted.count == len(whole) == 310
     np.testing.assert_allclose(fitted.mean.numpy(), whole.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(fitted.m2.numpy() / 309, np.cov(whole.T), rtol=1e-9)
     before = [buffer.clone() for buffer in fitted.buffers()]
-    fitted.add(memory_bank.moments(torch.tensor([0.1, torch.nan]), torch.ones(2), 2))
+    fitted.add(negative_sampling.pair_moments(torch.tensor([0.1, torch.nan]), torch.ones(2), 2))
     assert all(map(torch.equal, fitted.buffers(), before))  # a step that is not finite
     fitted.reset()
     assert not any(buffer.any() for buffer in fitted.buffers())
@@ -141,23 +142,23 @@ def test_running_evidence_has_the_moments_of_all_that_it_was_given():
 
 
 def look(monkeypatch, way, part):
-    look_by(monkeypatch, way, part)
-    monkeypatch.setattr(memory_bank, "PROPOSALS", 40)  # nearly always enough
+    sample_by(monkeypatch, way, part)
+    monkeypatch.setattr(negative_sampling, "PROPOSALS", 40)  # nearly always enough
 
 
-@pytest.mark.parametrize(("way", "part"), LOOKS)
+@pytest.mark.parametrize(("way", "part"), SAMPLERS)
 def test_draws_report_the_posterior_by_evidence(monkeypatch, way, part):
     look(monkeypatch, way, part)
     criterion, bank, inputs = make_case()
     evidence, _, _ = slow_evidence(inputs, bank)
     for rows, found in zip(evidence, draw(criterion, bank, inputs)):
-        for i, negative in enumerate(found.negatives.tolist()):
+        for i, negative in enumerate(found.indices.tolist()):
             assert negative != NO_NEGATIVE
             wanted = slow_posterior(rows[i][negative], sides_of(criterion), criterion.prior)
             assert found.posterior[i].item() == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize(("way", "part"), LOOKS)
+@pytest.mark.parametrize(("way", "part"), SAMPLERS)
 @pytest.mark.parametrize("barred", [False, True])
 def test_what_draws_saw_is_what_the_gaussians_get(monkeypatch, way, part, barred):
     """Of one photo and two captions, and of different photos: what a slow loop sees, in both
@@ -166,8 +167,8 @@ def test_what_draws_saw_is_what_the_gaussians_get(monkeypatch, way, part, barred
     criterion, bank, inputs = make_case(fitted=False)
     evidence, same, ids = slow_evidence(inputs, bank)
     further = torch.rand(2, len(IDS), len(ids)) < (0.4 if barred else -1.0)
-    draws = criterion.draw_both(*inputs, bank, 0, further if barred else (None, None),
-                                torch.tensor(TEXTS))
+    draws = criterion.draw(*inputs, bank, also_excluded=further if barred else (None, None),
+                           text_ids=torch.tensor(TEXTS))
     criterion.add_evidence(draws[0].evidence + draws[1].evidence)
     different = [rows[i][j] for rows, out in zip(evidence, further) for i in range(len(IDS))
                  for j in range(len(ids)) if not (oracle.is_excluded(IDS[i], ids[j]) or out[i][j])]
@@ -178,9 +179,9 @@ def test_what_draws_saw_is_what_the_gaussians_get(monkeypatch, way, part, barred
                                    np.cov(np.array(pairs).T), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("way", "part"), [("weighing", 2**18), ("proposing", 200)])
+@pytest.mark.parametrize(("way", "part"), [("exact", 2**18), ("rejection", 200)])
 def test_draw_frequencies_are_the_weights_by_evidence(monkeypatch, way, part):
-    look_by(monkeypatch, way, part)
+    sample_by(monkeypatch, way, part)
     criterion, bank, inputs = make_case()
     criterion.tau, criterion.margin = 3.0, 0.9
     evidence, _, ids = slow_evidence(inputs, bank)
@@ -188,7 +189,7 @@ def test_draw_frequencies_are_the_weights_by_evidence(monkeypatch, way, part):
     torch.manual_seed(0)
     for _ in range(1000):
         for side, found in enumerate(draw(criterion, bank, inputs)):
-            counts[side, found.negatives[3]] += 1
+            counts[side, found.indices[3]] += 1
     for rows, drawn in zip(evidence, counts):
         own = rows[3][3][0]
         weights = []
@@ -204,17 +205,17 @@ def test_draw_frequencies_are_the_weights_by_evidence(monkeypatch, way, part):
         assert statistic < kept.sum() + 4 * math.sqrt(2 * kept.sum())  # once in 10,000 by chance
 
 
-@pytest.mark.parametrize(("way", "part"), LOOKS)
+@pytest.mark.parametrize(("way", "part"), SAMPLERS)
 def test_two_processes_draw_and_see_what_one_does(monkeypatch, way, part):
-    look_by(monkeypatch, way, part)
-    monkeypatch.setattr(memory_bank, "PROPOSALS", 1)
+    sample_by(monkeypatch, way, part)
+    monkeypatch.setattr(negative_sampling, "PROPOSALS", 1)
     found = []
     for mine in slice(0, 10), slice(0, 4), slice(4, 10):
         criterion, bank, inputs = make_case()
         torch.manual_seed(3)
         found.append(draw(criterion, bank, inputs, mine))
     for whole, *halves in zip(*found):
-        assert torch.equal(torch.cat([half.negatives for half in halves]), whole.negatives)
+        assert torch.equal(torch.cat([half.indices for half in halves]), whole.indices)
         torch.testing.assert_close(torch.cat([half.posterior for half in halves]), whole.posterior)
         torch.testing.assert_close(sum(half.evidence for half in halves), whole.evidence)
 
@@ -222,7 +223,7 @@ def test_two_processes_draw_and_see_what_one_does(monkeypatch, way, part):
 def test_the_published_posterior_asks_for_no_caption():
     published, (criterion, bank, inputs) = FNELoss(), make_case()
     assert len(published.state_dict()) == 6 and len(criterion.state_dict()) == 12
-    assert not published.draw_both(*inputs, bank)[0].evidence.any()
+    assert not published.draw(*inputs, bank)[0].evidence.any()
     with pytest.raises(ValueError, match="text_ids"):
         criterion(*inputs, bank)
     with pytest.raises(ValueError, match="published or evidence, got both"):

@@ -16,11 +16,12 @@ from helpers.steps import recorded
 import checkpoint
 import train
 from common.errors import InputError
-from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from inputs.captions import Captions, pad_captions
 from model import update_momentum
+from training.options import parse
+from training.run import build_run
 
 FOLDER = GOLDEN / "released_checkpoint"
 RELEASED, IMAGE, TEXT = (str(FOLDER / name)
@@ -154,9 +155,12 @@ def run_from_it(photos, tmp_path):
     path = FOLDER / "model_best.pth.tar"
     state = checkpoint.read(path)
     checkpoint.merge_options(options, given, state, path)
-    run = train.build_run(options, load_tokenizer(TEXT, ""), steps_per_epoch=10, state=state)
+    tokenizer = load_tokenizer(TEXT, "")
+    model = checkpoint.model_for_training(options, state, path, tokenizer)
+    run = build_run(options, model, tokenizer, steps_per_epoch=10)
+    checkpoint.unpack(run, state, path)
     run.model.eval()
-    run.momentum_model.eval()
+    run.objective.momentum_model.eval()
     return run
 
 
@@ -180,8 +184,9 @@ def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expecte
                   expected["input_ids"][:6], expected["attention_mask"][:6],
                   torch.arange(1000, 1006), torch.arange(6), torch.full((6,), NO_PHOTO))
     embeds = images, texts, image_keys, text_keys = embeddings_of_a_step(run, batch)
-    image_bank, text_bank = run.bank.image_keys.clone(), run.bank.text_keys.clone()
-    draws = recorded(monkeypatch, run.criterion, "draw_both")
+    bank = run.objective.bank
+    image_bank, text_bank = bank.image_keys.clone(), bank.text_keys.clone()
+    draws = recorded(monkeypatch, run.objective.criterion, "draw")
 
     loss = train.training_step(run, batch)
 
@@ -189,8 +194,8 @@ def test_a_step_from_it_gives_the_loss_of_the_formulas(photos, tmp_path, expecte
     for got, wanted in zip(given, embeds):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
     candidates = torch.cat([text_keys, text_bank]), torch.cat([image_keys, image_bank])
-    wanted = (oracle.hinge(*oracle.lists(images, candidates[0]), i2t.negatives.tolist(), 0.2)
-              + oracle.hinge(*oracle.lists(texts, candidates[1]), t2i.negatives.tolist(), 0.2))
+    wanted = (oracle.hinge(*oracle.lists(images, candidates[0]), i2t.indices.tolist(), 0.2)
+              + oracle.hinge(*oracle.lists(texts, candidates[1]), t2i.indices.tolist(), 0.2))
     assert loss.item() == pytest.approx(wanted, abs=1e-5)
     assert wanted > 0.01
 

@@ -9,7 +9,7 @@ from helpers.runs import expect_exit
 
 import checkpoint
 import train
-from common.options import parse
+from training.options import parse
 
 FOLDER = ROOT / "tests" / "golden" / "released_checkpoint"
 RELEASED = FOLDER / "model_best.pth.tar"  # of dataset flickr, with a bank of 64 slots, all full

@@ -10,16 +10,15 @@ from helpers.shards import PHOTO, jpeg, pack, write_shard
 from helpers.stopping import signal_after
 from helpers.together import Processes
 
-import checkpoint
 import evaluation
 import train
-from common.options import SOURCES, parse
-from data import check_places, photos_of, read_split
-from inputs.records import Columns
+from common.flags import flags_of, names_from_checkpoint
+from data import check_places, read_split
 from inputs.shard_index import FOLDER
 from metrics.embeddings import read_embeddings
 from scripts import check_data
 from training.features import photos_digest
+from training.options import TrainOptions, parse
 
 SMALL = ["--dataset", "custom", "--image_encoder", "small-convnext", "--text_encoder", "tiny-bert",
          "--vocab", "vocab/shapes.txt", "--image_res", "64"]
@@ -50,7 +49,7 @@ def on_shards(shards, folder, *more):
 def trained(folder):
     """A run's last state, but for where its data lies."""
     state = final_state(folder)
-    for name in SOURCES:
+    for name in [name for name, flag in flags_of(TrainOptions).items() if flag.repeat]:
         state["options"].pop(name, None)
     return state
 
@@ -98,7 +97,7 @@ def test_two_processes_on_shards_are_two_on_a_folder(data, shards, tmp_path):
             [*arguments, "--num_epochs", "2"]), tmp_path / name)
         assert group.statuses() == [0, 0], group.printed()
     assert_same(trained(tmp_path / "shards_run"), trained(tmp_path / "folder_run"))
-    assert len([path for path in (copy / FOLDER).iterdir() if path.is_dir()]) == 3
+    assert len(list((copy / FOLDER).glob("*.npy"))) == len(list(copy.glob("*.tar")))
 
 
 def test_split_files_name_photos_inside_shards(data, shards, on_files, tmp_path):
@@ -115,13 +114,14 @@ def test_a_broken_photo_in_a_shard_is_named_and_replaced(shards, tmp_path, capsy
     """Its end is whole, so that only decoding finds it."""
     copy = shutil.copytree(shards / "tars", tmp_path / "tars")
     split = read_split("custom", "train", copy / "train-{0..2}.tar")
-    photo = photos_of(split.images, split.source, split.source, None)[7]
+    photo = split.photos[7]
+    name = str(photo)
     content = bytearray((copy / "train-0.tar").read_bytes())
     content[photo.offset + 300 : photo.offset + 400] = bytes(100)
     (copy / "train-0.tar").write_bytes(content)
     train.main(on_shards(tmp_path, tmp_path / "run", "--num_epochs", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if "decoded" in line]
-    assert len(lines) == 1 and f"photo {photo}" in lines[0] and "1 bad so far" in lines[0]
+    assert len(lines) == 1 and f"photo {name}" in lines[0] and "1 bad so far" in lines[0]
     assert final_state(tmp_path / "run")["bad_photos"] == [7]
 
 
@@ -152,7 +152,7 @@ def test_features_of_photos_in_shards_are_kept_until_a_shard_changes(shards, tmp
     digests = []
     for _ in range(2):
         split = read_split("custom", "train", pattern)
-        digests.append(photos_digest(photos_of(split.images, pattern, pattern, None), pattern))
+        digests.append(photos_digest(split.photos, pattern))
         content = (copy / "train-1.tar").read_bytes()
         (copy / "train-1.tar").write_bytes(content)
     assert digests[0] != digests[1]
@@ -214,9 +214,8 @@ def test_val_in_a_folder_goes_with_training_on_shards(data, shards):
                             str(shards / "splits"), "--val_path", str(data), "--test_path",
                             str(data), "--image_column", "image"])
     check_places(options)
-    assert len(read_split("custom", "train", options.data_path, columns=Columns("image")).images)
-    split = read_split("custom", "val", data, shards / "splits")
-    assert photos_of(split.images, split.source, data, options)[0].is_file()
+    assert len(read_split("custom", "train", options.data_path, image_column="image").images)
+    assert read_split("custom", "val", data, shards / "splits").photos[0].is_file()
 
 
 @pytest.mark.parametrize("files, told", [
@@ -240,7 +239,7 @@ def test_no_pair_at_all_is_told_with_the_way_out(tmp_path, capsys):
     expect_exit(command(path, tmp_path / "run", *SMALL, "--val_path", str(tmp_path), "--test_path",
                         str(tmp_path), "--json_path", str(tmp_path)), 2, capsys,
                 ["no photo has a caption", "--caption_column", "1 photos without a caption"])
-    assert read_split("custom", "train", path, columns=Columns(None, "alt")).captions == ["x"]
+    assert [*read_split("custom", "train", path, caption_column="alt").captions] == ["x"]
 
 
 def test_a_few_captions_of_each_photo(tmp_path):
@@ -251,11 +250,11 @@ def test_a_few_captions_of_each_photo(tmp_path):
 
 
 def test_the_index_lies_beside_the_shards_once(shards):
-    """For each pattern one, whichever commands and processes have read it."""
-    kept = [path for path in (shards / "tars" / FOLDER).iterdir() if path.is_dir()]
-    assert len(kept) == len({json.dumps(json.loads((path / "meta.json").read_text())["key"])
-                             for path in kept}) == 3
+    """For each shard one, whichever commands and processes have read it."""
+    kept = [path.name for path in (shards / "tars" / FOLDER).iterdir() if path.suffix == ".npy"]
+    assert sorted(name.rpartition("-")[0] for name in kept) == sorted(
+        path.name for path in (shards / "tars").glob("*.tar"))
 
 
 def test_a_checkpoint_of_shards_tells_no_place(on_files):
-    assert not {"val_path", "test_path"} & checkpoint.FROM_CHECKPOINT
+    assert not {"val_path", "test_path"} & names_from_checkpoint(TrainOptions)

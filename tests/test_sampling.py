@@ -8,18 +8,19 @@ from helpers import oracle
 from helpers.cases import (
     CASES,
     DTYPES,
-    LOOKS,
+    SAMPLERS,
     SETTINGS,
     directions,
+    draw_one_direction,
     embeddings,
     gaussian,
-    look_by,
     make_case,
     oracle_weights,
+    sample_by,
 )
 
 import fne_loss
-import memory_bank
+import negative_sampling
 from fne_loss import NO_NEGATIVE, FNELoss
 from memory_bank import EMPTY, MemoryBank
 
@@ -78,39 +79,39 @@ def test_excluded_are_the_own_photo_and_empty_slots(name):
                             for own in case.ids]
 
 
-@pytest.mark.parametrize("way", ["weighing", "proposing"])
+@pytest.mark.parametrize("way", ["exact", "rejection"])
 @pytest.mark.parametrize("part", [3, 2**18])  # a few slots at a time, or all together
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, way, monkeypatch):
     """Neither among the batch nor in the bank, nor as the hardest where no candidate has weight."""
     case = make_case(name)
-    look_by(monkeypatch, way, part * len(case.ids))
-    barred = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.6
+    sample_by(monkeypatch, way, part * len(case.ids))
+    excluded = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.6
     own = [[oracle.is_excluded(ids, other) for other in case.candidate_ids] for ids in case.ids]
-    allowed = ~(barred | torch.tensor(own))
+    allowed = ~(excluded | torch.tensor(own))
     for margin in SETTINGS["margin"], -2.0:  # which cuts all
         case.criterion.margin = margin
         for _ in range(50):
-            draws = case.criterion.draw_both(*case.inputs, case.bank, excluded=barred)
+            draws = case.criterion.draw(*case.inputs, case.bank, also_excluded=excluded)
             for draw, mine, (anchors, keys) in zip(draws, allowed, directions(case)):
                 weights = torch.tensor(oracle_weights(case, anchors, keys, margin=margin)) * mine
                 assert draw.counts.tolist() == [weights.count_nonzero(), mine.sum()]
-                for anchor, drawn in enumerate(draw.negatives.tolist()):
+                for anchor, drawn in enumerate(draw.indices.tolist()):
                     assert mine[anchor, drawn] if mine[anchor].any() else drawn == NO_NEGATIVE
                     assert weights[anchor, drawn] > 0 or not weights[anchor].any()
 
 
-@pytest.mark.parametrize("way", ["weighing", "proposing"])
+@pytest.mark.parametrize("way", ["exact", "rejection"])
 def test_one_direction_alone_may_have_excluded_further(monkeypatch, way):
-    look_by(monkeypatch, way, 2**18)
+    sample_by(monkeypatch, way, 2**18)
     case = make_case("wrapped")
     shape = len(case.ids), len(case.candidate_ids)
     for side in 0, 1:
         mask = [None, None]
         mask[side] = torch.ones(shape, dtype=torch.bool)
-        draws = case.criterion.draw_both(*case.inputs, case.bank, excluded=mask)
-        assert (draws[side].negatives == NO_NEGATIVE).all()
-        assert (draws[1 - side].negatives >= 0).all()
+        draws = case.criterion.draw(*case.inputs, case.bank, also_excluded=mask)
+        assert (draws[side].indices == NO_NEGATIVE).all()
+        assert (draws[1 - side].indices >= 0).all()
 
 
 def test_the_bound_of_the_cut_down_is_mean_minus_margin():
@@ -148,7 +149,8 @@ def test_reported_posterior_is_zero_until_it_is_used():
     for min_count, used in ((count, False), (count - 1, True)):
         case.criterion.min_count = min_count
         images, _, _, text_keys, ids = case.inputs
-        draw = case.criterion.draw(images, text_keys, case.bank.text_keys, ids, case.bank.image_ids)
+        draw = draw_one_direction(
+            case.criterion, images, text_keys, case.bank.text_keys, ids, case.bank.image_ids)
         assert draw.posterior.any().item() == used
 
 
@@ -181,13 +183,13 @@ def test_rows_without_weight_take_their_fallback():
 
 
 @pytest.mark.parametrize(("way", "part", "proposals"), [
-    (*look, count) for look in LOOKS for count in ((1, 6) if look[0] == "proposing" else (6,))])
+    (*look, count) for look in SAMPLERS for count in ((1, 6) if look[0] == "rejection" else (6,))])
 def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(
         monkeypatch, way, part, proposals):
     """100 equal anchors of one photo, so only the bank has candidates. In it the photo itself
     (slot 9) and two empty slots are as similar as can be, and must not be drawn."""
-    look_by(monkeypatch, way, part)  # 12 slots at a time, 4 or 1
-    monkeypatch.setattr(memory_bank, "PROPOSALS", proposals)  # of one, every other is not taken
+    sample_by(monkeypatch, way, part)  # 12 slots at a time, 4 or 1
+    monkeypatch.setattr(negative_sampling, "PROPOSALS", proposals)  # half are not accepted
     case = make_case("wrapped")
     case.criterion.tau, case.criterion.prior = 3.0, 0.5
     axes = torch.eye(7, dtype=torch.float64)
@@ -198,8 +200,9 @@ def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(
     anchors, keys = axes[0].expand(100, 7), key.expand(100, 7)
     ids = torch.zeros(100, dtype=torch.int64)
     torch.manual_seed(0)
-    draws = [case.criterion.draw(anchors, keys, bank_keys, ids, bank_ids) for _ in range(200)]
-    slots = torch.cat([draw.negatives for draw in draws]) - 100  # (20000,)
+    draws = [draw_one_direction(case.criterion, anchors, keys, bank_keys, ids, bank_ids)
+             for _ in range(200)]
+    slots = torch.cat([draw.indices for draw in draws]) - 100  # (20000,)
     case.ids, case.candidate_ids = [0], [0, *bank_ids.tolist()]
     candidates = oracle.lists(key, *bank_keys)
     weights = oracle_weights(case, oracle.lists(axes[0]), candidates, tau=3.0, prior=0.5)[0][1:]
@@ -209,17 +212,17 @@ def test_draw_frequencies_through_the_loss_leave_out_excluded_and_empty_slots(
     assert chi_square(slots, weights) < 24.32  # 7 degrees of freedom, by chance 1 in 1000
 
 
-@pytest.mark.parametrize(("way", "part"), [("weighing", 2**18), ("weighing", 50),
-                                           ("proposing", 2**18), ("proposing", 50)])
+@pytest.mark.parametrize(("way", "part"), [("exact", 2**18), ("exact", 50),
+                                           ("rejection", 2**18), ("rejection", 50)])
 @pytest.mark.parametrize("name", ["partly_filled", "captions_of_one_photo"])
 def test_every_candidate_with_weight_is_drawn_and_no_other(monkeypatch, name, way, part):
-    look_by(monkeypatch, way, part)
+    sample_by(monkeypatch, way, part)
     case = make_case(name)
     seen = [[set() for _ in case.ids] for _ in range(2)]
     for _ in range(300):
-        draws = case.criterion.draw_both(*case.inputs, case.bank)
+        draws = case.criterion.draw(*case.inputs, case.bank)
         for direction, draw in zip(seen, draws):
-            for row, negative in zip(direction, draw.negatives.tolist()):
+            for row, negative in zip(direction, draw.indices.tolist()):
                 row.add(negative)
     for (anchors, candidates), direction in zip(directions(case), seen):
         fallback = oracle.fallbacks(anchors, candidates, case.ids, case.candidate_ids)
@@ -235,13 +238,13 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     case = make_case(name)
 
     def look(part):
-        look_by(monkeypatch, "weighing", part)
+        sample_by(monkeypatch, "exact", part)
         sampled.clear()
-        draws = case.criterion.draw_both(*case.inputs, case.bank)
+        draws = case.criterion.draw(*case.inputs, case.bank)
         count = len(sampled) // 2  # parts, each of both directions
         weights = [torch.cat([weights for weights, _ in sampled[side::2]], dim=1)
                    for side in (0, 1)]
-        return count, weights, [draw.cut for draw in draws], [draw.negatives for draw in draws]
+        return count, weights, [draw.cut_share for draw in draws], [draw.indices for draw in draws]
 
     _, weights, cut, _ = look(2**18)
     count, weights_in_parts, cut_in_parts, _ = look(part)
@@ -252,81 +255,90 @@ def test_a_bank_looked_at_in_parts_gives_the_same(monkeypatch, sampled, name, pa
     torch.testing.assert_close(look(part)[-1], look(2**18)[-1])
 
 
-@pytest.mark.parametrize(("way", "part"), LOOKS[3:])
+@pytest.mark.parametrize(("way", "part"), SAMPLERS[3:])
 @pytest.mark.parametrize("barred", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_proposing_counts_and_falls_back_as_weighing_does(monkeypatch, name, barred, way, part):
+def test_rejection_counts_and_falls_back_as_exact_sampling_does(
+        monkeypatch, name, barred, way, part):
     """Candidates that are allowed and that have weight; the hardest where all weights are 0."""
     case = make_case(name)
     further = torch.rand(2, len(case.ids), len(case.candidate_ids)) < 0.3 if barred else [None] * 2
 
     def look(way, part):
-        look_by(monkeypatch, way, part)
-        return case.criterion.draw_both(*case.inputs, case.bank, 0, further)
+        sample_by(monkeypatch, way, part)
+        return case.criterion.draw(*case.inputs, case.bank, also_excluded=further)
 
-    wanted = look("weighing", 2**18), look(way, part)
+    wanted = look("exact", 2**18), look(way, part)
     for whole, draw in zip(*wanted):
         assert torch.equal(draw.counts, whole.counts)
-        assert torch.equal(draw.negatives == NO_NEGATIVE, whole.negatives == NO_NEGATIVE)
+        assert torch.equal(draw.indices == NO_NEGATIVE, whole.indices == NO_NEGATIVE)
     case.criterion.positive.mean.fill_(10.0)
-    for whole, draw in zip(look("weighing", 2**18), look(way, part)):
-        assert torch.equal(draw.negatives, whole.negatives)
+    for whole, draw in zip(look("exact", 2**18), look(way, part)):
+        assert torch.equal(draw.indices, whole.indices)
         assert torch.equal(draw.counts, whole.counts) and draw.counts[0] == 0
 
 
-def test_what_is_listed_as_barred_is_what_is_excluded():
+def test_same_photo_candidates_are_those_that_are_excluded():
     """Also where ids are far apart but end in the same 16 bits."""
     torch.manual_seed(0)
     ids = torch.randint(0, 9, (30,)) + 2**16 * torch.randint(0, 3, (30,))
     candidates = ids[torch.randint(0, 30, (200,))] + 2**16 * torch.randint(0, 2, (200,))
     for empty in False, True:
-        anchors, listed, empties = memory_bank.list_barred(ids, candidates)
-        wanted = fne_loss.excluded_candidates(ids, candidates)
+        (anchors, listed), empties = negative_sampling.same_photo_candidates(
+            negative_sampling.Candidates((), torch.cat([ids, candidates]), slice(len(ids))))
+        wanted = fne_loss.excluded_candidates(ids, torch.cat([ids, candidates]))
         got = torch.zeros_like(wanted)
         got[anchors, listed] = True
-        assert (listed.diff() >= 0).all() and 50 < len(listed) < 2000
+        assert (listed.diff() >= 0).all() and 80 < len(listed) < 2000
         assert (empties is not None) == empty
         assert torch.equal(got | empties if empty else got, wanted)
         candidates[::7] = EMPTY
 
 
-@pytest.mark.parametrize(("way", "part"), LOOKS)
+@pytest.mark.parametrize(("way", "part"), SAMPLERS)
 def test_an_anchor_that_is_not_finite_draws_nothing_and_no_other_is_disturbed(
         monkeypatch, way, part):
-    look_by(monkeypatch, way, part)
+    sample_by(monkeypatch, way, part)
     case = make_case("wrapped")
     images, *rest = case.inputs
     images[2] = torch.nan
-    i2t, t2i = case.criterion.draw_both(images, *rest, case.bank)
-    assert i2t.negatives[2] == NO_NEGATIVE
-    assert (i2t.negatives[[0, 1, 3, 4, 5, 6, 7]] >= 0).all() and (t2i.negatives >= 0).all()
+    i2t, t2i = case.criterion.draw(images, *rest, case.bank)
+    assert i2t.indices[2] == NO_NEGATIVE
+    assert (i2t.indices[[0, 1, 3, 4, 5, 6, 7]] >= 0).all() and (t2i.indices >= 0).all()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_directions_together_draw_what_one_after_the_other_does(monkeypatch, name):
     """With the same random numbers, so that a run is repeated by any version that draws so."""
-    look_by(monkeypatch, "weighing", 2**18)
+    sample_by(monkeypatch, "exact", 2**18)
     case = make_case(name)
     images, texts, image_keys, text_keys, ids = case.inputs
     for seed in range(20):
         torch.manual_seed(seed)
-        together = [draw.negatives for draw in case.criterion.draw_both(*case.inputs, case.bank)]
+        together = [draw.indices for draw in case.criterion.draw(*case.inputs, case.bank)]
         torch.manual_seed(seed)
-        apart = [case.criterion.draw(anchors, keys, bank_keys, ids, case.bank.image_ids).negatives
+        apart = [draw_one_direction(
+                     case.criterion, anchors, keys, bank_keys, ids, case.bank.image_ids).indices
                  for anchors, keys, bank_keys in ((images, text_keys, case.bank.text_keys),
                                                   (texts, image_keys, case.bank.image_keys))]
         torch.testing.assert_close(together, apart, rtol=0, atol=0)
 
 
-def test_large_steps_on_a_cpu_propose(monkeypatch):
-    ways = []
-    for way in memory_bank.Weighing, memory_bank.Proposing:
-        monkeypatch.setattr(fne_loss, way.__name__, lambda *arguments, way=way, **keywords: (
-            ways.append(way), way(*arguments, **keywords))[1])
+def test_large_steps_on_a_cpu_draw_by_rejection(monkeypatch):
+    samplers = []
+
+    def record(sampler):
+        def call(*arguments):
+            samplers.append(sampler.__name__)
+            return sampler(*arguments)
+        monkeypatch.setattr(negative_sampling, sampler.__name__, call)
+
+    record(negative_sampling.sample_exact)
+    record(negative_sampling.sample_by_rejection)
     for size in 8100, 8224:  # the published bank is of the second
         bank, ids = MemoryBank(size, 4), torch.arange(32)
         FNELoss()(*embeddings(32, 4, torch.float32), ids, bank)
-    assert ways == [memory_bank.Weighing, memory_bank.Proposing]
+    assert samplers == ["sample_exact", "sample_by_rejection"]
 
 
 # ------------------------------------------------------------------- several processes, half a bank
@@ -334,20 +346,20 @@ def test_large_steps_on_a_cpu_propose(monkeypatch):
 
 @pytest.mark.parametrize("name", ["wrapped", "captions_of_one_photo", "two_of_one_photo"])
 @pytest.mark.parametrize(("way", "part", "proposals"), [
-    ("weighing", 2**18, 6), ("weighing", 7, 6), ("proposing", 2**18, 1), ("proposing", 7, 1),
-    ("proposing", 7, 6)])
+    ("exact", 2**18, 6), ("exact", 7, 6), ("rejection", 2**18, 1), ("rejection", 7, 1),
+    ("rejection", 7, 6)])
 def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, part, proposals):
     """The first pair alone, then the rest, with the random numbers of the whole; and it leaves the
     random numbers that come then, whether a proposal was taken or not."""
-    look_by(monkeypatch, way, part)
-    monkeypatch.setattr(memory_bank, "PROPOSALS", proposals)
+    sample_by(monkeypatch, way, part)
+    monkeypatch.setattr(negative_sampling, "PROPOSALS", proposals)
     case, after = make_case(name), []
     images, texts, image_keys, text_keys, ids = case.inputs
 
     def draws(mine):
         torch.manual_seed(3)
-        found = case.criterion.draw_both(images[mine], texts[mine], image_keys, text_keys, ids,
-                                         case.bank, mine.start)
+        found = case.criterion.draw(images[mine], texts[mine], image_keys, text_keys, ids,
+                                    case.bank, first=mine.start)
         after.append(torch.rand(()))
         return found, case.criterion.hinge_of(images[mine], texts[mine], *found) * (
             mine.stop - mine.start)
@@ -356,7 +368,7 @@ def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, pa
     assert sum(share for _, share in shares).item() == pytest.approx(loss.item())
     for side in 0, 1:
         parts = [found[side] for found, _ in shares]
-        for told in "negatives", "posterior":
+        for told in "indices", "posterior":
             assert torch.equal(torch.cat([getattr(draw, told) for draw in parts]),
                                getattr(whole[side], told))
         assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
@@ -375,7 +387,8 @@ def test_a_bank_in_half_precision_draws_nearly_alike(dim, size):
     for bank in banks:
         bank.enqueue(images, texts, torch.arange(size) + 1000)
         torch.manual_seed(1)
-        drawn.append(criterion.draw(images[:64], texts[:64], bank.text_keys, torch.arange(64),
-                                    bank.image_ids).negatives)
+        drawn.append(draw_one_direction(
+            criterion, images[:64], texts[:64], bank.text_keys, torch.arange(64),
+            bank.image_ids).indices)
     assert (images @ (banks[0].text_keys - banks[1].text_keys).T).abs().max() < 1e-3
     assert (drawn[0] == drawn[1]).float().mean() > 0.8

@@ -6,7 +6,7 @@ from helpers import oracle
 from helpers.cases import DTYPES, embeddings
 
 import fne_loss
-from fne_loss import FNELoss, RunningGaussian, cosine, rank_in_batch
+from fne_loss import FNELoss, RunningGaussian, cosine, rank_batch
 
 # ------------------------------------------------------------------------------------ the Gaussians
 
@@ -133,12 +133,12 @@ BATCHES = pytest.mark.parametrize("ids", [
 
 
 @BATCHES
-def test_rank_in_batch_is_the_oracles(ids):
+def test_rank_batch_is_the_oracles(ids):
     """Pairs, hardest negatives in both directions and where they are, confident pairs."""
     torch.manual_seed(2)
     for _ in range(20):
         similarity = torch.rand(len(ids), len(ids)) + 0.3 * torch.eye(len(ids))
-        got = rank_in_batch(similarity.requires_grad_(), torch.tensor(ids))
+        got = rank_batch(similarity.requires_grad_(), torch.tensor(ids))
         assert all(value.grad_fn is None for value in got)
         rows = similarity.tolist()
         assert got.positive.tolist() == [rows[pair][pair] for pair in range(len(ids))]
@@ -157,7 +157,7 @@ def test_what_is_excluded_further_is_not_ranked(ids):
     torch.manual_seed(4)
     similarity = torch.rand(len(ids), len(ids))
     barred = torch.rand(len(ids), len(ids)) < 0.5
-    got = rank_in_batch(similarity, torch.tensor(ids), barred)
+    got = rank_batch(similarity, torch.tensor(ids), barred)
     ways = zip(oracle.both_ways(similarity.tolist()), oracle.both_ways(barred.tolist()))
     for direction, (matrix, out) in enumerate(ways):
         for pair in range(len(ids)):
@@ -168,12 +168,12 @@ def test_what_is_excluded_further_is_not_ranked(ids):
 
 @BATCHES
 def test_a_batch_adds_to_the_statistics_by_its_ranks(ids):
-    """`update_statistics` of embeddings is `add_to_statistics` of their ranks."""
+    """`update_statistics` of embeddings is `add_ranking` of their ranks."""
     torch.manual_seed(3)
     by_embeddings, by_ranks = FNELoss(), FNELoss()
     for _ in range(3):
         images, texts, _, _ = embeddings(len(ids), 5, torch.float32)
         by_embeddings.update_statistics(images, texts, torch.tensor(ids))
-        by_ranks.add_to_statistics(rank_in_batch(cosine(images, texts), torch.tensor(ids)))
+        by_ranks.add_ranking(rank_batch(cosine(images, texts), torch.tensor(ids)))
     assert all(map(torch.equal, by_embeddings.buffers(), by_ranks.buffers()))
     assert by_ranks.positive.count > 0

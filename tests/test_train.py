@@ -8,9 +8,9 @@ from helpers.runs import CPU, command, contents, copy_of, events, expect_one_lin
 
 import checkpoint
 import train
-from common.options import parse
 from encoders.processors import load_tokenizer
 from model import build_model
+from training.options import parse
 
 METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
            for key in ("r1", "r5", "r10", "medr", "meanr")} | {"rsum"}

@@ -1,5 +1,5 @@
-"""The parts of a run: its state, schedule, measurements, guards, signals and files.
+"""The parts of a run: options, objectives, state, schedule, logs, guards, signals and files.
 
-May import `model`, `data`, `inputs`, `fne_loss`, `memory_bank` and `common`. Must never import
-`checkpoint`, `figures`, `evaluation` or `train`, which build on it.
+May import `model`, `encoders`, `data`, `inputs`, `fne_loss`, `negative_sampling`, `memory_bank` and
+`common`. Must never import `checkpoint`, `figures`, `evaluation` or `train`, which build on it.
 """

@@ -8,7 +8,11 @@ from training.run import Run
 
 
 def count_bad_photos(run: Run, batch: Batch) -> None:
-    """Name and count photos of a batch, still on the CPU, that another had to stand in for.
+    """Warn of photos that could not be read, and count them in `run.bad_photos` in place.
+
+    Args:
+        run: the run.
+        batch: still on the CPU, with the ids of all its pairs.
 
     Raises:
         InputError: there are more than --max_bad_photos.

@@ -8,15 +8,21 @@ import torch
 
 
 class StepClock:
-    """How long the parts of a step take. On a GPU it marks its stream with events, which are read
-    when logs are written: no step waits for it. "data" is then the time that the GPU stood idle."""
+    """Measure how long the parts of a step take.
+
+    On a GPU events mark the stream and are read when logs are written, so that no step waits for
+    them. "data" is then the time for which the GPU stood idle.
+
+    Args:
+        device: where the steps are computed.
+    """
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
         self.marks = []  # (name of the part that ended here, when)
 
     def lap(self, name: str | None) -> None:
-        """Book the time since the last lap under `name`; None: under nothing."""
+        """Book the time since the last lap under `name`, or under nothing if None."""
         if self.cuda:
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()
@@ -25,7 +31,7 @@ class StepClock:
         self.marks.append((name, mark))
 
     def seconds(self) -> Counter:
-        """Name to seconds since this was last asked."""
+        """Sum the seconds booked under each name since the last call."""
         totals = Counter()
         if self.cuda and self.marks:
             self.marks[-1][1].synchronize()

@@ -5,7 +5,7 @@ photos are read, and the photos' names, sizes and times. Else they are made anew
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,21 +15,56 @@ from torch import Tensor, nn
 from common import files
 from common.errors import InputError
 from common.options import ModelOptions
+from common.processes import from_main
+from common.ranks import is_main
 from common.terminal import say, warn
 from common.weights import add_to_digest
+from data import sees_photos_once
 from inputs.photos import Photo
-from inputs.shards import TarPhoto
+from model import DualEncoder
 from training import storage
+from training.options import TrainOptions
 from training.run import Run
 
 FEATURES = "photo_features.pt"
 # What the way to a feature depends on, beside the device and the precision that is in use.
-OPTIONS = {"image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
+OPTIONS = {"exif", "image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
     "device", "precision"}
 
 
+def prepare(
+    run: Run, encode: Callable[[DualEncoder, Sequence[Photo], TrainOptions, bool], Tensor]
+) -> dict | None:
+    """Give a run its frozen image encoder's features of all training photos, in place.
+
+    They are taken from the run's folder, or from that of the run that it goes on from; else they
+    are computed. Nothing is done where photos are augmented or the image encoder is trained.
+
+    Args:
+        run: `run.image_features` becomes (N_i, W).
+        encode: encodes photos with a model; its last argument says whether to project.
+
+    Returns:
+        What the features depend on, if they should be kept in the run's folder; else None.
+    """
+    options, count = run.options, len(run.photos)
+    if not sees_photos_once(options):
+        return None
+    key = in_own_folder = found = None
+    if is_main():
+        key = features_key(run)
+        in_own_folder = found = kept_features(options.logger_name, key, count)
+        if found is None and options.resume and options.resume.parent != options.logger_name:
+            found = kept_features(options.resume.parent, key, count)
+    found = from_main(found)
+    if found is None:
+        found = encode(run.model, run.photos, options, False)
+    run.image_features = found.to(run.device)
+    return key if in_own_folder is None else None
+
+
 def features_key(run: Run) -> dict:
-    """What the features of the training photos depend on, as plain values."""
+    """Collect what the features of the training photos depend on, as plain values."""
     return {
         "encoder": weights_digest(run.model.image_encoder),
         "photos": photos_digest(run.photos, run.options.data_path),
@@ -41,23 +76,22 @@ def features_key(run: Run) -> dict:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A digest of all weights and buffers, with their names and types."""
+    """Compute a digest of all weights and buffers, with their names and types."""
     digest = hashlib.blake2b(digest_size=16)
     add_to_digest(digest, module.state_dict().items())
     return digest.hexdigest()
 
 
 def photos_digest(photos: Sequence[Photo], root: Path) -> str:
-    """A digest of the photos' names under `root`, their sizes and the times of their last change;
-    of those in shards, of their places and their shards' sizes and times.
+    """Compute a digest of the photos' names under `root`, sizes, and times of the last change.
 
-    None is read, for that is most of what the features cost.
+    For photos in tar shards these are the places, and the sizes and times of the shards. No photo
+    is read, since reading is most of what the features cost.
     """
     digest = hashlib.blake2b(digest_size=16)
     for photo in photos:
-        if isinstance(photo, TarPhoto):
-            digest.update(f"{photo.name!r} {photo.offset} {photo.size} {photo.shard.size} "
-                          f"{photo.shard.changed}\n".encode())
+        if not isinstance(photo, Path):
+            digest.update(f"{photo.state()}\n".encode())
             continue
         state, name = photo.stat(), photo.relative_to(root).as_posix()
         digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())
@@ -65,7 +99,7 @@ def photos_digest(photos: Sequence[Photo], root: Path) -> str:
 
 
 def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
-    """The features (N_i, width) that `folder` has kept for `key`, or None."""
+    """Read the features (N_i, W) that `folder` holds for `key`; None if it holds none."""
     path = folder / FEATURES
     if not path.is_file():
         return None
@@ -82,17 +116,21 @@ def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
 
 
 def fits(state: object, key: dict, photos: int) -> bool:
-    """Whether a file's content is what `keep_features` wrote for this key."""
+    """Tell whether the content of a file is what `keep` wrote for this key."""
     features = state.get("features") if isinstance(state, dict) else None
     return (isinstance(features, Tensor) and state.get("key") == key and features.ndim == 2
             and len(features) == photos and features.dtype == torch.float32
             and bool(features.isfinite().all()))
 
 
-def keep_features(folder: Path, key: dict, features: Tensor) -> None:
-    """Write features (N_i, width) to the run's folder. A full disk is only told of: they can be
-    made anew."""
-    state = {"key": key, "features": features.cpu()}
+def keep(run: Run, key: dict | None) -> None:
+    """Write a run's image features to its folder, if `prepare` returned a key for them.
+
+    A full disk is only a warning, since they can be computed again.
+    """
+    if key is None:
+        return
+    folder, state = run.options.logger_name, {"key": key, "features": run.image_features.cpu()}
     try:
         files.write(folder / FEATURES, lambda file: torch.save(state, file), "photo features")
     except InputError as error:

@@ -1,6 +1,6 @@
-"""What guards a run against numbers that are not finite, and tells of a collapse.
+"""Guards of a run: steps that are not finite are left out, and a collapse is told.
 
-A run that nothing befalls is not changed by it.
+A run in which neither happens is not changed by them.
 """
 
 import torch
@@ -16,20 +16,21 @@ COLLAPSED = 2e-3  # deviation of a batch's similarities: a run that learns has 0
 
 
 @torch.no_grad()
-def finite(*values: Tensor) -> Tensor:
-    """() bool, on the device: whether every number in all of `values` is finite."""
+def all_finite(*values: Tensor) -> Tensor:
+    """Tell whether every number in all of `values` is finite: () bool, on the device."""
     return torch.stack([value.isfinite().all() for value in values]).all()
 
 
 def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-    """Clip the gradients and step the optimizer, unless a number is not finite.
+    """Clip the gradients and step the optimizer in place, unless a number is not finite.
 
-    Then the step does nothing: weights, moments and step count keep every bit, and it is counted.
-    The switch is the one that PyTorch's GradScaler uses: a fused optimizer reads `found_inf` on the
-    device. A `state_dict` does not have it.
+    A step that is left out changes nothing: weights, moments and step count keep every bit, and
+    the step is counted. The switch is the one that PyTorch's GradScaler uses: a fused optimizer
+    reads `found_inf` on the device. A `state_dict` does not have it.
 
     Args:
-        image_ids: (B,) photos of the batch.
+        run: the run.
+        image_ids: (B,) int64, photos of the batch.
         values: what must be finite beside the gradients.
 
     Returns:
@@ -37,21 +38,28 @@ def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, 
     """
     limit = run.options.grad_clip or torch.inf
     norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
-    good = finite(norm, *values)
-    run.skips.update(good, image_ids, run.global_step)
-    processes.own_optimizer(run.optimizer).found_inf = (~good).float()
+    taken = all_finite(norm, *values)
+    run.skips.update(taken, image_ids, run.global_step)
+    processes.own_optimizer(run.optimizer).found_inf = (~taken).float()
     run.optimizer.step()
-    return norm, good
+    return norm, taken
 
 
 def check_alike(run: Run) -> None:
-    """Raise InputError where the processes of a run have come apart: each computes the same weights
-    and statistics from the same numbers, so they are equal to the bit."""
-    parts = {"model": run.model, "momentum_model": run.momentum_model, "criterion": run.criterion,
-             "bank": run.bank, "skips": run.skips}
-    name = processes.first_difference({
-        f"{part}.{name}": value for part, module in parts.items() if module is not None
-        for name, value in module.state_dict().items()} | {"log_scale": run.log_scale})
+    """Check that the processes of a run still have the same state, to the bit.
+
+    Each process computes the same weights and statistics from the same numbers.
+
+    Raises:
+        InputError: a tensor differs.
+    """
+    tensors = {}
+    for part, value in {"model": run.model, "skips": run.skips, **run.objective.entries()}.items():
+        if isinstance(value, nn.Module):
+            tensors |= {f"{part}.{name}": tensor for name, tensor in value.state_dict().items()}
+        else:
+            tensors[part] = value
+    name = processes.first_difference(tensors)
     if name is not None:
         raise InputError(f"step {run.global_step}: the processes no longer have the same {name}: "
                          "use machines of one kind with the same versions, and go on with --resume "
@@ -59,13 +67,15 @@ def check_alike(run: Run) -> None:
 
 
 def warn_or_stop(run: Run, spread: float, loss: float) -> None:
-    """Look at the steps since the last time, where the run waits for the device anyway.
+    """Look at the steps since the last call, at a moment when the run waits for the device anyway.
 
     Args:
-        spread, loss: means since then; `spread` is the deviation of a batch's similarities.
+        run: the run.
+        spread: standard deviation of a batch's similarities, the mean since the last call.
+        loss: the mean since the last call.
 
     Raises:
-        InputError: too many of them in a row were not finite; it names the photos of the latest.
+        InputError: too many steps in a row were not finite; it names the photos of the latest.
     """
     skips, now = run.skips, run.global_step
     rate = run.optimizer.param_groups[0]["lr"]
@@ -82,8 +92,8 @@ def warn_or_stop(run: Run, spread: float, loss: float) -> None:
     collapsed = spread < COLLAPSED
     if collapsed and not run.collapsed:
         warn(f"step {now}: collapse: the similarities of a batch are all alike (deviation "
-            f"{spread:.1e}), and the loss is {loss:.4f} (twice the margin: "
-            f"{2 * run.options.margin:g}). Try a lower --learning_rate, or more --easy_epochs")
+             f"{spread:.1e}), and the loss is {loss:.4f} (twice the margin: "
+             f"{2 * run.options.margin:g}). Try a lower --learning_rate, or more --easy_epochs")
     elif run.collapsed and not collapsed:
         warn(f"step {now}: no more collapse: similarities differ again (deviation {spread:.1e})")
     run.collapsed = collapsed

@@ -7,49 +7,57 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError
-from common.flags import PRESETS, default_data_path, preset_lines
-from common.options import TrainOptions, default_folder
+from common.presets import PRESETS, default_data_path, preset_lines
 from common.ranks import world
 from common.terminal import say, warn
-from training import oracle
+from training.objectives import objective_class
+from training.objectives.base import phases
+from training.options import TrainOptions, default_folder
 from training.run import Run
-from training.schedule import FNE, phase, phases
+from training.true_matches import ORACLE_TEXT
 
 
-def tell(run: Run, pairs: int, given: set[str], resume: Path | None) -> None:
+def tell(run: Run, given: set[str], resume: Path | None) -> None:
     """Print what lies ahead of a run.
 
     Args:
-        pairs: of the training split.
-        given: the options that the command line itself gave.
+        run: the run, before its first step.
+        given: names of the options that the command line itself gave.
         resume: the checkpoint that the run goes on from, with its options.
     """
-    for line in outline(run, pairs, given, resume):
+    for line in outline(run, given, resume):
         say(line)
     warn_without_fne(run.options)
 
 
-def outline(run: Run, pairs: int, given: set[str], resume: Path | None) -> list[str]:
-    """Lines of 80 columns; paths alone may be longer."""
+def outline(run: Run, given: set[str], resume: Path | None) -> list[str]:
+    """Describe a run in lines of 80 columns; a path alone may be longer.
+
+    Args:
+        run: the run, before its first step.
+        given: names of the options that the command line itself gave.
+        resume: the checkpoint that the run goes on from, with its options.
+    """
     options, steps = run.options, run.steps_per_epoch
     epochs = "1 epoch" if options.num_epochs == 1 else f"{options.num_epochs} epochs"
     lines = [
-        f"data: {options.dataset}, {pairs:,} pairs of {len(run.photos):,} photos in "
+        f"data: {options.dataset}, {run.captions:,} pairs of {len(run.photos):,} photos in "
         f"{options.data_path.absolute()}",
         f"model: {parameters_text(run)}; on {device_text(run)}",
         f"steps: {steps:,} of {options.batch_size_train} pairs an epoch, {epochs}, "
         f"{steps * options.num_epochs:,} in all",
         f"loss: {phases_text(options)}",
-        *([oracle.text(options.oracle)] if options.oracle != oracle.OFF else []),
     ]
+    if options.oracle != "off":
+        lines.append(ORACLE_TEXT[options.oracle])
     preset = {name: value for name, value in PRESETS[options.dataset].items()
               if name not in given and getattr(options, name) == value}
     if preset and resume is None:
         lines.append(preset_lines(preset, f"preset of {options.dataset}: ", 2))
     if resume is not None:
-        ahead = (f"{run.phase} comes next" if run.epoch < options.num_epochs else
-                 "and only the test is left")
-        lines.append(f"goes on from {resume}: {run.position}, {ahead}")
+        next_phase = (f"{run.phase} comes next" if run.epoch < options.num_epochs else
+                      "and only the test is left")
+        lines.append(f"goes on from {resume}: {run.position}, {next_phase}")
     lines.append(f"writes to: {options.logger_name.absolute()}")
     return [line if "\n" in line else
             textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False,
@@ -57,15 +65,16 @@ def outline(run: Run, pairs: int, given: set[str], resume: Path | None) -> list[
 
 
 def parameters_text(run: Run) -> str:
-    """How large the model is, and what of it is trained."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in run.model.parameters()]
-    total, trained = sum(size for size, _ in sizes), sum(size for size, own in sizes if own)
+    """Say how many parameters the model has, and how many of them are trained."""
+    parameters = list(run.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = "" if trained == total else f", of which {trained / 1e6:.1f} million are trained"
     return f"{total / 1e6:.1f} million parameters{frozen}"
 
 
 def device_text(run: Run) -> str:
-    """Where the encoders compute, and in what precision."""
+    """Say where the encoders compute, and in what precision."""
     if run.device.type == "cuda":
         name = torch.cuda.get_device_name(run.device)
     else:
@@ -77,29 +86,33 @@ def device_text(run: Run) -> str:
 
 
 def phases_text(options: TrainOptions) -> str:
-    """Which loss each epoch has: "epochs 1-5 triplet, all negatives; 6-10 FNE"."""
-    parts = [f"{first}-{last} {name}" if last > first else f"{first} {name}"
-             for first, last, name in phases(options)]
-    return f"{'epoch' if options.num_epochs == 1 else 'epochs'} {'; '.join(parts)}"
+    """Say which loss each epoch has: "epochs 1-5 triplet, all negatives; 6-10 FNE"."""
+    texts = [f"{first}-{last} {name}" if last > first else f"{first} {name}"
+             for first, last, name in phases(objective_class(options.loss), options)]
+    return f"{'epoch' if options.num_epochs == 1 else 'epochs'} {'; '.join(texts)}"
 
 
 def warn_without_fne(options: TrainOptions) -> None:
-    """Tell whoever asks for FNE and gives it no epoch."""
-    if options.loss == "fne" and all(name != FNE for _, _, name in phases(options)):
+    """Warn a user who asks for FNE and gives it no epoch."""
+    if options.loss == "fne" and options.num_epochs <= options.warmup_epochs:
         warn(f"--num_epochs {options.num_epochs} is no more than --warmup_epochs "
              f"{options.warmup_epochs}: FNE never trains, and this run is its warm-up alone. Give "
              f"--num_epochs {options.warmup_epochs + 1} or more, or fewer --warmup_epochs")
 
 
 def tell_phase(run: Run) -> None:
-    """At the start of an epoch, a line if its loss is another one than that of the last."""
-    if run.epoch and run.phase != phase(run.options, run.epoch - 1):
+    """Print a line at the start of an epoch if its loss differs from that of the epoch before."""
+    if run.epoch and run.phase != run.objective.phase(run.options, run.epoch - 1):
         say(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
 
 
 def check_default_places(options: TrainOptions) -> None:
-    """Raise InputError where a folder that nobody named would be made in the root of the file
-    system, or where nothing can be written."""
+    """Check that no folder that the user did not name would be made where it is not wanted.
+
+    Raises:
+        InputError: a default folder would be made in the root of the file system, or where nothing
+            can be written.
+    """
     defaults = {"data_path": default_data_path(options.dataset, options.ambiguity),
                 "logger_name": default_folder(options)}
     here = Path.cwd()
@@ -114,5 +127,5 @@ def check_default_places(options: TrainOptions) -> None:
 
 
 def first_parent(path: Path) -> Path:
-    """The nearest folder above `path` that is there."""
+    """Return the nearest folder above `path` that exists."""
     return next(parent for parent in path.parents if parent.exists())

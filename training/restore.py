@@ -1,4 +1,4 @@
-"""What a run takes over from a file, which may hold anything: looked at first, then copied."""
+"""Loading the state of a run from a file that may hold anything: checked first, then copied."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.weights import check_tensors, fault
-from memory_bank import EMPTY, MemoryBank
 from training.run import Run
 
 # Where a run stands, beside its tensors.
@@ -16,18 +15,24 @@ PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_p
 
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
-    """Copy weights in, once they are those of the module.
+    """Copy weights into a module in place, once they are found to be those of the module.
+
+    Args:
+        module: the module.
+        weights: by name, as of `state_dict`.
+        path: the file that they come from, for the message of an error.
 
     Raises:
-        InputError: it lists all that are missing, left over, or of another shape or type; or that
-            hold NaN or infinity.
+        InputError: weights are missing, left over, of another shape or type, or not finite; the
+            message lists them.
     """
     check_tensors(weights, path)
-    own = module.state_dict()
-    fault(path,
-          sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys()),
-          sorted(f"{key} {told(weights[key])}, expected {told(own[key])}"
-                 for key in own.keys() & weights.keys() if told(own[key]) != told(weights[key])))
+    expected = module.state_dict()
+    unlike = [f"{key} {shape_and_type(weights[key])}, expected {shape_and_type(expected[key])}"
+              for key in expected.keys() & weights.keys()
+              if shape_and_type(weights[key]) != shape_and_type(expected[key])]
+    fault(path, sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()),
+          sorted(unlike))
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise InputError(f"{path} holds NaN or infinity in {broken[0]}: take an earlier "
@@ -35,29 +40,46 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     module.load_state_dict(weights)
 
 
-def told(weight: Tensor) -> str:
-    """Shape and type, as they are compared and shown: "(2, 3) float32"."""
+def load_number(parameter: Tensor, value: Tensor) -> None:
+    """Copy a learned number or buffer in place, once it has the shape and type of its target.
+
+    Raises:
+        ValueError: it has not, or is not finite.
+    """
+    if not isinstance(value, Tensor) or shape_and_type(value) != shape_and_type(parameter):
+        raise ValueError(f"a number is no tensor {shape_and_type(parameter)}")
+    if not value.isfinite().all():
+        raise ValueError("a learned number is not finite")
+    parameter.data.copy_(value)
+
+
+def shape_and_type(weight: Tensor) -> str:
+    """Describe a tensor as it is compared and shown: "(2, 3) float32"."""
     return f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Copy Adam's moments and step counts in, once they are those of its parameters.
+    """Copy Adam's moments and step counts in place, once they fit its parameters.
 
-    A fused Adam trusts their shapes: a wrong one is read beyond its end.
+    A fused Adam trusts their shapes: a wrong one would be read beyond its end.
+
+    Args:
+        optimizer: the run's Adam.
+        state: its `state_dict`, from the file.
 
     Raises:
         ValueError: another optimizer's state, or moments of another shape, type or range.
     """
-    own = optimizer.param_groups[0]
+    settings = optimizer.param_groups[0]
     (group,) = state["param_groups"]
     if type(group["lr"]) is not float or not 0 <= group["lr"] < math.inf:
         raise ValueError(f"the learning rate is {group['lr']!r}")
-    if group.keys() != own.keys() or any(
-            type(group[name]) is not type(own[name]) or group[name] != own[name]
-            for name in own.keys() - {"lr", "params"}) or group["params"] != list(
-                range(len(own["params"]))):
+    if group.keys() != settings.keys() or any(
+            type(group[name]) is not type(settings[name]) or group[name] != settings[name]
+            for name in settings.keys() - {"lr", "params"}) or group["params"] != list(
+                range(len(settings["params"]))):
         raise ValueError("the optimizer's settings are others")
-    parameters = own["params"]
+    parameters = settings["params"]
     for number, moments in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError(f"the optimizer has no parameter {number!r}")
@@ -76,7 +98,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 def load_progress(run: Run, state: dict) -> None:
-    """Take over where the run stood.
+    """Set where a run stands, in place.
+
+    Args:
+        run: the run.
+        state: the content of a checkpoint.
 
     Raises:
         TypeError, ValueError: values that no run can come to.
@@ -97,18 +123,3 @@ def load_progress(run: Run, state: dict) -> None:
                  for name, value in logs.items()} for logs in state["logs"]]
     if not all("loss" in logs for logs in run.logs):
         raise ValueError("a step was logged without its loss")
-
-
-def check_bank(bank: MemoryBank, photos: int | None, captions: int | None) -> None:
-    """Raise ValueError where a bank's numbers are none that it can have.
-
-    Args:
-        photos, captions: how many the training split has; None where nobody will look them up.
-    """
-    if not 0 <= bank.pointer < len(bank.image_ids):
-        raise ValueError("the memory bank's pointer is none of its slots")
-    for what, ids, count in (("photos", bank.image_ids, photos),
-                             ("captions", bank.text_ids, captions)):
-        known = ids[ids != EMPTY]
-        if (known < 0).any() or count is not None and (known >= count).any():
-            raise ValueError(f"the memory bank holds {what} that the training split does not have")

@@ -1,87 +1,100 @@
-"""A run: all that changes while it trains."""
+"""A run: all that changes while it trains, and how it is set up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import InputError
-from common.options import MethodOptions, TrainOptions
-from common.ranks import rank
+from common.device import place
+from common.processes import adam, spread, summing_gradients
 from data import LoadedSplit
-from fne_loss import FNELoss
-from memory_bank import MemoryBank
-from model import DualEncoder, MomentumUpdate
+from encoders.processors import image_statistics
+from encoders.stored import describe
+from model import DualEncoder, checkpoint_gradients, compile_encoders, try_gradients
 from training.clock import StepClock
-from training.schedule import learning_rate_factor, phase, position
+from training.objectives import objective_class
+from training.objectives.base import Objective
+from training.options import TrainOptions
+from training.schedule import learning_rate_factor, position
 
 
 class Skips(nn.Module):
-    """Steps that changed nothing because something in them was not finite.
+    """Count the steps that changed nothing because something in them was not finite.
 
-    Buffers: `count` () int64, in all; `in_a_row` () int64, up to the last step; `longest` () int64,
-    the most in a row since this process looked; `step` () int64 and `image_ids` (B,) int64 of the
-    latest. They stay on the device: no step waits to see them.
+    The buffers stay on the device, so that no step waits to see them:
+        count: () int64, all such steps.
+        in_a_row: () int64, such steps in a row up to the last step.
+        longest: () int64, the most in a row since this process looked; not saved.
+        step: () int64, number of the latest, from 1.
+        image_ids: (B,) int64, photos of the latest.
+
+    Args:
+        batch: B, pairs in a step.
     """
 
     def __init__(self, batch: int):
         super().__init__()
-        for name in "count", "in_a_row", "step":
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("in_a_row", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("longest", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("image_ids", torch.zeros(batch, dtype=torch.int64))
 
+    @property
+    def last_step_taken(self) -> Tensor:
+        """() bool, whether the last step changed the weights."""
+        return self.in_a_row == 0
+
     @torch.no_grad()
-    def update(self, good: Tensor, image_ids: Tensor, step: int) -> None:
-        """Count a step: `good` () bool, its photos (B,), and how many steps came before it."""
-        self.count += ~good
-        self.in_a_row.copy_((self.in_a_row + 1) * ~good)
+    def update(self, taken: Tensor, image_ids: Tensor, step: int) -> None:
+        """Count a step in place.
+
+        Args:
+            taken: () bool, whether the step changed the weights.
+            image_ids: (B,) int64, its photos.
+            step: steps done before it.
+        """
+        self.count += ~taken
+        self.in_a_row.copy_((self.in_a_row + 1) * ~taken)
         self.longest.copy_(self.longest.maximum(self.in_a_row))
-        self.step.copy_(self.step.where(good, step + 1))
-        last = self.image_ids[: len(image_ids)]
-        last.copy_(last.where(good, image_ids))
+        self.step.copy_(self.step.where(taken, step + 1))
+        latest = self.image_ids[: len(image_ids)]
+        latest.copy_(latest.where(taken, image_ids))
 
 
 @dataclass
 class Run:
-    """What a run is made of; `checkpoint.pack` saves what of it changes."""
+    """The state of a run; `checkpoint.pack` saves what of it changes."""
 
     options: TrainOptions
     device: torch.device
     model: DualEncoder
-    towers: nn.Module  # the same, or what sums the gradients of several processes around it
-    criterion: FNELoss
-    log_scale: nn.Parameter  # () log of the inverse temperature of --loss infonce
+    towers: nn.Module  # the model, or what sums the gradients of several processes around it
+    objective: Objective
     optimizer: torch.optim.Optimizer
     pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`
     steps_per_epoch: int
     photos: Sequence[Path]  # (N_i,) files of the training split
+    captions: int | None  # N_t of the training split; None in a trial without data
     skips: Skips
     clock: StepClock
     encoders: dict  # what `encoders.stored` has a checkpoint hold of them
-    momentum_model: DualEncoder | None = None  # None for the controls, as are the next two
-    update_momentum: MomentumUpdate | None = None
-    bank: MemoryBank | None = None
-    captions: int | None = None  # N_t of the training split, where known
-    matches: Tensor | None = None  # (N_t, N_i) bool, all true matches of training, where known
-    counts: Tensor | None = None  # (2, BINS) similarities of this epoch, where figures are drawn
-    features: Tensor | None = None  # (N_i, width) of a frozen image encoder, photos not augmented
-    epoch: int = 0
+    image_features: Tensor | None = None  # (N_i, W) of a frozen image encoder, not augmented
+    epoch: int = 0  # epochs done
     step: int = 0  # steps done in this epoch
     global_step: int = 0
     validation_due: bool = True  # before the first step or after the last one, and not done yet
     best_rsum: float = -1.0
     bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
-    collapsed: bool = False  # as last said
+    collapsed: bool = False  # whether the last warning told of a collapse
     logs: list[dict[str, Tensor]] = field(default_factory=list)  # since they were last written
 
     @property
     def phase(self) -> str:
-        """The loss of the next step, as `schedule.phase` names it."""
-        return phase(self.options, self.epoch)
+        """The name of the loss of the next step."""
+        return self.objective.phase(self.options, self.epoch)
 
     @property
     def position(self) -> str:
@@ -89,48 +102,63 @@ class Run:
         epoch, step = position(self.epoch, self.step, self.steps_per_epoch)
         return f"epoch {epoch}/{self.options.num_epochs}, step {step:,}/{self.steps_per_epoch:,}"
 
-    def start_epoch(self) -> None:
-        """Forget what is kept for one epoch only: FNE's statistics, and their histograms."""
-        self.criterion.reset_statistics()
-        if self.counts is not None:
-            self.counts.zero_()
-
     def set_learning_rate(self) -> None:
-        """That of the next step."""
+        """Set the optimizer's learning rate for the next step, in place."""
         factor = learning_rate_factor(self.options, self.global_step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * factor
 
     def finish_step(self, validate_at: set[int]) -> None:
-        """Count a step, and an epoch at its end; `validate_at` of `schedule.validation_steps`."""
+        """Count a step, and an epoch at its end, in place.
+
+        Args:
+            validate_at: of `schedule.validation_steps`.
+        """
         self.validation_due = self.step + 1 in validate_at
         self.step += 1
         self.global_step += 1
         if self.step == self.steps_per_epoch:
             self.epoch, self.step = self.epoch + 1, 0
 
-    def seed(self, stream: str) -> None:
-        """Begin the random numbers of the next step's "dropout", another in each process, or of its
-        "draws", the same in all. They follow from --seed and the step: nothing is to be kept."""
-        which = (0, 0) if stream == "draws" else (1, rank())
-        numbers = np.random.SeedSequence([self.options.seed, self.global_step, *which])
-        torch.manual_seed(int(numbers.generate_state(1, np.uint64)[0] >> 1))
-
     def train_mode(self) -> None:
-        """Dropout on, in the momentum encoders too, as published."""
-        for model in filter(None, (self.model, self.momentum_model)):
-            model.train()
+        """Switch dropout on, in the momentum encoders too, as published."""
+        self.model.train()
+        self.objective.train()
 
 
-def build_loss(options: MethodOptions) -> FNELoss:
-    """The FNE loss that the options describe; of a run, or as a file tells of them."""
-    return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
-                   options.nums_right_sims, options.posterior)
+def build_run(
+    options: TrainOptions, model: DualEncoder, tokenizer, steps_per_epoch: int,
+    train_set: LoadedSplit | None = None,
+) -> Run:
+    """Build a run at its start around a model.
 
-
-def check_captions(options: MethodOptions, train_set: LoadedSplit) -> None:
-    """Raise InputError where no photo has what --posterior evidence is fitted to: captions."""
-    split = train_set.split
-    if options.posterior == "evidence" and len(train_set.captions) == len(split.images):
-        raise InputError(f"--posterior evidence: each photo of {split.source} has one caption, and "
-                         "it is fitted to photos that have several; leave the flag out")
+    Args:
+        options: the run's options.
+        model: the online model; moved to the device in place.
+        tokenizer: of the text encoder, for the checkpoint to keep.
+        steps_per_epoch: whole batches of the training split.
+        train_set: the training split; None in a trial without data.
+    """
+    device = place(model, options)
+    spread(*model.parameters(), *model.buffers())
+    split = None if train_set is None else train_set.split
+    objective = objective_class(options.loss)(options, model, split).to(device)
+    if options.grad_checkpointing:
+        checkpoint_gradients(model)
+    if options.deterministic:
+        try_gradients(model, options, device)
+    if options.compile:
+        compile_encoders(model, *(module for module in objective.modules()
+                                  if isinstance(module, DualEncoder)))
+    trained = [parameter for module in (model, objective) for parameter in module.parameters()
+               if parameter.requires_grad]
+    statistics = image_statistics(options)
+    return Run(
+        options, device, model, summing_gradients(model), objective,
+        # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
+        adam(trained, options.shard, lr=options.learning_rate, fused=True),
+        torch.tensor(statistics, device=device), steps_per_epoch,
+        () if train_set is None else train_set.photos,
+        None if train_set is None else len(train_set.captions),
+        Skips(options.batch_size_train).to(device), StepClock(device),
+        describe(model, tokenizer, *statistics))

@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and Ctrl-C wait until the run can be saved."""
+"""SIGTERM and Ctrl-C, which wait until the run can be saved."""
 
 import contextlib
 import signal
@@ -11,46 +11,64 @@ from common.errors import Stopped
 
 
 class Signals:
-    """SIGTERM and Ctrl-C while a run trains: they wait until it can be saved.
+    """Remember a SIGTERM or Ctrl-C that comes while a run trains, until the run can be saved.
 
-    A second Ctrl-C ends the program at once. Launchers pass the first one on, so one that comes
-    within a second is the same.
+    A second Ctrl-C ends the program at once. Launchers pass the first Ctrl-C on, so another one
+    within a second counts as the same.
+
+    Attributes:
+        number: of the signal that has come, or 0.
     """
 
     def __init__(self):
         self.number, self.time = 0, 0.0
 
     def catch(self, number: int, frame) -> None:
-        """The handler: it remembers."""
+        """Handle a signal by remembering it."""
         if number == self.number == signal.SIGINT and time.monotonic() - self.time > 1:
             raise KeyboardInterrupt
         if not self.number:
             self.number, self.time = number, time.monotonic()
 
     def stop_if_asked(self) -> None:
-        """The run can be saved as it is: stop it, if a signal has come to any of its processes.
-        All of them have to call this at the same place.
+        """Stop the run, which can be saved now, if a signal has come to any of its processes.
+
+        All processes have to call this at the same place, since they exchange their numbers.
 
         Raises:
-            Stopped: one has come.
+            Stopped: a signal has come.
         """
-        if number := processes.agree(self.number):
-            raise Stopped(number)
+        stop_if(processes.agree(self.number))
+
+
+def stop_if(number: int) -> None:
+    """Stop the run by a signal that all of its processes know of.
+
+    Args:
+        number: of the signal, or 0.
+
+    Raises:
+        Stopped: the number is not 0.
+    """
+    if number:
+        raise Stopped(number)
 
 
 @contextlib.contextmanager
 def stop_on_signals(save: Callable[[], str]) -> Iterator[Signals]:
-    """Inside, signals wait for `Signals.stop_if_asked`; then `save` is called and says how to go
-    on.
+    """Have signals wait inside the `with` until the run can be saved, and save it then.
+
+    Args:
+        save: saves the run and returns a line that says how to go on.
 
     Raises:
-        Stopped: with what `save` said.
+        Stopped: with what `save` returned.
     """
     signals = Signals()
-    caught = signal.SIGTERM, signal.SIGINT
     # Python lets only the main thread set handlers; a run in another one does without.
-    main = threading.current_thread() is threading.main_thread()
-    former = {number: signal.signal(number, signals.catch) for number in caught if main}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    caught = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    former = {number: signal.signal(number, signals.catch) for number in caught}
     try:
         yield signals
         signals.stop_if_asked()

@@ -19,7 +19,7 @@ from common import files, processes
 from common.errors import NO_ROOM, InputError, one_line, pass_on
 from common.locks import Held, lock
 from common.ranks import is_main, world
-from common.terminal import say
+from common.terminal import say, warn
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
 RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
@@ -198,6 +198,30 @@ def prepare_folder(
             best_of / BEST).is_file():
         with open(best_of / BEST, "rb") as best:
             files.write(folder / BEST, lambda file: shutil.copyfileobj(best, file), "checkpoint")
+
+
+def prepare_run_folder(run, lock: FolderLock, goes_on_from: Path | None) -> None:
+    """Make the folder of a run ready to be written, and see that all processes share it.
+
+    Args:
+        run: a `training.run.Run`; `best_rsum` is set back in place where its best checkpoint is
+            gone.
+        lock: taken, if it is not yet.
+        goes_on_from: the checkpoint that the run goes on from; None for a new run.
+
+    Raises:
+        InputError: the folder cannot be made or written, or not all processes see it.
+    """
+    folder = run.options.logger_name
+    if is_main():
+        prepare_folder(folder, lock, fresh=goes_on_from is None,
+                       best_of=goes_on_from and goes_on_from.parent)
+        if run.best_rsum >= 0 and not (folder / BEST).is_file():
+            warn(f"{goes_on_from} goes on without its best checkpoint, which is not beside it: "
+                 "the best is found anew from here on")
+            run.best_rsum = -1.0
+    run.best_rsum = processes.from_main(run.best_rsum)
+    check_shared(folder)
 
 
 def check_shared(folder: Path) -> None:

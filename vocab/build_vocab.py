@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, 
 
 from common import files  # noqa: E402
 from common.errors import InputError, exit_on_input_error, tell_of_imports  # noqa: E402
-from common.flags import Parser, add_column_flags  # noqa: E402
+from common.options import SourceOptions  # noqa: E402
+from common.parser import Parser, add_flags  # noqa: E402
 from common.terminal import tell  # noqa: E402
 
 LARGEST_SIZE = 10**7  # tokens
@@ -31,7 +32,7 @@ def build_vocab_parser() -> Parser:
                         help="a training split: json, any file of captions, or tar shards")
     parser.add_argument("output", type=Path, help="vocabulary file to write")
     parser.add_argument("--size", type=int, default=8000, help="most tokens (default 8000)")
-    add_column_flags(parser)
+    add_flags(parser, SourceOptions, "image_column", "caption_column", "bad_rows")
     return parser
 
 
@@ -41,11 +42,10 @@ if __name__ == "__main__":
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
-from data import split_of_shards  # noqa: E402
+from data import read_split  # noqa: E402
 from encoders.processors import SPECIAL_TOKENS  # noqa: E402
 from inputs.captions import clean_caption  # noqa: E402
-from inputs.formats import read_records  # noqa: E402
-from inputs.records import Columns  # noqa: E402
+from inputs.records import Columns, read_records  # noqa: E402
 from inputs.shards import is_shards  # noqa: E402
 
 
@@ -90,9 +90,11 @@ def main(argv: list[str] | None = None) -> None:
         files.check_path(options.output, "output")
         columns = Columns(options.image_column, options.caption_column)
         if is_shards(options.split):
-            captions = split_of_shards("train", options.split, None, columns, None).captions
+            captions = read_split("custom", "train", options.split,
+                                  caption_column=options.caption_column).captions
         else:
-            captions = [text for record in read_records(options.split, "train", columns)
+            captions = [text for record in read_records(options.split, "train", columns,
+                                                           options.bad_rows)
                         for text in record.captions]
         place = files.output_place(options.output, "output", is_vocabulary, [options.split])
         tokens = build_vocabulary(captions, options.size)

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.device import be_deterministic, pick_device, place, use_bf16
 from common.errors import InputError
-from common.options import parse
+from training.options import parse
 
 
 def test_devices_without_a_gpu(monkeypatch):

@@ -7,8 +7,9 @@ import sys
 import pytest
 from helpers.paths import ROOT
 
-from common.flags import PRESETS, SCORING, TRAINING, build_parser, preset_lines
-from common.options import FROM_CHECKPOINT, parse_scoring
+from common.options import parse_scoring
+from common.presets import PRESETS, preset_lines
+from training.options import build_train_parser
 
 COMMANDS = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
             for folder in (".", "scripts", "vocab", "experiments")
@@ -78,7 +79,7 @@ def test_a_slip_in_a_flag_is_told_at_once():
 
 
 def test_a_default_of_zero_is_told():
-    text = " ".join(build_parser("", TRAINING, {}).format_help().split())
+    text = " ".join(build_train_parser("").format_help().split())
     for flag, told in (("--grad_clip", "2.0"), ("--val_step", "0"), ("--embed_size", "0"),
                        ("--lr_milestones", "5 15"), ("--seed", "3407")):
         told_of = text[text.index(f" {flag} ") + 1:]
@@ -86,13 +87,13 @@ def test_a_default_of_zero_is_told():
 
 
 def test_presets_are_listed_whole():
-    text = " ".join(build_parser("", TRAINING, {}).format_help().split())
+    text = " ".join(build_train_parser("").format_help().split())
     for dataset, values in PRESETS.items():
         told = text[text.index(f"{dataset}: ") if values else 0:]
         for name, value in values.items():
             value = " ".join(map(str, value)) if isinstance(value, list) else value
             assert f"{name} {value}" in told, (dataset, name)
-    assert "presets" not in build_parser("", SCORING, {}).format_help()
+    assert "presets" not in ask("evaluation", "--help")[0]
 
 
 def test_a_name_and_its_value_share_a_line():
@@ -109,9 +110,8 @@ def test_scoring_gives_no_default_where_the_checkpoint_has_its_own():
     words = " ".join(text.split())
     assert "as the checkpoint has it" in words
     assert "(default: 384)" not in words and "(default: test)" in words
-    for flag in "--resume", "--freeze", "--augment", "--logger_name", "--no_figures":
+    for flag in "--resume", "--freeze", "--augment", "--logger_name", "--no_figures", "--margin":
         assert flag not in words
     options, given = parse_scoring("", ["x.tar", "--image_res", "96"])
     assert (options.image_res, options.max_words, options.embed_size) == (96, 30, 0)
     assert given == {"checkpoint", "image_res"}
-    assert FROM_CHECKPOINT <= vars(options).keys()

@@ -90,7 +90,7 @@ import ctypes, resource, torch
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: no huge pages, which count as one
 from common.device import place
 from common.memory import KEPT, keep_freed_memory
-from common.options import parse
+from training.options import parse
 
 def fresh(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,29 +1,42 @@
 """Flags: names, published defaults, presets, layering, refusals; and that none of them is inert."""
 
+import dataclasses
+import math
 import re
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT
 
+import checkpoint
 from common.errors import InputError
+from common.flags import (
+    check_values,
+    flag_groups,
+    flags_of,
+    flags_to_repeat,
+    names_from_checkpoint,
+    option,
+)
 from common.options import (
-    CHECKING,
-    PRESETS,
-    SCORING,
-    TRAINING,
-    Brought,
     CheckingOptions,
+    EncodingOptions,
+    ExportOptions,
     ScoringOptions,
-    TrainOptions,
-    build_parser,
-    check,
-    parse,
+    SourceOptions,
     parse_checking,
+    parse_export,
     parse_scoring,
 )
+from common.parser import build_parser
+from common.presets import PRESETS
+from training.objectives import OBJECTIVES, Entry
+from training.objectives.options import FNEOptions, TripletOptions
+from training.options import TrainOptions, build_train_parser, check, options_class, parse
 
+COMMANDS = TrainOptions, ScoringOptions, CheckingOptions, ExportOptions
 PUBLISHED = dict(
     image_res=384, batch_size_train=32, batch_size_test=32, margin=0.2, num_epochs=25,
     embed_size=0, grad_clip=2.0, learning_rate=2e-5, workers=4, log_step=10, val_times=3,
@@ -36,10 +49,8 @@ PUBLISHED = dict(
     json_path=None, device="auto")
 
 
-def flags(groups=TRAINING):
-    """Destination and flags of every option."""
-    return {action.dest: action.option_strings for action in build_parser("", groups, {})._actions
-            if action.dest != "help"}
+FLAGS = flags_of(TrainOptions)
+NUMBERS = {name: flag for name, flag in FLAGS.items() if flag.value_type in (int, float)}
 
 
 def options(*argv):
@@ -51,7 +62,7 @@ def options(*argv):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_defaults_are_the_published_setting(name):
-    assert f"--{name}" in flags()[name]
+    assert f"--{name}" in build_train_parser("")._option_string_actions
     value = getattr(options(), name)
     assert value == PUBLISHED[name] and type(value) is type(PUBLISHED[name])
 
@@ -94,6 +105,11 @@ def test_what_the_command_line_gave_is_known_even_where_it_is_the_default(argv, 
     assert parse("", argv)[1] == given
 
 
+def test_a_list_is_not_shared_between_options():
+    options().lr_milestones.append(20)
+    assert options().lr_milestones == PUBLISHED["lr_milestones"]
+
+
 @pytest.mark.parametrize("flag", ["--data_path", "--image_root"])
 def test_the_photos_have_two_names(flag):
     assert parse("", [flag, "photos"])[0].data_path == Path("photos")
@@ -121,46 +137,83 @@ def test_only_shapes_has_a_dial():
     check(options("--ambiguity", "10", "--dataset", "shapes"))
 
 
-def test_scoring_takes_a_checkpoint_and_knows_every_option():
+def test_the_prior_of_the_evidence_is_another_unless_it_is_given():
+    shapes = "--dataset", "shapes", "--posterior", "evidence"
+    assert options(*shapes).prior == options("--posterior", "evidence").prior == 0.01
+    assert options(*shapes, "--prior", "0.03").prior == 0.03
+
+
+def test_scoring_takes_a_checkpoint_and_no_option_of_training():
     got, given = parse_scoring("", ["x.tar", "--image_root", "photos", "--split", "val"])
     assert given == {"checkpoint", "data_path", "split"}
-    assert (got.checkpoint, got.data_path, got.split, got.test) == (
-        Path("x.tar"), Path("photos"), "val", True)
-    assert parse_scoring("", ["x.tar"])[0].split == "test"
-    assert flags().keys() <= vars(got).keys()
-    check(got)
+    assert (got.checkpoint, got.data_path, got.split) == (Path("x.tar"), Path("photos"), "val")
+    got, given = parse_scoring("", [])
+    assert (got.checkpoint, got.split, given) == (None, "test", set())
+    assert vars(got).keys() & {"margin", "seed", "freeze", "prior", "logger_name"} == set()
+
+
+def test_export_takes_a_checkpoint_and_a_folder(capsys):
+    got = parse_export("", ["x.tar", "folder", "--onnx"])
+    assert (got.checkpoint, got.out, got.dtype, got.onnx) == (
+        Path("x.tar"), Path("folder"), "float32", True)
+    with pytest.raises(SystemExit) as caught:
+        parse_export("", ["x.tar"])
+    assert caught.value.code == 2 and "out" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- refusals
 
-BAD = {name: values for names, values in (
-    (("image_res", "max_words", "max_tokens", "batch_size_train", "batch_size_test", "num_epochs",
-      "queue_size", "log_step"), ["0", "-1"]),
-    (("embed_size", "warmup_epochs", "easy_epochs", "nums_right_sims", "workers", "val_times",
-      "val_step", "lr_update", "lr_warmup", "seed", "save_step", "max_bad_photos"), ["-1"]),
-    (("grad_clip", "margin", "tau", "posterior_floor", "learning_rate"), ["-0.1", "inf", "nan"]),
-    (("prior",), ["0", "1", "-0.1", "nan"]),
-    (("momentum",), ["1", "1.5", "-0.1", "nan"])) for name in names}
+def beyond(flag):
+    """Values just outside a number's range, and what is no number."""
+    step = 1 if flag.value_type is int else 1e-9
+    ends = [flag.low is not None and flag.low - step, flag.high is not None and flag.high * 2,
+            flag.above, flag.below]
+    numbers = [] if flag.value_type is int else [math.nan, math.inf, -math.inf]
+    return [end for end in ends if end is not None and end is not False] + numbers
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
-def test_values_that_cannot_work_are_named(name, value):
-    with pytest.raises(InputError, match=f"^--{name} {value}") as caught:
+@pytest.mark.parametrize(("name", "value"), [
+    (name, value) for name, flag in NUMBERS.items() for value in beyond(flag)])
+def test_values_outside_the_range_are_named(name, value):
+    with pytest.raises(InputError, match=f"^--{name} ") as caught:
         check(options(f"--{name}={value}"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "value"), [
+    ("image_res", "0"), ("queue_size", "0"), ("max_tokens", "2"), ("seed", "-1"),
+    ("margin", "-0.1"), ("prior", "0"), ("prior", "1"), ("momentum", "1"), ("log_step", "0"),
+    ("lr_milestones", "-3"), ("learning_rate", "nan"), ("grad_clip", "inf")])
+def test_values_that_cannot_work_are_named(name, value):
+    with pytest.raises(InputError, match=f"^--{name} .*{re.escape(value)}"):
+        check(options(f"--{name}={value}"))
+
+
+@pytest.mark.parametrize(("name", "value"), [
     ("momentum", "0"), ("grad_clip", "0"), ("warmup_epochs", "0"), ("seed", "0"),
-    ("queue_size", "32"), ("workers", "0"), ("posterior_floor", "0"), ("prior", "0.99")])
-def test_values_at_the_border_work(name, value):
+    ("queue_size", "32"), ("workers", "0"), ("posterior_floor", "0"), ("prior", "0.99"),
+    ("lr_milestones", "0"), ("image_res", "8192")])
+def test_values_at_the_ends_of_the_range_work(name, value):
     check(options(f"--{name}", value))
 
 
-def test_every_number_has_a_border():
-    numbers = {action.dest for action in build_parser("", TRAINING, {})._actions
-               if action.type in (int, float)}
-    assert numbers == {*BAD, "lr_milestones"}
+@pytest.mark.parametrize(("name", "value"), [
+    ("margin", "0.2"), ("margin", None), ("margin", True), ("queue_size", 32.0), ("seed", [1]),
+    ("max_violation", 1), ("max_violation", "yes"), ("lr_milestones", 5), ("lr_milestones", [5.0]),
+    ("lr_milestones", [True]), ("text_encoder", 3), ("text_encoder", None), ("loss", ["fne"]),
+    ("loss", "other"), ("freeze", "both"), ("resume", "a text")])
+def test_values_of_another_type_are_named(name, value):
+    """As a checkpoint can hold them."""
+    made = options()
+    setattr(made, name, value)
+    with pytest.raises(InputError, match=f"^--{name} "):
+        check_values(made)
+
+
+def test_an_int_serves_as_a_float_and_none_where_it_is_a_default():
+    made = options()
+    made.margin, made.freeze = 1, None
+    check_values(made)
 
 
 def test_the_bank_must_hold_a_batch():
@@ -186,21 +239,68 @@ def test_abbreviations_and_nonsense_are_refused(argv, capsys):
 # --------------------------------------------------------------------------------------- every flag
 
 
-@pytest.mark.parametrize("groups", [TRAINING, SCORING])
-def test_every_flag_has_help_that_prints(groups):
-    parser = build_parser("A docstring.", groups, {})
-    assert all(action.help for action in parser._actions)
-    assert "A docstring." in parser.format_help()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_help_that_prints(command):
+    assert all(flag.help for flag in flags_of(command).values())
+    text = " ".join(build_parser(command, "A docstring.").format_help().split())
+    assert "A docstring." in text
+    for flag in flags_of(command).values():
+        assert (flag.name if flag.positional else f"--{flag.name}") in text
+        assert " ".join(flag.help.split())[:20] in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_a_range(command):
+    for flag in flags_of(command).values():
+        least, largest = ({flag.low, flag.above} - {None}, {flag.high, flag.below} - {None})
+        number = flag.value_type in (int, float)
+        assert len(least) == len(largest) == number, flag.name
+        assert flag.default is None or not number or flag.default == [5, 15] or flag.is_in_range(
+            flag.default)
+
+
+def test_no_path_and_no_permission_is_taken_from_a_checkpoint():
+    taken = names_from_checkpoint(TrainOptions)
+    assert not {name for name in taken if FLAGS[name].value_type is Path}
+    assert not taken & {"follow_links", "device", "workers", "quiet", "test", "no_figures"}
+    assert {"loss", "margin", "prior", "seed", "image_res", "freeze", "dataset"} <= taken
+
+
+def test_a_flag_is_declared_once():
+    @dataclass(kw_only=True)
+    class Other:
+        title = "other"
+        margin: float = option(0.5, "another margin", low=0, high=1)
+
+    @dataclass(kw_only=True)
+    class Both(TripletOptions, Other):
+        pass
+
+    with pytest.raises(TypeError, match="margin"):
+        flag_groups(Both)
+    for command in COMMANDS:
+        assert sum(len(flags) for flags in flag_groups(command).values()) == len(flags_of(command))
+
+
+def test_what_a_resumed_command_must_repeat():
+    made = parse("", ["--data_path", "my photos", "--image_column", "file", "--no_figures",
+                      "--follow_links", "--workers", "1", "--val_path", "val"])[0]
+    words = flags_to_repeat(made)
+    for part in "--data_path 'my photos'", "--image_column file", "--no_figures", "--val_path val":
+        assert f" {part}" in words
+    assert words.count("--") == 4
+    assert flags_to_repeat(parse("", [])[0]) == ""
 
 
 def sources():
     """The program's own files, but for the one that defines the flags."""
-    folders = ["", "common", "inputs", "encoders", "metrics", "training", "figures", "scripts"]
+    folders = ["", "common", "inputs", "encoders", "metrics", "training", "training/objectives",
+               "figures", "scripts"]
     paths = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
     return [path.read_text() for path in paths if path.name != "options.py"]
 
 
-@pytest.mark.parametrize("name", {**flags(), **flags(SCORING)})
+@pytest.mark.parametrize("name", {**FLAGS, **flags_of(ScoringOptions)})
 def test_fidelity_note_7_no_flag_is_inert(name):
     """A file beside options.py reads it, other than to name it in a list."""
     reads = re.compile(rf"options\.{name}\b")
@@ -208,14 +308,6 @@ def test_fidelity_note_7_no_flag_is_inert(name):
 
 
 # ------------------------------------------------------------------------------------ typed options
-
-
-@pytest.mark.parametrize(("kind", "groups"), [
-    (TrainOptions, TRAINING), (ScoringOptions, {*TRAINING, *SCORING}),
-    (CheckingOptions, CHECKING)])
-def test_every_flag_has_a_field_and_every_field_a_flag(kind, groups):
-    brought = Brought.__annotations__.keys() if issubclass(kind, Brought) else set()
-    assert typing.get_type_hints(kind).keys() - brought == flags(groups).keys()
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -229,8 +321,9 @@ def test_values_are_of_their_fields_types(kind, options):
         value = getattr(options, name)
         if hint == list[int]:
             assert isinstance(value, list) and all(isinstance(item, int) for item in value)
-        elif name != "logger_name" or value is not None:  # which scoring leaves open
-            assert isinstance(value, hint), name
+        elif typing.get_origin(hint) is not typing.ClassVar:
+            parts = typing.get_args(hint) or (hint,)
+            assert isinstance(value, tuple(typing.get_origin(part) or part for part in parts)), name
 
 
 @pytest.mark.parametrize("name", ["max_violation", "grad_checkpointing", "compile", "all_captions"])
@@ -241,7 +334,97 @@ def test_what_a_checkpoint_has_switched_on_can_be_switched_off(name):
     assert getattr(parse("", ["--dataset", "shapes"])[0], name) is False
 
 
-def test_figures_can_be_switched_on_again():
-    options, given = parse("", ["--dataset", "shapes", "--figures"])
-    assert options.no_figures is False and "no_figures" in given
-    assert parse("", ["--dataset", "shapes", "--no_figures"])[0].no_figures is True
+@pytest.mark.parametrize("name", ["follow_links", "test", "no_figures", "quiet"])
+def test_what_no_checkpoint_sets_has_no_flag_to_switch_it_off(name, capsys):
+    assert getattr(options(f"--{name}"), name) is True and getattr(options(), name) is False
+    with pytest.raises(SystemExit):
+        options(f"--no_{name}")
+
+
+# ------------------------------------------------------------------------------ another objective
+
+
+@dataclass(kw_only=True)
+class MadeUpOptions(TripletOptions):
+    """The options of an objective that an experiment adds."""
+
+    title = "made up"
+    strength: float = option(0.25, "strength of what is made up", low=0, high=2,
+                             from_checkpoint=True)
+    loud: bool = option(False, "say it", from_checkpoint=True)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "made_up", Entry(
+        "training.objectives.triplet:TripletObjective", MadeUpOptions))
+
+
+def test_an_objective_brings_its_flags(made_up, capsys):
+    made, given = parse("", ["--data_path", "x", "--loss", "made_up", "--strength", "0.5",
+                             "--loud"])
+    assert (made.loss, made.strength, made.loud, made.margin) == ("made_up", 0.5, True, 0.2)
+    assert given == {"data_path", "loss", "strength", "loud"}
+    assert options("--loss", "made_up").strength == 0.25 and isinstance(made, TrainOptions)
+    check(made)
+    with pytest.raises(InputError, match="^--strength 3"):
+        check(options("--strength", "3"))
+    with pytest.raises(SystemExit):
+        parse("", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "made_up" in text[text.index("--loss"):text.index("--oracle")]
+    assert "--strength STRENGTH strength of what is made up (default: 0.25)" in text
+    assert text.count("--margin ") == 1 and "--loud, --no_loud" in text
+
+
+def test_a_checkpoint_sets_the_flags_of_an_added_objective(made_up, tmp_path):
+    state = {"format": checkpoint.FORMAT, "model": {}, "criterion": {}, "options": {
+        "loss": "made_up", "strength": 0.75, "loud": True, "resume": "elsewhere"}}
+    assert {"strength", "loud"} <= names_from_checkpoint(options_class())
+    made, given = parse("", ["--data_path", "x", "--no_loud"])
+    checkpoint.merge_options(made, given, state, tmp_path)
+    assert (made.loss, made.strength, made.loud, made.resume) == ("made_up", 0.75, False, None)
+    scoring, given = parse_scoring("", ["x.tar"])
+    of_run = checkpoint.options_of_run(scoring, state)
+    assert (of_run.loss, of_run.strength, of_run.seed) == ("made_up", 0.75, 3407)
+    state["options"]["strength"] = "strong"
+    with pytest.raises(InputError, match="^--strength strong"):
+        checkpoint.options_of_run(scoring, state)
+
+
+def test_an_objective_that_inherits_another_ones_flags(made_up, monkeypatch):
+    @dataclass(kw_only=True)
+    class Further(MadeUpOptions, FNEOptions):
+        title = "further"
+        steepness: int = option(3, "steepness of what goes further", low=1, high=9)
+
+    monkeypatch.setitem(OBJECTIVES, "further", Entry("nowhere:Further", Further))
+    made = options("--loss", "further", "--steepness", "5", "--strength", "1")
+    assert (made.steepness, made.strength, made.queue_size) == (5, 1.0, 8224)
+
+
+def test_without_it_nothing_is_left_behind(capsys):
+    assert options_class() is TrainOptions and "strength" not in flags_of(options_class())
+    with pytest.raises(SystemExit):
+        parse("", ["--loss", "made_up"])
+    assert "made_up" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------- other commands
+
+
+def test_the_options_of_a_run_behind_a_command():
+    """What a command that does not train was told comes first, then the checkpoint's."""
+    state = {"options": {"margin": 0.3, "image_res": 64, "data_path": "elsewhere", "gone": 1}}
+    scoring, _ = parse_scoring("", ["x.tar", "--image_res", "96"])
+    of_run = checkpoint.options_of_run(scoring, state)
+    assert type(of_run) is TrainOptions
+    assert (of_run.margin, of_run.image_res, of_run.data_path, of_run.tau) == (0.3, 96, None, 0.5)
+    training = options("--margin", "0.4")
+    assert checkpoint.options_of_run(training, state) is training
+
+
+def test_commands_share_the_declarations():
+    for name, flag in flags_of(EncodingOptions).items():
+        assert FLAGS[name] == flag == flags_of(ScoringOptions)[name]
+    assert dataclasses.asdict(SourceOptions()).keys() == flags_of(CheckingOptions).keys()

@@ -13,8 +13,8 @@ import export
 import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
-from common.options import check, parse
 from common.ranks import own_rows, rank, world
+from training.options import check, parse
 
 N = 3
 WHOLE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -42,7 +42,8 @@ def told(one_thread, tmp_path_factory):
             "gathered": gathered.detach(), "gradient": own.grad,
             "strided": [processes.gather_strided(WHOLE[rank() : count : N], count)
                         for count in (1, 3, 4, 5)],
-            "total": processes.total(torch.tensor(10.0**rank())),
+            "several": processes.gather_several(
+                torch.full((1, 2), rank()), torch.arange(3)[None] + 10 * rank()),
             "agreed": processes.agree(3 - rank()), "from_main": processes.from_main(rank() + 7),
             "weight": layer[0].weight.detach(), "bias": layer[0].bias.detach(),
             "summed": layer[0].weight.grad,
@@ -73,7 +74,9 @@ def test_every_process_gets_the_same_answer(told):
     for got in told:
         for count, rows in zip((1, 3, 4, 5), got["strided"]):
             assert torch.equal(rows, WHOLE[:count])
-        assert got["total"] == 111 and got["agreed"] == 3 and got["from_main"] == 7
+        assert got["several"][0].tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert got["several"][1].tolist() == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+        assert got["agreed"] == 3 and got["from_main"] == 7
         assert got["differences"] == [None, "right"]
     assert [got["order"] for got in told] == [[0], [], []]  # of one machine
 

@@ -5,10 +5,10 @@ import transformers
 from helpers.paths import ROOT
 from tokenizers import Tokenizer
 
-from common.options import parse
 from data import load_eval_set, load_split
 from encoders.processors import load_tokenizer
 from inputs.captions import Captions, clean_caption, token_ids
+from training.options import parse
 
 TEXTS = ["a red circle", "a blue square left of a green ring", "circle"]
 

@@ -12,6 +12,7 @@ import pytest
 import transformers
 from helpers.paths import ROOT
 
+import common.hub
 from encoders import hub
 from encoders.processors import load_tokenizer
 
@@ -100,7 +101,7 @@ def test_a_models_folder_that_is_not_there(unreachable):
 def test_a_hub_that_says_nothing_is_left_after_a_while(monkeypatch, silent):
     """A server that takes connections and never answers, and a name that is never found."""
     hub.hub_fault.cache_clear()
-    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(common.hub, "PATIENCE", 0.5)
     start = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as server:
         if silent == "server":
@@ -108,7 +109,7 @@ def test_a_hub_that_says_nothing_is_left_after_a_while(monkeypatch, silent):
             monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT",
                                 f"http://127.0.0.1:{server.getsockname()[1]}")
         else:
-            monkeypatch.setattr(hub, "get_session", lambda: time.sleep(20))
+            monkeypatch.setattr(common.hub, "get_session", lambda: time.sleep(20))
         fault = hub.hub_fault()
         assert hub.from_cache("someone/model")
     hub.hub_fault.cache_clear()

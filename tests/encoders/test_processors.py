@@ -9,11 +9,11 @@ from helpers.captions import PUBLISHED
 from helpers.paths import ROOT
 
 from common.errors import InputError
-from common.flags import IMAGE_ENCODER
-from common.options import TrainOptions, parse
+from common.presets import IMAGE_ENCODER
 from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
 from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
+from training.options import TrainOptions, parse
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -9,10 +9,10 @@ from helpers.encoders import IDS, MASK, PAD, TEXT, photos, same
 from helpers.paths import ROOT
 
 from common.errors import InputError
-from common.options import TrainOptions
 from encoders.processors import load_tokenizer
 from encoders.towers import BUILT_IN, load_encoder
 from model import DualEncoder, build_model
+from training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("offline")
 

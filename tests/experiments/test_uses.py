@@ -1,21 +1,25 @@
 """Uses of a likely match: what is likely, from slow loops; and what each use makes of it."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.runs import assert_same, command, expect_exit, final_state
-from helpers.steps import kept, make_run
+from helpers.steps import kept, make_run, recorded
 
 import train
 from experiments import dose, uses
-from experiments.flags import NEVER, USES
+from experiments.flags import USES
+from experiments.likely_options import LikelyOptions
 from experiments.summary import METRICS, summary, uses_table
-from experiments.uses import Likely, infonce_with_likely, put_in_place, step_in_batch
+from experiments.uses import LikelyMatches, infonce_with_likely, use_in_place
 from fne_loss import infonce_loss
 from metrics.evidence import PRIOR_OF_EVIDENCE
+from training.objectives import OBJECTIVES
 
 OWNERS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 3])  # photo of each caption
 
@@ -25,7 +29,7 @@ def unit(*shape):
 
 
 class Pairs:
-    """What `Likely` asks of a batch."""
+    """What `LikelyMatches` asks of a batch."""
 
     def __init__(self, texts):
         self.text_ids = torch.tensor(texts)
@@ -41,10 +45,10 @@ def test_what_is_likely_is_that_of_a_slow_loop():
     """Over three batches, in which a caption is seen twice: r is the mean over all captions of the
     photo as they were last seen, and the statistics are those of the batches before."""
     torch.manual_seed(0)
-    likely, table, same, different = Likely(OWNERS, 5, min_count=3), {}, [], []
+    likely, table, same, different = LikelyMatches(OWNERS, 5, min_count=3), {}, [], []
     for texts in ([0, 1, 2, 3], [4, 5, 6, 7], [2, 4, 6, 0]):
         batch, images, embeds = Pairs(texts), unit(4, 5), unit(4, 5)
-        found = likely(batch, images, embeds)
+        found = likely.update(batch, images, embeds)
         table |= dict(zip(texts, embeds.double().numpy()))
         images, embeds = images.double().numpy(), embeds.double().numpy()
         captions = {photo: [text for text in table if OWNERS[text] == photo] for photo in range(4)}
@@ -92,18 +96,29 @@ def test_infonce_with_likely_is_the_formula():
     assert nothing == pytest.approx(float(infonce_loss(similarity, ids, torch.tensor(scale).log())))
 
 
-@pytest.mark.parametrize("loss, threshold", [("fne", NEVER), ("infonce", None)])
-def test_where_nothing_is_likely_a_step_is_the_usual_one(tmp_path, loss, threshold):
+TRAIN_SET = SimpleNamespace(
+    split=SimpleNamespace(image_of_text=np.append(np.arange(24), 0), matches=None,
+                          images=range(24), captions=range(25), source=Path("train.json")),
+    photos=[Path(f"{number}.jpg") for number in range(24)], captions=range(25))
+
+
+def run_by(name, loss, folder, *flags):
+    """A run at its start by a use of likely matches, and two batches for it."""
+    with use_in_place(name, loss) as more:
+        return make_run(folder, *flags, *more, train_set=TRAIN_SET)
+
+
+@pytest.mark.parametrize("loss, name", [("fne", "filter"), ("infonce", "positive")])
+def test_where_nothing_is_likely_a_step_is_the_usual_one(tmp_path, loss, name):
     states = []
     for way in "usual", "use":
-        run, batches = make_run(tmp_path, "--loss", loss, "--warmup_epochs", "5", "--easy_epochs",
-                                 "0", "--max_violation")
-        likely = Likely(torch.arange(24), run.model.embed_size)
+        flags = ["--loss", loss, "--warmup_epochs", "5", "--easy_epochs", "0", "--max_violation"]
+        if way == "usual":
+            run, batches = make_run(tmp_path, *flags)
+        else:
+            run, batches = run_by(name, loss, tmp_path, *flags)
         for batch in batches[:1] * 2:
-            if way == "usual":
-                train.training_step(run, batch)
-            else:
-                step_in_batch(run, batch, likely, threshold, 1.0)
+            train.training_step(run, batch)
         states.append(kept(run))
     for name, value in states[0].items():
         if loss == "fne":
@@ -115,22 +130,22 @@ def test_where_nothing_is_likely_a_step_is_the_usual_one(tmp_path, loss, thresho
 
 def test_what_is_likely_is_no_hardest_negative(tmp_path, monkeypatch):
     """All but one candidate are likely: each anchor repels that one."""
-    run, batches = make_run(tmp_path, "--warmup_epochs", "5", "--easy_epochs",
-                                 "0", "--max_violation")
-    seen = []
+    run, batches = run_by("filter", "fne", tmp_path, "--warmup_epochs", "5", "--easy_epochs", "0",
+                          "--max_violation")
     posterior = torch.ones(16, 16)
     posterior[:, 3] = posterior[3, :] = 0.0
     posterior[3, 4] = posterior[4, 3] = 0.0
-    monkeypatch.setattr("experiments.uses.monitor.watch", lambda run, step: seen.append(step))
-    step_in_batch(run, batches[0], lambda *given: posterior, 0.5, 0.0)
-    step = seen[0]
+    monkeypatch.setattr(run.objective.warm_up.likely, "update", lambda *given: posterior)
+    steps = recorded(monkeypatch, run.objective, "forward")
+    loss = train.training_step(run, batches[0])
+    [((step,), _)] = steps
     similarity, own = step.similarity, step.similarity.diagonal()
     left = [torch.relu(0.2 + matrix[i, 3] - own[i]) for matrix in (similarity, similarity.T)
             for i in range(16) if i != 3]
     of_three = sum(torch.relu(0.2 + matrix[3, n] - own[3]).max()
                    for matrix in (similarity, similarity.T)
                    for n in [matrix[3].index_fill(0, torch.tensor([3]), -2).argmax()])
-    assert float(step.loss) == pytest.approx(float((sum(left) + of_three).detach()) / 16, rel=1e-5)
+    assert float(loss) == pytest.approx(float((sum(left) + of_three).detach()) / 16, rel=1e-5)
 
 
 def test_every_use_runs_and_is_told(tmp_path, capsys):
@@ -146,12 +161,12 @@ def test_every_use_runs_and_is_told(tmp_path, capsys):
 
 
 def test_the_bank_with_a_filter_draws_the_hardest_that_is_not_likely(tmp_path):
-    with put_in_place("bank_filter"):
-        run, _ = make_run(tmp_path, "--posterior", "evidence")
+    run, _ = run_by("bank_filter", "fne", tmp_path, "--posterior", "evidence")
     posterior = torch.tensor([[0.9, 0.5, 0.1, 0.2]])
-    run.criterion.posterior = lambda similarity, texts: posterior
-    weights = run.criterion.weights(torch.tensor([[0.9, 0.5, 0.4, 0.8]]), torch.tensor([0.6]),
-                                    torch.tensor([[False, False, False, True]]), posterior)
+    run.objective.criterion.posterior = lambda similarity, texts: posterior
+    weights = run.objective.criterion.weigh(
+        torch.tensor([[0.9, 0.5, 0.4, 0.8]]), torch.tensor([0.6]),
+        torch.tensor([[False, False, False, True]]), posterior)
     assert weights[0, 0] == 0 and weights[0, 3] == 0
     assert weights[0, 1] / weights[0, 2] == pytest.approx(math.exp(10), rel=1e-3)
 
@@ -167,11 +182,14 @@ def test_a_slip_of_the_command_is_told_in_a_line(data, tmp_path, capsys, flags, 
 
 def test_the_command_trains_as_usual_up_to_the_epoch_after_which_the_use_begins(data, tmp_path):
     flags = command(data, tmp_path / "use", "--loss", "infonce", "--num_epochs", "2")
-    before = train.training_step, train.build_loss
+    before = dict(OBJECTIVES)
     uses.main(["denominator", "--after", "2", *flags])
     train.main(command(data, tmp_path / "usual", "--loss", "infonce", "--num_epochs", "2"))
-    assert_same(final_state(tmp_path / "use"), final_state(tmp_path / "usual"))
-    assert (train.training_step, train.build_loss) == before
+    state = final_state(tmp_path / "use")
+    for name in LikelyOptions.__annotations__:
+        del state["options"][name]
+    assert_same(state, final_state(tmp_path / "usual"))
+    assert before == OBJECTIVES
 
 
 def result(loss, seed, rsum, use=""):

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import oracle
-from helpers.cases import CASES, FLOOR, SETTINGS, directions, make_case, oracle_weights
+from helpers.cases import (
+    CASES,
+    FLOOR,
+    SETTINGS,
+    directions,
+    draw_one_direction,
+    make_case,
+    oracle_weights,
+)
 
 from figures.picks import fixed_choice, picks, top_wrong_leads
 from fne_loss import FNELoss
-from memory_bank import moments
+from negative_sampling import pair_moments
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -117,7 +125,7 @@ def test_picks_by_evidence_are_of_both_similarities():
         target.load_state_dict(source.state_dict())
     for gaussian, mean in (criterion.same, 0.7), (criterion.different, 0.4):
         x = mean + 0.1 * torch.randn(100, 2, dtype=torch.float64)
-        gaussian.add(moments(*x.T, 100))
+        gaussian.add(pair_moments(*x.T, 100))
     images, texts, image_keys, text_keys, ids = case.inputs
     text_ids = torch.arange(len(case.candidate_ids))
     case.bank.text_ids.copy_(text_ids[len(ids):])
@@ -126,8 +134,8 @@ def test_picks_by_evidence_are_of_both_similarities():
     chosen = picks(criterion, images, *arguments, text_ids, captions=captions)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        draw = criterion.draw(images, *arguments, captions=captions)
-    for pick, negative, wanted in zip(chosen, draw.negatives.tolist(), draw.posterior.tolist()):
+        draw = draw_one_direction(criterion, images, *arguments, captions=captions)
+    for pick, negative, wanted in zip(chosen, draw.indices.tolist(), draw.posterior.tolist()):
         assert pick.drawn == negative
         assert pick.posterior[negative].item() == pytest.approx(wanted, rel=1e-9)
     other = picks(criterion, images, *arguments, text_ids)

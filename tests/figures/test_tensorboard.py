@@ -14,7 +14,7 @@ import train
 from common import errors, terminal
 from figures import galleries, tensorboard
 from figures.tensorboard import Board, validation_lines
-from training import monitor
+from training.objectives import fne
 
 SIDES = "i2t", "t2i"
 
@@ -59,7 +59,7 @@ def test_training_is_the_same_to_the_bit_without_figures(data, drawn, tmp_path, 
     def forbidden(*arguments):
         raise AssertionError("drawn in spite of --no_figures")
 
-    monkeypatch.setattr(monitor, "count_similarities", forbidden)
+    monkeypatch.setattr(fne, "count_similarities", forbidden)
     monkeypatch.setattr(Board, "write_figures", forbidden)
     monkeypatch.setattr(galleries, "picks", forbidden)
     train.main(command(data, tmp_path, "--quiet"))
@@ -96,8 +96,9 @@ def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
     write_figures = Board.write_figures
 
     def recording(self, *embeds):
-        seen.append((self.run.counts.sum(dim=1).tolist(), [
-            int(getattr(self.run.criterion, name).count) for name in ("positive", "negative")]))
+        sampler = self.run.objective.sampler()
+        seen.append((sampler.similarity_counts.sum(dim=1).tolist(), [
+            int(getattr(sampler.criterion, name).count) for name in ("positive", "negative")]))
         return write_figures(self, *embeds)
 
     monkeypatch.setattr(Board, "write_figures", recording)
@@ -116,9 +117,9 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
 
     def with_and_without_features(run, *arguments):
         found.append(embed_pairs(run, *arguments))
-        features, run.features = run.features, None
+        features, run.image_features = run.image_features, None
         found.append(embed_pairs(run, *arguments))
-        run.features = features
+        run.image_features = features
         return found[-2]
 
     monkeypatch.setattr(tensorboard, "embed_pairs", with_and_without_features)

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-import fne_loss
-import memory_bank
+import negative_sampling
 from fne_loss import FNELoss, RunningGaussian
 from helpers import oracle
 from memory_bank import MemoryBank
@@ -53,22 +52,29 @@ def make_case(name, dtype=torch.float64):
     )
 
 
-def barred_in_batch(case):
-    """(B, B) bool that bars a third of a batch's pairs, the matching ones among them."""
+def excluded_in_batch(case):
+    """(B, B) bool that excludes a third of a batch's pairs, the matching ones among them."""
     return torch.rand(len(case.ids), len(case.ids)) < 1 / 3
 
 
-# How `FNELoss.draw` looks at candidates, and at how many similarities together.
-LOOKS = [("weighing", 2**18), ("weighing", 500), ("weighing", 1),
-         ("proposing", 2**18), ("proposing", 500), ("proposing", 1)]
+# How negatives are drawn, and from blocks of how many similarities.
+SAMPLERS = [("exact", 2**18), ("exact", 500), ("exact", 1),
+            ("rejection", 2**18), ("rejection", 500), ("rejection", 1)]
 
 
-def look_by(monkeypatch, way, part):
-    """Let `FNELoss.draw` look as `LOOKS` say, whatever the size."""
-    monkeypatch.setattr(fne_loss, "WEIGHED", 0 if way == "proposing" else 2**62)
-    monkeypatch.setattr(memory_bank, "PART_ON_CPU", part)
-    monkeypatch.setattr(memory_bank, "LEAST", 1)
-    monkeypatch.setattr(memory_bank, "GROUP", 3)
+def sample_by(monkeypatch, sampler, block):
+    """Have `FNELoss` draw as an entry of `SAMPLERS` says, whatever the number of candidates."""
+    monkeypatch.setattr(negative_sampling, "EXACT_UP_TO", 0 if sampler == "rejection" else 2**62)
+    monkeypatch.setattr(negative_sampling, "BLOCK_ON_CPU", block)
+    monkeypatch.setattr(negative_sampling, "LEAST_WIDTH", 1)
+    monkeypatch.setattr(negative_sampling, "GROUPS", 3)
+
+
+def draw_one_direction(criterion, anchors, keys, bank_keys, image_ids, bank_ids, **more):
+    """What a loss draws in one direction alone."""
+    direction = negative_sampling.Direction(anchors, keys, bank_keys)
+    [draw] = criterion.draw_directions((direction,), image_ids, bank_ids, **more)
+    return draw
 
 
 def directions(case):

@@ -178,12 +178,12 @@ def table_column_gone(place):
 @fault("a comma in a caption without quotes", "row 4 has 3 columns and the header 2",
        "into quotes")
 def table_ragged(place):
-    place.own(train_csv=TABLE + "a.png,a dog, asleep\n")
+    place.own(train_csv=TABLE + "a.png,a dog,asleep\n")
 
 
 @fault("a quote that is not closed", "row 3 cannot be read", "close every quote")
 def table_quote_open(place):
-    place.own(train_csv=TABLE.replace(",y", ',"y') + "a.png,z\n")
+    place.own(train_csv=TABLE.replace(",x", ',"x, z"').replace(",y", ',"y') + "a.png,z\n")
 
 
 @fault("a cell of more letters than csv takes", "row 4 cannot be read (field larger than")
@@ -208,9 +208,9 @@ def table_name_outside(place):
     place.own(train_csv=TABLE + "../../secret.png,x\n")
 
 
-@fault("a row with a list in Python's writing", "row 4: 'text' begins like a list")
+@fault("a cell that begins like a list and is none", "row 4: 'text' begins like a list")
 def table_python_list(place):
-    place.own(train_csv=TABLE + "a.png,\"['x', 'y']\"\n")
+    place.own(train_csv=TABLE + "a.png,\"['x', open('y')]\"\n")
 
 
 @fault("a line of a jsonl file that is cut short", "train.jsonl: line 2 cannot be read as json")

@@ -154,6 +154,17 @@ def triplet(images, texts, ids, margin, hardest, barred=None):
     return total / len(ids)
 
 
+def sigmoid(images, texts, ids, scale, bias, excluded=None):
+    """Sum over all pairs of log(1 + exp(-z (scale s + bias))), z = 1 for a match, over B."""
+    similarity = similarities(images, texts)
+    total = 0.0
+    for row in range(len(ids)):
+        total += math.log1p(math.exp(-(scale * similarity[row][row] + bias)))
+        for value in negatives(similarity, row, ids, excluded):
+            total += math.log1p(math.exp(scale * value + bias))
+    return total / len(ids)
+
+
 def infonce(images, texts, ids, scale, barred=None):
     """Mean over anchors and directions of -log softmax(scale s), the match against other photos."""
     similarity = similarities(images, texts)

@@ -15,10 +15,11 @@ def spoil(patch, run, place, bad):
     elif place == "text":
         patch.setattr(run.model, "text_features", in_row_3(run.model.text_features, bad))
     elif place == "keys":
-        features = run.momentum_model.text_features
-        patch.setattr(run.momentum_model, "text_features", in_row_3(features, bad))
+        model = run.objective.momentum_model
+        patch.setattr(model, "text_features", in_row_3(model.text_features, bad))
     elif place == "loss":
-        patch.setattr(run.criterion, "hinge_of", times(run.criterion.hinge_of, bad))
+        criterion = run.objective.criterion
+        patch.setattr(criterion, "hinge_of", times(criterion.hinge_of, bad))
     elif place == "gradient":
         patch.setattr(torch.Tensor, "backward", backward_with(run, bad))
     else:

@@ -5,11 +5,14 @@ import torch.nn.functional as F
 
 import checkpoint
 import train
-from common.options import parse
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from helpers.runs import command
 from inputs.captions import Captions
+from training.objectives.base import Objective
+from training.options import parse
+from training.run import build_run
+from training.true_matches import TrueMatches
 
 B = 16
 SIZES, COLOURS = ("", "small ", "large "), ("red", "green", "blue", "black")
@@ -17,13 +20,14 @@ SHAPES = "circle", "square", "star", "cross", "triangle"
 TEXTS = [f"a {SIZES[n % 3]}{COLOURS[n % 4]} {SHAPES[n % 5]}" for n in range(B)]  # all different
 
 
-def make_run(folder, *more):
+def make_run(folder, *more, train_set=None):
     """A run at its start whose photos nobody reads, and two batches for it."""
     torch.manual_seed(0)
     options, _ = parse("", command(folder, folder, *more))
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
-    run = train.build_run(options, tokenizer, 7,
-                          photos=[folder / f"photo_{number}.jpg" for number in range(24)])
+    model = checkpoint.model_for_training(options, None, None, tokenizer)
+    run = build_run(options, model, tokenizer, 7, train_set)
+    run.photos = [folder / f"photo_{number}.jpg" for number in range(24)]
     captions = Captions(TEXTS, tokenizer, 30, 30)
     ids, mask = captions.padded([captions[number] for number in range(B)])
     batches = [Batch(torch.randint(0, 256, (B, 3, 64, 64), dtype=torch.uint8), ids, mask,
@@ -47,10 +51,11 @@ def run_with_a_bank(folder, *more):
     run, batches = make_run(folder, *more)
     run.epoch = 1
     run.model.eval()
-    run.momentum_model.eval()
-    size, dim = run.bank.image_keys.shape
+    run.objective.eval()
+    size, dim = run.objective.bank.image_keys.shape
     keys = F.normalize(torch.randn(2, size, dim, generator=torch.Generator().manual_seed(0)), dim=2)
-    run.bank.enqueue(*keys.to(run.device), torch.arange(100, 100 + size, device=run.device))
+    ids = torch.arange(100, 100 + size, device=run.device)
+    run.objective.bank.enqueue(*keys.to(run.device), ids)
     return run, batches[0]
 
 
@@ -64,7 +69,7 @@ def take_step(run, batch):
 def kept(run):
     """All that a bad step must leave as it is, but for the counts of such steps."""
     state = checkpoint.pack(run)
-    return {name: state[name] for name in ("model", "optimizer", "log_scale")}
+    return {name: state[name] for name in ("model", "optimizer", "log_scale") if name in state}
 
 
 def clone(state):
@@ -90,3 +95,10 @@ def recorded(monkeypatch, owner, name):
 
     monkeypatch.setattr(owner, name, record)
     return calls
+
+
+def set_matches(run, matrix):
+    """Have the objective of a run know the true matches (N_t, N_i)."""
+    for objective in run.objective.modules():
+        if isinstance(objective, Objective):
+            objective.matches = TrueMatches(matrix)

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from common.errors import InputError
-from inputs.formats import read_records
-from inputs.records import USUAL, Columns
+from inputs.records import USUAL, Columns, read_records
 
 PAIRS = [("a.jpg", ["A dog."]), ("b.jpg", ["A cat.", "Asleep."])]
 COCO = {"images": [{"id": 7, "file_name": "a.jpg"}, {"id": 5, "file_name": "b.jpg"},

@@ -9,9 +9,9 @@ import data as data_module
 import inputs.photos
 import train
 from common.errors import InputError
-from common.options import parse
 from data import load_eval_set, load_train_set, photos_of_both
 from inputs.photos import find_photos, load_from
+from training.options import parse
 
 NAMES = [f"{number:02}.png" for number in range(20)]
 
@@ -132,8 +132,8 @@ def test_photos_of_both_are_those_that_are_one_file(folder, monkeypatch):
     one = loaded(folder, "train", ["00.png", "01.png", "gone/02.png", "03.png", "04.png"])
     other = loaded(folder, "test", ["sub/00.png", "./01.png", "02.png"])
     wanted = [folder / "01.png", folder / "02.png"]
-    asked, plain = [], type(one.photos).item
-    monkeypatch.setattr(type(one.photos), "item",
+    asked, plain = [], type(one.photos).photo
+    monkeypatch.setattr(type(one.photos), "photo",
                         lambda self, index: asked.append(index) or plain(self, index))
     assert photos_of_both(one, other) == wanted == photos_of_both(other, one)
     assert asked.count(3) == asked.count(4) == 0

@@ -21,9 +21,9 @@ FILE = Path("x.csv")
 @pytest.mark.parametrize("image", IMAGE_COLUMNS)
 @pytest.mark.parametrize("caption", CAPTION_COLUMNS)
 def test_usual_names_are_found_wherever_they_stand(image, caption):
-    assert find_keys(["id", caption, "n", image], Columns(), FILE) == (image, caption)
-    assert find_keys([image.upper(), caption.title()], Columns(), FILE) == (
-        image.upper(), caption.title())
+    assert find_keys(["id", caption, "n", image], Columns(), FILE) == (image, (caption,), None)
+    written = image.upper().replace("_", " "), caption.title().replace("_", "-")
+    assert find_keys(list(written), Columns(), FILE) == (written[0], (written[1],), None)
 
 
 @pytest.mark.parametrize(("columns", "keys"), [
@@ -32,13 +32,13 @@ def test_usual_names_are_found_wherever_they_stand(image, caption):
 def test_names_of_the_users_own_go_before_the_usual_ones(columns, keys):
     names = ["photo", "words", *(["image"] if columns.image is None else []),
              *(["text"] if columns.caption is None else [])]
-    assert find_keys(names, columns, FILE) == keys
+    assert find_keys(names, columns, FILE) == (keys[0], (keys[1],), None)
 
 
 @pytest.mark.parametrize(("names", "columns", "told"), [
-    (["a", "text"], Columns(), "columns 'a', 'text', and none is called file_name, filepath or "
-                               "image: name yours with --image_column"),
-    (["image", "b"], Columns(), "none is called text, caption or title: .* --caption_column"),
+    (["a", "text"], Columns(), "columns 'a', 'text', and none is called file_name, filepath, "
+                               "image, .* or the like: name yours with --image_column"),
+    (["image", "b"], Columns(), "none is called text, caption, title, .*: .* --caption_column"),
     (["image", "text", "caption"], Columns(), "columns 'text', 'caption': name one with --cap"),
     (["image", "filepath", "text"], Columns(), "columns 'image', 'filepath': name one with --im"),
     (["image", "text", "text"], Columns(), "has 2 columns 'text': rename all but one"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from common.flags import AMBIGUITIES, USUAL_AMBIGUITY
+from common.presets import AMBIGUITIES, USUAL_AMBIGUITY
 from inputs import shapes
 
 SIZES = {"train": 120, "val": 10, "test": 10}

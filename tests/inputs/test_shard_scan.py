@@ -15,19 +15,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from inputs.shard_scan import (
+from inputs.shard_index import (
     BAD_CAPTION,
     BROKEN,
     NO_CAPTION,
+    NO_PHOTO,
     PAIR,
     TWO_PHOTOS,
+    Index,
     scan_shard,
 )
 from inputs.shards import find_shards
 
 
+class Scan:
+    """What a shard was found to hold, in plain values."""
+
+    def __init__(self, path, column):
+        shards = find_shards(path)
+        rows = scan_shard(shards[0], column)
+        index = Index(shards, [rows], column)
+        photos = [row for row in range(len(rows)) if rows["state"][row] != NO_PHOTO]
+        self.alone = [index.member(row) for row in range(len(rows)) if row not in photos]
+        self.names = [index.member(row) for row in photos]
+        self.offsets, self.sizes = rows["photo"][photos], rows["size"][photos]
+        self.states = rows["state"][photos]
+        texts = [(number, text) for number, row in enumerate(photos)
+                 if rows["state"][row] == PAIR for text in index.captions(row)]
+        self.photo_of_text = [number for number, _ in texts]
+        self.texts = [text for _, text in texts]
+
+
 def scan(path, column=None):
-    return scan_shard(find_shards(path)[0], column)
+    return Scan(path, column)
 
 
 def scanned(tmp_path, files, column=None):
@@ -50,7 +70,7 @@ def test_photos_lie_where_the_standard_library_finds_them(tmp_path, layout):
         for offset, size, member in zip(block.offsets, block.sizes, photos):
             assert content[offset : offset + size] == tar.extractfile(member).read()
     assert block.texts == [text for name, text in files if name.endswith("txt")]
-    assert block.photo_of_text.tolist() == list(range(len(photos)))
+    assert block.photo_of_text == list(range(len(photos)))
     assert not block.states.any()
 
 
@@ -62,7 +82,7 @@ def test_a_sample_is_what_shares_a_key(tmp_path):
         ("a.cls", "7"), ("d/a.TXT", "of d/a"), ("b.Png", jpeg(kind="PNG")), ("a.txt", "of a")])
     assert block.names == ["a.JPG", "d/a.jpeg", "b.Png"] and not block.states.any()
     assert block.texts == ["of a", "of d/a", "of b"]
-    assert block.photo_of_text.tolist() == [0, 1, 2]
+    assert block.photo_of_text == [0, 1, 2]
 
 
 @pytest.mark.parametrize("content, texts", [
@@ -71,7 +91,7 @@ def test_a_sample_is_what_shares_a_key(tmp_path):
     (["a", "b"], ["a", "b"]), ("a", ["a"]), ({"caption": None, "text": "a"}, ["a"])])
 def test_json_holds_one_caption_or_several(tmp_path, content, texts):
     block = scanned(tmp_path, [("a.jpg", PHOTO), ("a.json", json.dumps(content))])
-    assert block.texts == texts and block.photo_of_text.tolist() == [0] * len(texts)
+    assert block.texts == texts and block.photo_of_text == [0] * len(texts)
 
 
 def test_text_goes_before_json_unless_a_key_is_named(tmp_path):
@@ -107,7 +127,7 @@ def test_two_keys_that_may_be_the_captions_are_refused(tmp_path):
 def test_what_is_no_pair_is_left_out(tmp_path, files, state):
     block = scanned(tmp_path, files + [("z.jpg", PHOTO), ("z.txt", "good")])
     assert block.states.tolist() == [state, PAIR]
-    assert block.texts == ["good"] and block.photo_of_text.tolist() == [1]
+    assert block.texts == ["good"] and block.photo_of_text == [1]
 
 
 def test_photos_that_share_a_sample_are_left_out(tmp_path):
@@ -120,7 +140,7 @@ def test_captions_alone_are_counted_and_hidden_files_are_not(tmp_path):
     block = scanned(tmp_path, [
         ("x.json", "{}"), ("y.txt", "y"), ("__MACOSX/a.jpg", b""), ("._a.jpg", b""),
         (".hidden/a.jpg", b""), ("../a.jpg", b""), ("./a.jpg", PHOTO), ("a.txt", "a")])
-    assert (block.names, block.captions_alone, block.first_alone) == (["a.jpg"], 2, "x")
+    assert (block.names, block.alone) == (["a.jpg"], ["x.json", "y.txt"])
 
 
 def test_an_empty_tar_holds_nothing(tmp_path):

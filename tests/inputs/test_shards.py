@@ -109,7 +109,7 @@ def test_a_shard_that_changed_is_not_read(tmp_path):
     os.utime(path, (1, 1))
     with pytest.raises(InputError, match="0.tar has changed"):
         read_at(photo.shard, photo.offset, photo.size)
-    with pytest.raises(InputError, match="photo .*0.tar: 000001.jpg cannot be decoded .*changed"):
+    with pytest.raises(InputError, match="photo .*0.tar: the photo at .* cannot .*changed"):
         load_photo(photo)
     path.unlink()
     shards.open_shard.cache_clear()
@@ -120,7 +120,7 @@ def test_a_shard_that_changed_is_not_read(tmp_path):
 def test_a_broken_photo_is_named_with_its_shard(tmp_path):
     path = write_shard(tmp_path / "0.tar", [("a.jpg", PHOTO[:200]), ("a.txt", "x")])
     shard, = find_shards(path)
-    photo = TarPhoto(shard, "a.jpg", 512, 200)
+    photo = TarPhoto(shard, 0, 512, 200)
     assert "cut short" in photo_fault(photo)
     with pytest.raises(InputError, match=f"photo {path}: a.jpg cannot be decoded"):
         load_photo(photo)

@@ -7,8 +7,7 @@ import pytest
 
 from common.errors import InputError
 from data import read_split
-from inputs.records import Columns
-from inputs.split_files import find_split_file, split_records
+from inputs.sources import find_split_file
 
 DATA = Path("photos")  # splits are read without looking at the photos
 
@@ -20,8 +19,11 @@ def write(path, content):
 
 
 def photos_and_captions(dataset, split, folder, data_path=DATA, **more):
-    _, records = split_records(dataset, split, data_path, folder, **more)
-    return [(record.image, record.captions) for record in records]
+    found = read_split(dataset, split, data_path, folder, **more)
+    texts = [[] for _ in found.images]
+    for text, image in zip(found.captions, found.image_of_text.tolist(), strict=True):
+        texts[image].append(text)
+    return list(zip(found.images, texts, strict=True))
 
 
 # ---------------------------------------------------------------------------------------- own data
@@ -85,8 +87,8 @@ def test_who_forgets_the_data_set_is_told(tmp_path):
 
 def test_columns_have_the_names_that_the_user_says(tmp_path):
     write(tmp_path / "test.csv", "photo,words,text\na.jpg,A dog,no\n")
-    columns = Columns("photo", "words")
-    assert read_split("custom", "test", DATA, tmp_path, columns=columns).captions == ["A dog"]
+    columns = {"image_column": "photo", "caption_column": "words"}
+    assert read_split("custom", "test", DATA, tmp_path, **columns).captions == ["A dog"]
 
 
 def test_matches_lie_beside_a_table_too(tmp_path):
@@ -199,7 +201,7 @@ def test_owners_files_that_are_not_whole(tmp_path, spoil, told):
     karpathy(folder / "dataset_coco.json", sentences=False)
     spoil(folder)
     with pytest.raises(InputError, match=told) as caught:
-        split_records("mscoco", "train", DATA, folder)
+        read_split("mscoco", "train", DATA, folder)
     assert "\n" not in str(caught.value)
 
 
@@ -207,9 +209,9 @@ def test_an_empty_list_of_photos(tmp_path):
     write(tmp_path / "Flickr8k.token.txt", "a.jpg#0\tx\n")
     write(tmp_path / "Flickr_8k.devImages.txt", "\n")
     with pytest.raises(InputError, match="Flickr_8k.devImages.txt names no photo"):
-        split_records("flickr8k", "val", DATA, tmp_path)
+        read_split("flickr8k", "val", DATA, tmp_path)
     with pytest.raises(InputError, match="dataset_flickr8k.json or Flickr_8k.testImages.txt"):
-        split_records("flickr8k", "test", DATA, tmp_path)
+        read_split("flickr8k", "test", DATA, tmp_path)
 
 
 def test_flickr8k_in_full_from_its_owners_files(shared, tmp_path):

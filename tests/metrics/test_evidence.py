@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.flags import PRIOR_OF_EVIDENCE
+from common.presets import PRIOR_OF_EVIDENCE
 from data import Split
 from metrics import evidence
 from metrics.embeddings import Embeddings

@@ -89,7 +89,17 @@ def test_a_file_may_say_itself_what_goes_where(tmp_path, words):
         f"{number}.jpg,x,{word}\n" for number, word in enumerate([*words, *words])))
     assert split_of(path, tmp_path / "out") == {
         "train": ["0.jpg", "3.jpg"], "val": ["1.jpg", "4.jpg"], "test": ["2.jpg", "5.jpg"]}
-    assert len(split_of(path, tmp_path / "other", "--val", "2", "--test", "3")["test"]) == 3
+    drawn = split_of(path, tmp_path / "other", "--val", "2", "--test", "3", "--split_column",
+                     "none")
+    assert len(drawn["test"]) == 3
+
+
+def test_a_column_that_says_it_goes_before_sizes(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("image,caption,split\na.jpg,x,train\nb.jpg,x,test\n")
+    expect_exit([str(tmp_path / "x.csv"), "--out", str(tmp_path / "out"), "--val", "1", "--test",
+                 "1"], 2, capsys, ["x.csv says itself", "row 2: split 'train'", "--split_column"],
+                split.main)
+    assert not (tmp_path / "out").exists()
 
 
 def test_karpathys_file_says_it_too(tmp_path):

@@ -24,7 +24,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, place,
     assert int(run.skips.step) == run.global_step
     assert run.skips.image_ids.tolist() == batch.image_ids.tolist()
     assert_same(kept(run), before)
-    for part in run.momentum_model, run.bank, run.criterion:
+    for part in run.objective.entries().values():
         assert all_finite(part.state_dict())
     assert all(value.isnan() for value in run.logs[-1].values())
     take_step(run, batch)  # and it goes on
@@ -124,7 +124,7 @@ def test_a_step_left_out_leaves_the_momentum_copy(tmp_path, monkeypatch):
     run, batch = run_on_its_way(tmp_path)
 
     def momentum():
-        return clone(dict(run.momentum_model.state_dict()))
+        return clone(dict(run.objective.momentum_model.state_dict()))
 
     with monkeypatch.context() as patch:
         spoil(patch, run, "gradient", torch.nan)

@@ -9,13 +9,15 @@ import torch
 from helpers import oracle
 from helpers.cases import embeddings
 from helpers.runs import assert_same
-from helpers.steps import clone, kept, run_on_its_way
+from helpers.steps import clone, kept, make_run, run_on_its_way
 
 from data import NO_PHOTO, Batch
-from fne_loss import NO_NEGATIVE, Draw, FNELoss, cosine, rank_in_batch
+from fne_loss import NO_NEGATIVE, DrawnNegatives, FNELoss, cosine, rank_batch
 from memory_bank import MemoryBank
 from training import monitor
-from training.monitor import BINS, count_similarities, false_negative_share
+from training.objectives.base import hardest_negatives
+from training.objectives.fne import BINS, count_similarities
+from training.true_matches import TrueMatches
 
 # --------------------------------------------------------------------------------------- histograms
 
@@ -27,9 +29,9 @@ def test_the_histograms_count_what_the_statistics_take():
     wanted = np.zeros((2, BINS), dtype=int)
     for ids in ([4], [5, 5], [0, 0, 1, 2, 2, 3, 4], list(range(20)), list(range(30))):
         images, texts, _, _ = embeddings(len(ids), 6, torch.float32)
-        in_batch = rank_in_batch(cosine(images, texts), torch.tensor(ids))
-        criterion.add_to_statistics(in_batch)
-        count_similarities(counts, in_batch)
+        ranking = rank_batch(cosine(images, texts), torch.tensor(ids))
+        criterion.add_ranking(ranking)
+        count_similarities(counts, ranking)
         similarity = (images @ texts.T).tolist()
         for row in range(len(ids)):
             if oracle.is_confident(similarity, row, ids):
@@ -64,27 +66,29 @@ def batch_of(image_ids, text_ids):
                  torch.full((len(image_ids),), NO_PHOTO))
 
 
-def step_of(batch, draws=None, similarity=None):
-    """A step that drew negatives, or whose loss took the hardest of the batch."""
-    in_batch = None if similarity is None else rank_in_batch(similarity, batch.image_ids)
-    return monitor.Step(batch, similarity, in_batch, draws, None, None, None)
-
-
 def drawn(negatives):
     """A draw of which only these candidate indices are known."""
-    return Draw(torch.tensor(negatives), None, None, None, None)
+    return DrawnNegatives(torch.tensor(negatives), None, None, None, None, None)
+
+
+def share_of_drawn(run, batch, draws, matches):
+    """The share of true matches among what FNE drew."""
+    step = SimpleNamespace(batch=batch)
+    return TrueMatches(matches).share_of(*run.objective.drawn_negatives(step, *draws))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("negatives", [
     ([1, 5, 11, NO_NEGATIVE, 6], [4, NO_NEGATIVE, 8, 10, NO_NEGATIVE]),
     ([NO_NEGATIVE] * 5, [7, 3, 9, 5, 2]), ([2, 3, 4, 0, 1], [5, 6, 7, 8, 9])])
-def test_the_share_of_false_negatives_is_that_of_a_loop_over_the_drawn(share, negatives):
+def test_the_share_of_false_negatives_is_that_of_a_loop_over_the_drawn(tmp_path, share, negatives):
     """Those that were not drawn, -1, count neither as true matches nor as negatives."""
-    matches = random_matches(share)
-    bank = SimpleNamespace(image_ids=torch.tensor(BANK_IDS), text_ids=torch.tensor(BANK_TEXTS))
-    run, batch = SimpleNamespace(matches=matches, bank=bank), batch_of(IDS, TEXTS)
-    got = false_negative_share(run, step_of(batch, draws=tuple(map(drawn, negatives))))
+    matches, batch = random_matches(share), batch_of(IDS, TEXTS)
+    run, _ = make_run(tmp_path)
+    run.objective.bank = MemoryBank(7, 4)
+    run.objective.bank.image_ids.copy_(torch.tensor(BANK_IDS))
+    run.objective.bank.text_ids.copy_(torch.tensor(BANK_TEXTS))
+    got = share_of_drawn(run, batch, map(drawn, negatives), matches)
     false = used = 0
     for pair in range(5):
         i2t, t2i = negatives[0][pair], negatives[1][pair]
@@ -100,9 +104,9 @@ def test_the_share_of_false_negatives_is_that_of_a_loop_over_the_drawn(share, ne
 @pytest.mark.parametrize("ids", [IDS, [3, 3, 3, 3, 0]])
 def test_the_share_of_false_negatives_is_that_of_a_loop_over_the_hardest(ids):
     """Of the triplet loss, which takes the most similar of the batch."""
-    matches, similarity = random_matches(0.4), torch.rand(5, 5)
-    run, batch = SimpleNamespace(matches=matches, bank=None), batch_of(ids, TEXTS)
-    got = false_negative_share(run, step_of(batch, similarity=similarity))
+    matches, similarity, batch = random_matches(0.4), torch.rand(5, 5), batch_of(ids, TEXTS)
+    ranking = rank_batch(similarity, batch.image_ids)
+    got = TrueMatches(matches).share_of(*hardest_negatives(ranking, batch))
     false = []
     for pair in range(5):
         others = [other for other in range(5) if ids[other] != ids[pair]]
@@ -112,16 +116,16 @@ def test_the_share_of_false_negatives_is_that_of_a_loop_over_the_hardest(ids):
     assert got.item() == pytest.approx(sum(map(int, false)) / 10)
 
 
-def test_a_batch_of_one_photo_and_an_empty_bank_have_no_share():
+def test_a_batch_of_one_photo_and_an_empty_bank_have_no_share(tmp_path):
     """Nothing can be drawn, so there is nothing to have a share of."""
-    embeds = embeddings(3, 4, torch.float32)
-    batch, bank = batch_of([3, 3, 3], TEXTS[:3]), MemoryBank(7, 4)
-    draws = FNELoss().draw_both(*embeds, batch.image_ids, bank)
-    assert all(draw.negatives.tolist() == [NO_NEGATIVE] * 3 for draw in draws)
-    run = SimpleNamespace(matches=random_matches(1.0), bank=bank)
-    similarity = cosine(*embeds[:2])
-    for step in step_of(batch, draws=draws), step_of(batch, similarity=similarity):
-        assert math.isnan(false_negative_share(run, step))
+    embeds, matches = embeddings(3, 4, torch.float32), random_matches(1.0)
+    batch, (run, _) = batch_of([3, 3, 3], TEXTS[:3]), make_run(tmp_path)
+    run.objective.bank = bank = MemoryBank(7, 4)
+    draws = FNELoss().draw(*embeds, batch.image_ids, bank)
+    assert all(draw.indices.tolist() == [NO_NEGATIVE] * 3 for draw in draws)
+    assert math.isnan(share_of_drawn(run, batch, draws, matches))
+    ranking = rank_batch(cosine(*embeds[:2]), batch.image_ids)
+    assert math.isnan(TrueMatches(matches).share_of(*hardest_negatives(ranking, batch)))
 
 
 # --------------------------------------------------------------------------------- values for a log
@@ -152,8 +156,10 @@ def test_logs_are_due_every_so_many_steps_and_not_without_any(tmp_path):
 def test_taking_values_changes_nothing_of_the_run(tmp_path):
     run, _ = run_on_its_way(tmp_path)
     before, state = clone(kept(run)), torch.get_rng_state()
-    statistics = [buffer.clone() for part in (run.criterion, run.bank) for buffer in part.buffers()]
+    parts = run.objective.criterion, run.objective.bank
+    statistics = [buffer.clone() for part in parts for buffer in part.buffers()]
     monitor.take_values(run)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(map(torch.equal, statistics, [*run.criterion.buffers(), *run.bank.buffers()]))
+    buffers = [buffer for part in parts for buffer in part.buffers()]
+    assert all(map(torch.equal, statistics, buffers))
     assert_same(kept(run), before)

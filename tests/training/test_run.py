@@ -4,7 +4,9 @@ import pytest
 import torch
 from helpers.steps import make_run, run_on_its_way
 
-from training.run import Skips, build_loss
+from model import DualEncoder
+from training.objectives.fne import build_criterion
+from training.run import Skips
 
 
 def test_steps_and_epochs_are_counted(tmp_path):
@@ -21,23 +23,25 @@ def test_steps_and_epochs_are_counted(tmp_path):
 
 def test_an_epoch_starts_without_statistics_and_histograms(tmp_path):
     run, _ = run_on_its_way(tmp_path)
-    run.counts = torch.ones(2, 4, dtype=torch.int64)
-    run.criterion.positive.update(torch.tensor([0.5, 0.6]))
-    bank = len(run.bank)
-    run.start_epoch()
-    assert not run.counts.any() and not any(map(torch.any, run.criterion.buffers()))
-    assert len(run.bank) == bank > 0  # which is kept over epochs
+    run.objective.similarity_counts = torch.ones(2, 4, dtype=torch.int64)
+    run.objective.criterion.positive.update(torch.tensor([0.5, 0.6]))
+    bank = len(run.objective.bank)
+    run.objective.start_epoch()
+    assert not run.objective.similarity_counts.any()
+    assert not any(map(torch.any, run.objective.criterion.buffers()))
+    assert len(run.objective.bank) == bank > 0  # which is kept over epochs
 
 
 @pytest.mark.parametrize("loss", ["fne", "triplet"])
 def test_training_mode_is_for_the_momentum_encoders_too(tmp_path, loss):
     run, _ = make_run(tmp_path, "--loss", loss)
-    models = [run.model] if loss == "triplet" else [run.model, run.momentum_model]
+    models = [run.model, *(module for module in run.objective.modules()
+                           if isinstance(module, DualEncoder))]
     for model in models:
         model.eval()
     run.train_mode()
     assert all(model.training for model in models)
-    assert (run.momentum_model is None) == (loss == "triplet")
+    assert len(models) == (1 if loss == "triplet" else 2)
 
 
 def test_the_learning_rate_is_that_of_the_step(tmp_path):
@@ -62,8 +66,8 @@ def test_skips_are_counted_and_the_latest_is_known():
 def test_the_loss_has_the_options_numbers(tmp_path):
     flags = ["--margin", "0.3", "--tau", "0.7", "--prior", "0.02", "--posterior_floor", "0.1"]
     options = make_run(tmp_path, *flags)[0].options
-    loss = build_loss(options)
+    loss = build_criterion(options)
     assert (loss.margin, loss.tau, loss.prior, loss.posterior_floor, loss.min_count) == (
         0.3, 0.7, 0.02, 0.1, 2)
     options.prior = 0.5
-    assert build_loss(options).prior == 0.5
+    assert build_criterion(options).prior == 0.5

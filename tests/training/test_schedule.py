@@ -2,16 +2,12 @@
 
 import pytest
 
-from common.options import parse
-from training.schedule import (
-    ALL_NEGATIVES,
-    FNE,
-    HARDEST_NEGATIVE,
-    INFONCE,
-    learning_rate_factor,
-    phase,
-    validation_steps,
-)
+from training.objectives import objective_class
+from training.options import parse
+from training.schedule import learning_rate_factor, validation_steps
+
+ALL_NEGATIVES, HARDEST_NEGATIVE = "triplet, all negatives", "triplet, hardest negative"
+FNE, INFONCE = "FNE", "InfoNCE"
 
 
 def options_of(*flags):
@@ -31,9 +27,12 @@ def options_of(*flags):
     (["--loss", "triplet", "--max_violation"], [HARDEST_NEGATIVE] * 4),
     (["--loss", "triplet", "--max_violation", "--easy_epochs", "1"],
      [ALL_NEGATIVES] + [HARDEST_NEGATIVE] * 3),
-    (["--loss", "infonce", "--max_violation", "--easy_epochs", "2"], [INFONCE] * 4)])
+    (["--loss", "infonce", "--max_violation", "--easy_epochs", "2"], [INFONCE] * 4),
+    (["--loss", "sigmoid"], ["sigmoid"] * 4)])
 def test_phases_of_the_losses_by_epoch(flags, phases):
-    assert [phase(options_of(*flags), epoch) for epoch in range(4)] == phases
+    options = options_of(*flags)
+    objective = objective_class(options.loss)
+    assert [objective.phase(options, epoch) for epoch in range(4)] == phases
 
 
 def test_learning_rate_falls():

@@ -10,7 +10,7 @@ from helpers.stopping import signal_after
 
 import checkpoint
 import train
-from common.options import check, parse
+from training.options import check, parse
 from training.schedule import validation_steps
 
 

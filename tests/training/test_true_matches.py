@@ -9,15 +9,15 @@ import torch
 from helpers import oracle as slow
 from helpers.cases import CASES, make_case
 from helpers.runs import CPU, command, copy_of, expect_one_line
-from helpers.steps import make_run, run_with_a_bank
+from helpers.steps import make_run, recorded, run_with_a_bank, set_matches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
 import train
 from data import read_split
-from fne_loss import NO_NEGATIVE, cosine, infonce_loss
-from training import monitor, oracle
-from training.oracle import infonce_of_matches
+from fne_loss import NO_NEGATIVE, cosine, infonce_loss, rank_batch
+from training.objectives.fne import FNEObjective
+from training.true_matches import TrueMatches, infonce_of_matches
 
 WAYS = [["--oracle"], ["--loss", "triplet", "--oracle"], ["--loss", "infonce", "--oracle"],
         ["--loss", "infonce", "--oracle", "positives"]]
@@ -30,23 +30,20 @@ TOLD = {"exclude": "true matches excluded", "positives": "true matches as furthe
 def drawn_in_a_run(monkeypatch, arguments):
     """(text, image) of every negative that FNE drew in a run, by their numbers in the split; those
     of the batch, and those of the bank."""
-    from_batch, from_bank, watch = [], [], monitor.watch
+    from_batch, from_bank, drawn_negatives = [], [], FNEObjective.drawn_negatives
 
-    def record(run, step):
-        batch = step.batch
-        if step.draws is not None:
-            texts = torch.cat([batch.text_ids, run.bank.text_ids]).tolist()
-            images = torch.cat([batch.image_ids, run.bank.image_ids]).tolist()
-            for pair, (i2t, t2i) in enumerate(zip(*(draw.negatives.tolist()
-                                                    for draw in step.draws))):
-                for found, text, image in ((i2t, texts[i2t], images[pair]),
-                                           (t2i, texts[pair], images[t2i])):
-                    if found != NO_NEGATIVE:
-                        (from_batch if found < len(batch.text_ids) else from_bank).append(
-                            (text, image))
-        watch(run, step)
+    def record(objective, step, *draws):
+        batch, bank = step.batch, objective.bank
+        texts = torch.cat([batch.text_ids, bank.text_ids]).tolist()
+        images = torch.cat([batch.image_ids, bank.image_ids]).tolist()
+        for pair, (i2t, t2i) in enumerate(zip(*(draw.indices.tolist() for draw in draws))):
+            for found, text, image in ((i2t, texts[i2t], images[pair]),
+                                       (t2i, texts[pair], images[t2i])):
+                if found != NO_NEGATIVE:
+                    (from_batch if found < len(batch.text_ids) else from_bank).append((text, image))
+        return drawn_negatives(objective, step, *draws)
 
-    monkeypatch.setattr(monitor, "watch", record)
+    monkeypatch.setattr(FNEObjective, "drawn_negatives", record)
     train.main(arguments)
     return from_batch, from_bank
 
@@ -67,51 +64,53 @@ def test_fne_draws_no_true_match_from_batch_and_bank(data, tmp_path, monkeypatch
 def test_no_true_match_is_drawn_nor_is_the_fallback(tmp_path, cut):
     """With random matches of half of all; the second cut leaves nothing but the fallback."""
     run, batch = run_with_a_bank(tmp_path, "--oracle", "--margin", str(max(cut, 0)))
-    run.criterion.margin = cut
-    count = int(run.bank.image_ids.max()) + 1
-    run.matches = torch.rand(count, count) < 0.5
-    run.bank.text_ids.copy_(torch.randperm(count)[: len(run.bank.text_ids)])
-    texts = torch.cat([batch.text_ids, run.bank.text_ids])
-    images = torch.cat([batch.image_ids, run.bank.image_ids])
-    drawn, watch = [], monitor.watch
+    run.objective.criterion.margin = cut
+    count = int(run.objective.bank.image_ids.max()) + 1
+    matches = torch.rand(count, count) < 0.5
+    set_matches(run, matches)
+    run.objective.bank.text_ids.copy_(torch.randperm(count)[: len(run.objective.bank.text_ids)])
+    texts = torch.cat([batch.text_ids, run.objective.bank.text_ids])
+    images = torch.cat([batch.image_ids, run.objective.bank.image_ids])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "watch", lambda run, step: drawn.append(step) or watch(run, step))
+        draws = recorded(patch, run.objective.criterion, "draw")
         train.training_step(run, batch)
-    [step] = drawn
+    [(_, both)] = draws
     for pair in range(16):
-        i2t, t2i = (int(draw.negatives[pair]) for draw in step.draws)
-        assert i2t == NO_NEGATIVE or not run.matches[texts[i2t], images[pair]]
-        assert t2i == NO_NEGATIVE or not run.matches[texts[pair], images[t2i]]
+        i2t, t2i = (int(draw.indices[pair]) for draw in both)
+        assert i2t == NO_NEGATIVE or not matches[texts[i2t], images[pair]]
+        assert t2i == NO_NEGATIVE or not matches[texts[pair], images[t2i]]
     assert run.logs[-1]["false_negative_share"] == 0
 
 
 def test_a_text_that_the_bank_does_not_know_is_no_candidate(tmp_path):
     """The bank of a released checkpoint names photos and no captions."""
     run, batch = run_with_a_bank(tmp_path, "--oracle")
-    run.matches = torch.zeros(200, 200, dtype=torch.bool)
-    assert (run.bank.text_ids == -100).all()
-    i2t, t2i = oracle.among_candidates(run, batch, slice(4, 8))
+    bank, matches = run.objective.bank, TrueMatches(torch.zeros(200, 200, dtype=torch.bool))
+    assert (bank.text_ids == -100).all()
+    i2t, t2i = matches.among_candidates(batch, bank, slice(4, 8))
     assert i2t.shape == t2i.shape == (4, 16 + 40)
     assert not i2t[:, :16].any() and i2t[:, 16:].all() and not t2i.any()
 
 
 @pytest.mark.parametrize("flags, epoch", [
-    (["--loss", "triplet"], 0), (["--loss", "triplet"], 2), (["--loss", "infonce"], 2)])
+    (["--loss", "triplet"], 0), (["--loss", "triplet"], 2), (["--loss", "infonce"], 2),
+    (["--loss", "sigmoid"], 2)])
 def test_the_in_batch_losses_repel_no_true_match(tmp_path, flags, epoch):
     """A loss moves a similarity that it repels: the gradient tells which."""
     def repelled(*more):
         run, [batch, _] = make_run(tmp_path, *flags, *more)
-        run.epoch, run.matches = epoch, matches
+        set_matches(run, matches)
         similarity = torch.rand(16, 16, generator=torch.Generator().manual_seed(5)).requires_grad_()
-        loss = train.in_batch_loss(run, similarity, batch.image_ids, oracle.in_batch(run, batch))
-        gradient, = torch.autograd.grad(loss, similarity)
+        step = SimpleNamespace(batch=batch, similarity=similarity, epoch=epoch,
+                               ranking=rank_batch(similarity, batch.image_ids))
+        gradient, = torch.autograd.grad(run.objective(step).loss, similarity)
         return (gradient.T > 0).fill_diagonal_(False)  # (B, B), texts in rows as in `matches`
 
     matches = torch.rand(24, 24, generator=torch.Generator().manual_seed(6)) < 0.5
     true = matches[:16, :16]  # `make_run` has a batch of the first 16 pairs
     plain, helped = repelled(), repelled("--oracle")
     assert (plain & true).any() and not (helped & true).any() and helped.any()
-    if flags[1] == "infonce" or epoch == 0:  # which take all that is no match
+    if flags[1] in ("infonce", "sigmoid") or epoch == 0:  # which take all that is no match
         assert torch.equal(helped, plain & ~true)
 
 
@@ -120,14 +119,15 @@ def test_statistics_and_what_is_measured_of_the_hardest(tmp_path):
     def after_a_step(*more):
         run, batches = make_run(tmp_path, "--easy_epochs", "0", *more)
         run.model.eval()
-        run.matches = torch.ones(24, 24, dtype=torch.bool).tril()
+        set_matches(run, torch.ones(24, 24, dtype=torch.bool).tril())
         train.training_step(run, batches[0])
         return run
 
     plain, helped = after_a_step(), after_a_step("--oracle")
     assert plain.logs[-1]["false_negative_share"] > 0
     assert helped.logs[-1]["false_negative_share"] == 0
-    assert all(map(torch.equal, plain.criterion.buffers(), helped.criterion.buffers()))
+    assert all(map(torch.equal, plain.objective.criterion.buffers(),
+                   helped.objective.criterion.buffers()))
     assert plain.logs[-1]["loss"] > helped.logs[-1]["loss"]
 
 
@@ -168,13 +168,14 @@ def test_the_gradient_of_infonce_of_matches():
     assert (gradient[~matches] > 0).all() and (gradient[2] <= 0).all()
 
 
-def test_the_share_of_the_softmax_is_that_of_a_slow_loop():
+def test_the_share_of_the_softmax_is_that_of_a_slow_loop(tmp_path):
     """Of what InfoNCE repels, that which is true: over all anchors of both directions."""
     ids, texts = torch.tensor([3, 1, 3, 0, 2]), torch.tensor([4, 0, 2, 1, 3])
     similarity, matches = torch.rand(5, 5), torch.rand(5, 4) < 0.5
     batch = SimpleNamespace(image_ids=ids, text_ids=texts)
-    run = SimpleNamespace(matches=matches, log_scale=torch.tensor(1.0))
-    step = monitor.Step(batch, similarity, None, None, None, None, None)
+    run, _ = make_run(tmp_path, "--loss", "infonce")
+    run.objective.log_scale.data.fill_(1.0)
+    negatives = run.objective.softmax_negatives(similarity, batch, None)
     true = total = 0.0
     for way, matrix in enumerate(slow.both_ways(similarity.tolist())):
         for row in range(5):
@@ -186,7 +187,8 @@ def test_the_share_of_the_softmax_is_that_of_a_slow_loop():
                     image, text = (row, other) if way == 0 else (other, row)
                     total += share
                     true += share * bool(matches[texts[text], ids[image]])
-    assert monitor.softmax_share(run, step).item() == pytest.approx(true / total, abs=1e-6)
+    share = TrueMatches(matches).share_of(*negatives)
+    assert share.item() == pytest.approx(true / total, abs=1e-6)
 
 
 # -------------------------------------------------------------------------- what is told, and where

@@ -1,0 +1,194 @@
+"""What every objective is: what it is given of a step, what it gives back, and what it may own.
+
+A run has one objective, chosen by `--loss` from `training.objectives.OBJECTIVES`. It receives the
+embeddings of a step and computes the loss. Everything that belongs to the loss alone, such as a
+memory bank or a learned temperature, belongs to the objective too: the training step, the
+checkpoint and the logs ask the objective for it and know no loss by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from data import Batch, Split
+from fne_loss import BatchRanking, cosine, rank_batch
+from memory_bank import MemoryBank
+from model import DualEncoder
+from training.true_matches import TrueMatches
+
+
+@dataclass
+class Step:
+    """What an objective is given of one training step on a batch of B pairs.
+
+    In a run of N processes each encodes its local b = B / N pairs and receives the embeddings of
+    all B. In a single process b = B. D is the width of the embeddings, W of the features.
+    """
+
+    batch: Batch  # ids of all B pairs; pixels and tokens of the local b
+    pixels: Tensor | None  # (b, 3, R, R) standardised; None where a frozen encoder has seen them
+    image_features: Tensor  # (b, W) before the projection
+    text_features: Tensor  # (b, W)
+    image_embeds: Tensor  # (b, D) local rows, with gradient
+    text_embeds: Tensor  # (b, D)
+    all_image_embeds: Tensor  # (B, D); the gradient reaches the local rows alone
+    all_text_embeds: Tensor  # (B, D)
+    local: slice  # the local rows of the batch
+    epoch: int  # epochs done before this step
+    number: int  # steps done before this step
+    previous_taken: Tensor  # () bool, whether the step before this one changed the weights
+    lap: Callable[[str], None]  # books the time since its last call under a name
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """(B, B) cosines of online embeddings, images in rows and texts in columns."""
+        return cosine(self.all_image_embeds, self.all_text_embeds)
+
+    @cached_property
+    def ranking(self) -> BatchRanking:
+        """Each pair's hardest negatives in the batch, and the confident pairs."""
+        return rank_batch(self.similarity, self.batch.image_ids)
+
+
+class Negatives(NamedTuple):
+    """Pairs of an image and a text that a loss treated as negatives, each with its weight.
+
+    The three shapes broadcast: (P,) each for a list of pairs; (B, 1), (1, B) and (B, B) for all
+    pairs of a batch.
+    """
+
+    image_ids: Tensor  # int64, photo in the training split; negative where unknown
+    text_ids: Tensor  # int64, caption in the training split; negative where unknown
+    weights: Tensor  # share of the pair in the loss, not negative
+
+
+class Outcome(NamedTuple):
+    """What an objective makes of a step."""
+
+    loss: Tensor  # () with gradient; gradients of it are summed over the processes
+    batch_loss: Tensor  # () detached, of the whole batch, the same in all processes
+    negatives: Negatives  # of the whole batch
+    logs: dict[str, Tensor] = {}  # () values for TensorBoard, beside the loss, by name
+
+
+class NegativeSampler(NamedTuple):
+    """What an objective draws negatives with, for figures that show what it would draw."""
+
+    criterion: nn.Module  # an `FNELoss`
+    bank: MemoryBank
+    momentum_model: DualEncoder
+    similarity_counts: Tensor | None  # (2, bins) int64 histograms of N+ and N-, where counted
+
+
+class Objective(nn.Module):
+    """A loss that `--loss` can name, with all that it owns.
+
+    A subclass implements `phase` and `forward`. Parameters that it registers are trained; modules
+    and parameters that `entries` names are saved in the checkpoint.
+
+    In a run of several processes each computes `forward` on the same batch, and the processes'
+    gradients are summed. A loss of all embeddings (`Step.all_image_embeds`) is computed whole in
+    each process: the gradient reaches the local rows alone, so that the sum is that of the batch. A
+    loss of the local rows alone is divided by the number of processes.
+
+    Args:
+        options: the run's options.
+        model: the online model, on its device.
+        split: the training split, whose true matches may be known; None in a trial without data.
+    """
+
+    def __init__(self, options, model: DualEncoder, split: Split | None = None):
+        super().__init__()
+        self.options = options
+        self.device = next(model.parameters()).device
+        self.matches = TrueMatches.of_split(split, self.device)
+        self.matches.check_known(options.oracle, split)
+
+    @classmethod
+    def check_options(cls, options) -> None:
+        """Check that the options can work with this objective.
+
+        Raises:
+            InputError: they cannot.
+        """
+        if options.oracle == "positives":
+            raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an "
+                             "anchor; give --loss infonce, or --oracle alone, which excludes the "
+                             "others")
+
+    @classmethod
+    def phase(cls, options, epoch: int) -> str:
+        """Name the loss of an epoch, counted from 0, as it is shown to the user."""
+        raise NotImplementedError
+
+    def forward(self, step: Step) -> Outcome:
+        """Compute the loss of a step."""
+        raise NotImplementedError
+
+    def excluded_in_batch(self, step: Step) -> Tensor | None:
+        """Find pairs of the batch that are no negatives, beside those of one photo.
+
+        Returns:
+            (B, B) bool, images in rows and texts in columns; None if there are none. By default the
+            true matches, where `--oracle` asks for that.
+        """
+        return self.matches.in_batch(step.batch) if self.options.oracle != "off" else None
+
+    def start_epoch(self) -> None:
+        """Forget, in place, what is kept for one epoch alone. Called before its first step."""
+
+    def after_step(self, step: Step) -> None:
+        """Update state in place once the optimizer has made its step."""
+
+    def entries(self) -> dict[str, nn.Module | Tensor]:
+        """Name the modules and tensors that a checkpoint keeps, by their key."""
+        return {}
+
+    def check_entries(self, photos: int | None, captions: int | None) -> None:
+        """Check what was loaded into `entries` from a checkpoint.
+
+        Args:
+            photos, captions: size of the training split; None where it is not known.
+
+        Raises:
+            ValueError: a value that no run can come to.
+        """
+
+    def values(self) -> dict[str, Tensor | float]:
+        """Give the state that TensorBoard shows, by tag. It may wait for the device."""
+        return {}
+
+    def sampler(self) -> NegativeSampler | None:
+        """Give what this objective draws negatives with; None if it draws none."""
+        return None
+
+
+def phases(objective: type[Objective] | Objective, options) -> list[tuple[int, int, str]]:
+    """List the phases of a run as (first epoch, last epoch, name), epochs counted from 1."""
+    found = []
+    for epoch in range(options.num_epochs):
+        name = objective.phase(options, epoch)
+        if found and found[-1][2] == name:
+            found[-1] = found[-1][0], epoch + 1, name
+        else:
+            found.append((epoch + 1, epoch + 1, name))
+    return found
+
+
+def hardest_negatives(ranking: BatchRanking, batch: Batch) -> Negatives:
+    """Give the hardest negative of each anchor of a batch: 2 B pairs, those of i2t first."""
+    texts, images = ranking.hardest_at  # (B,), (B,)
+    return Negatives(
+        image_ids=torch.cat([batch.image_ids, batch.image_ids[images]]),
+        text_ids=torch.cat([batch.text_ids[texts], batch.text_ids]),
+        weights=ranking.hardest.isfinite().flatten().float())
+
+
+def weighted_pairs(weights: Tensor, batch: Batch) -> Negatives:
+    """Give all pairs of a batch with `weights` (B, B), images in rows and texts in columns."""
+    return Negatives(batch.image_ids[:, None], batch.text_ids[None, :], weights)

@@ -1,0 +1,74 @@
+"""InfoNCE, the in-batch softmax contrastive loss of CLIP, as a control."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from data import Batch
+from fne_loss import excluded_candidates, infonce_loss
+from training.objectives.base import Negatives, Objective, Outcome, Step, weighted_pairs
+from training.true_matches import infonce_of_matches
+
+FIRST_TEMPERATURE = 0.07
+LARGEST_SCALE = 100.0  # as of CLIP
+
+
+class InfoNCEObjective(Objective):
+    """Softmax over the batch with a learned temperature.
+
+    With `--oracle positives` every true match of the batch is a positive.
+    """
+
+    def __init__(self, options, model, split=None):
+        super().__init__(options, model, split)
+        scale = torch.tensor(1 / FIRST_TEMPERATURE, device=self.device)
+        self.log_scale = nn.Parameter(scale.log())  # () log of the inverse temperature
+
+    @classmethod
+    def check_options(cls, options) -> None:
+        """Accept all options: `--oracle positives` is this objective's own."""
+
+    @classmethod
+    def phase(cls, options, epoch: int) -> str:
+        """Name the loss of an epoch, counted from 0."""
+        return "InfoNCE"
+
+    def forward(self, step: Step) -> Outcome:
+        """Compute the loss of a step from the similarities of the whole batch."""
+        excluded = self.excluded_in_batch(step)  # (B, B) or None
+        if self.options.oracle == "positives":
+            loss = infonce_of_matches(step.similarity, excluded, self.log_scale)
+        else:
+            loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded)
+        return Outcome(loss, loss.detach(), self.softmax_negatives(step.similarity, step.batch,
+                                                                   excluded))
+
+    @torch.no_grad()
+    def softmax_negatives(
+        self, similarity: Tensor, batch: Batch, also_excluded: Tensor | None
+    ) -> Negatives:
+        """Give all pairs of a batch by the softmax's weight on them, both directions summed.
+
+        Args:
+            similarity: (B, B), images in rows and texts in columns.
+            batch: the batch's ids.
+            also_excluded: (B, B) bool, pairs that are no negatives.
+        """
+        excluded = excluded_candidates(batch.image_ids, batch.image_ids, also_excluded)  # (B, B)
+        outside = excluded.clone().fill_diagonal_(False)  # the positives stay in the softmax
+        logits = (self.log_scale.exp() * similarity).masked_fill(outside, -torch.inf)  # (B, B)
+        weights = (logits.softmax(dim=0) + logits.softmax(dim=1)) * ~excluded  # (B, B)
+        return weighted_pairs(weights, batch)
+
+    def after_step(self, step: Step) -> None:
+        """Bound the learned scale in place."""
+        self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
+
+    def entries(self) -> dict[str, nn.Module | Tensor]:
+        """Name what a checkpoint keeps."""
+        return {"log_scale": self.log_scale}
+
+    def values(self) -> dict[str, Tensor | float]:
+        """Give the temperature for TensorBoard."""
+        return {"train/temperature": (-self.log_scale.detach()).exp()}

@@ -1,0 +1,83 @@
+"""The flags of each objective that --loss can name."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from common.flags import option
+from common.options import LARGEST_COUNT, LARGEST_FLOAT
+from common.presets import PRIOR_OF_EVIDENCE
+
+
+@dataclass(kw_only=True)
+class TripletOptions:
+    """The options of the in-batch triplet loss: --loss triplet, and the warm-up of FNE."""
+
+    title = "triplet loss, in the batch"
+    margin: float = option(
+        0.2, "margin of the hinge", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
+    max_violation: bool = option(
+        False, "in-batch triplet loss on the hardest negative, not the sum over all",
+        from_checkpoint=True)
+    easy_epochs: int = option(
+        0, "first epochs of the triplet loss that sum over all negatives in spite of "
+        "--max_violation; under the hardest alone an encoder that is trained from scratch "
+        "collapses", low=0, high=LARGEST_COUNT, from_checkpoint=True)
+
+
+@dataclass(kw_only=True)
+class FNEOptions(TripletOptions):
+    """The options of False Negative Elimination, whose warm-up is the triplet loss."""
+
+    title = "False Negative Elimination (FNE)"
+    warmup_epochs: int = option(
+        1, "epochs of the in-batch triplet loss before FNE", low=0, high=LARGEST_COUNT,
+        from_checkpoint=True)
+    queue_size: int = option(
+        8224, "M, slots of the memory bank", low=1, high=2**28, from_checkpoint=True, fixed=True)
+    bank_dtype: str = option(
+        "float32", "of the keys in the bank: bfloat16 takes half the memory, and half the room in "
+        "a checkpoint", choices=("float32", "bfloat16"), from_checkpoint=True, fixed=True)
+    momentum: float = option(
+        0.995, "m, share that the momentum encoders keep in each step", low=0, below=1,
+        from_checkpoint=True)
+    nums_right_sims: int = option(
+        200, "confident pairs an epoch must exceed before the posterior is used", low=0,
+        high=LARGEST_COUNT, from_checkpoint=True)
+    tau: float = option(
+        0.5, "tau of the sampling weights", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
+    posterior: str = option(
+        "published", "evidence: P(false negative) also from the similarity of the captions, fitted "
+        "to other captions of a photo, which is ours; --prior is then "
+        f"{PRIOR_OF_EVIDENCE} unless given", choices=("published", "evidence"),
+        from_checkpoint=True, fixed=True, exclusive=True)
+    prior: float = option(
+        1e-4, "P(false negative) of any candidate", above=0, below=1, from_checkpoint=True)
+    posterior_floor: float = option(
+        1e-3, "posteriors up to this are taken for 0: similarity sets the weight", low=0,
+        high=LARGEST_FLOAT, from_checkpoint=True)
+
+
+@dataclass(kw_only=True)
+class InfoNCEOptions:
+    """The options of --loss infonce: it has none, since its temperature is learned."""
+
+    title = "InfoNCE"
+
+
+@dataclass(kw_only=True)
+class SigmoidOptions:
+    """The options of the pairwise sigmoid loss: --loss sigmoid."""
+
+    title = "sigmoid loss"
+    sigmoid_scale: float = option(
+        10.0, "scale of the similarities that the loss begins with; it is learned, up to 100",
+        above=0, high=100, from_checkpoint=True)
+    sigmoid_bias: float = option(
+        -10.0, "bias of the similarities that the loss begins with; it is learned", low=-1e3,
+        high=1e3, from_checkpoint=True)
+
+
+def set_prior(options: FNEOptions, given: Collection[str]) -> None:
+    """Set `options.prior` in place to that of --posterior evidence, unless --prior is given."""
+    if options.posterior == "evidence" and "prior" not in given:
+        options.prior = PRIOR_OF_EVIDENCE
