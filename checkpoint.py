@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.flags import check_values, flags_of, flags_to_repeat, names_from_checkpoint
 from common.options import EncodingOptions, LoadedParts, set_data_path
 from common.presets import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
-from common.processes import bring_together, from_main
-from common.ranks import is_main, world
-from common.terminal import say, warn
+from common.processes import broadcast_from_main, consolidate_state
+from common.ranks import is_main, world_size
+from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
 from encoders.released import is_released, released_encoders, released_options
@@ -68,7 +68,7 @@ def read(path: Path, **way_out: str) -> dict:
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
     """`find_here` by the first process; the others follow it."""
     path, state = find_here(options) if is_main() else (None, None)
-    path = from_main(path)
+    path = broadcast_from_main(path)
     return path, read(path) if path is not None and state is None else state
 
 
@@ -119,11 +119,11 @@ def choose_folder(
     """
     if path is None:
         return  # a fresh run: `storage.prepare_folder` moves a former one aside
-    own = path if path.is_dir() else path.parent
+    run_folder = path if path.is_dir() else path.parent
     released = is_released(state)
     if "logger_name" not in given and (options.test or not released):
-        options.logger_name = own
-    same = options.logger_name.resolve() == own.resolve()
+        options.logger_name = run_folder
+    same = options.logger_name.resolve() == run_folder.resolve()
     if not released and not same and storage.holds_run(options.logger_name):
         raise InputError(f"--logger_name {options.logger_name} holds another run than {path}: "
                          "leave the flag out, or name a new folder")
@@ -184,8 +184,8 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
                              + ("" if testing else ", or start a new run"))
     set_data_path(options, given)
     if not is_released(state):
-        options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(path),
-                                                              given)
+        options.stored_encoders = stored_encoders.read_stored_encoders(
+            state, state["model"], str(path), given)
 
 
 def begin_from(options: TrainOptions, given: set[str]) -> None:
@@ -203,8 +203,8 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
         if name in state["options"] and name not in given:
             setattr(options, name, state["options"][name])
     options.init_weights = state["model"]
-    options.stored_encoders = stored_encoders.read_stored(state, state["model"], str(options.init),
-                                                          given)
+    options.stored_encoders = stored_encoders.read_stored_encoders(
+        state, state["model"], str(options.init), given)
 
 
 def start_from(
@@ -274,11 +274,11 @@ def pack(run: Run) -> dict:
         **{name: getattr(run, name) for name in PROGRESS},
         "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
-        stored_encoders.KEY: run.encoders,
+        stored_encoders.ENCODERS_KEY: run.encoders,
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "skips": run.skips.state_dict(),
-        "processes": world(),
+        "processes": world_size(),
     }
     for name, value in run.objective.entries().items():
         state[name] = value.state_dict() if isinstance(value, nn.Module) else value.detach()
@@ -293,7 +293,7 @@ def save(run: Run, best: bool) -> str:
     Returns:
         A line that says how to go on; empty in the other processes.
     """
-    bring_together(run.optimizer)
+    consolidate_state(run.optimizer)
     if not is_main():
         return ""
     folder, state = run.options.logger_name, pack(run)
@@ -356,11 +356,11 @@ def unpack(run: Run, state: dict, path: Path) -> None:
         made_by = state.get("processes", 1)
         if type(made_by) is not int or made_by < 1:
             raise ValueError(f"it is of {made_by!r} processes")
-        if made_by != world():
-            say(f"{path} is of {made_by} processes, and goes on with {world()}: the same run, but "
-                "for rounding and dropout, and so not to the bit")
+        if made_by != world_size():
+            print_status(f"{path} is of {made_by} processes, and goes on with {world_size()}: the "
+                         "same run, but for rounding and dropout, and so not to the bit")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no whole checkpoint of this version, so no run can go on "
@@ -426,8 +426,8 @@ def unpack_released(run: Run, state: dict, path: Path) -> None:
         photos = "other photos than the training split's" if same_data else dataset
         message = ("weights and momentum weights carry over; the memory bank, of "
                    f"{photos}, starts empty")
-    say(f"{path} is a released checkpoint:\n  {message};\n"
-        "  optimizer, statistics and epoch count start fresh")
+    print_status(f"{path} is a released checkpoint:\n  {message};\n"
+                 "  optimizer, statistics and epoch count start fresh")
 
 
 def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path) -> bool:
@@ -453,7 +453,7 @@ def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path)
 def released_dual_encoder(
     options: EncodingOptions, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
-    """The online towers of a released checkpoint, or with `momentum` their momentum copies.
+    """The online encoders of a released checkpoint, or with `momentum` their momentum copies.
 
     Of the options it uses image_encoder, text_encoder, text_pooling and image_res.
     """

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.options import EncodingOptions, SourceOptions
-from common.ranks import own_rows
+from common.ranks import local_rows
 from common.terminal import warn
 from inputs import sources
 from inputs.augmentation import train_pixels
@@ -353,8 +353,8 @@ def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool
     photos = None if sees_photos_once(options) else train_set.photos
     pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
                         augment=options.augment == "published")
-    own = own_rows(options.batch_size_train)
-    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, own)
-    pixels = 0 if photos is None else 3 * options.image_res**2 * (own.stop - own.start)
+    local = local_rows(options.batch_size_train)
+    sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, local)
+    pixels = 0 if photos is None else 3 * options.image_res**2 * (local.stop - local.start)
     return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,
                        collate_fn=Collator(train_set.captions))

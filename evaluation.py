@@ -5,8 +5,8 @@ r"""Score a checkpoint or saved embeddings on a split:
     python evaluation.py --embeddings embeddings.npz
 """
 
-# A split is encoded here; what its embeddings are worth is in `metrics`, whose rank functions can
-# be imported from here as well.
+# This file encodes splits and prints results. The metrics themselves are in `metrics`; its rank
+# functions can be imported from here as well.
 
 import datetime
 import json
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from common.options import (
     EncodingOptions,
     ScoringOptions,
@@ -24,8 +24,8 @@ from common.options import (
 )
 
 if __name__ == "__main__":
-    tell_of_imports()
-    parse_scoring(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
+    exit_on_import_error()
+    parse_scoring(__doc__)  # so that --help and wrong flags need not wait for the imports below
 
 import numpy as np
 import torch
@@ -33,11 +33,11 @@ from torch import Tensor
 
 import checkpoint
 from common import files
-from common.device import place
+from common.device import place_on_device
 from common.errors import InputError, exit_on_input_error
-from common.processes import from_main, gather_strided, together
-from common.ranks import is_main, rank, world
-from common.terminal import progress, tell
+from common.processes import broadcast_from_main, gather_strided, process_group
+from common.ranks import is_main, rank, world_size
+from common.terminal import print_result, progress
 from common.version import commit
 from data import LoadedSplit, load_eval_set, photos_of_names
 from encoders.processors import image_statistics, tokenizer_of
@@ -50,7 +50,7 @@ from metrics.embeddings import (
     read_embeddings,
     save_embeddings,
 )
-from metrics.facts import run_text
+from metrics.facts import run_summary
 from metrics.judgements import judge, judgement_lines
 from metrics.retrieval import five_fold as five_fold  # is public here
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
@@ -61,103 +61,169 @@ from model import DualEncoder
 # ---------------------------------------------------------------------------------------- encoding
 
 
-def nothing() -> None:
-    """What there is to do between two batches, where nobody asks for anything."""
+def do_nothing() -> None:
+    """Stand in for a function that is called between two batches."""
 
 
 @torch.no_grad()
 def encode_photos(
     model: DualEncoder, photos: Sequence[Path], options: EncodingOptions, project: bool = True,
-    between: Callable[[], None] = nothing,
+    between_batches: Callable[[], None] = do_nothing,
 ) -> Tensor:
-    """Embeddings (N_i, D) of photo files, or with `project` false features (N_i, width); on CPU."""
-    device, size = next(model.parameters()).device, options.batch_size_test
-    encode = model.encode_image if project else model.image_features
+    """Encode photo files; several processes share the work.
+
+    Args:
+        model: The `DualEncoder`, in the mode and precision in which it is to encode.
+        photos: The paths of N_i photos.
+        options: Their image size, statistics, batch size and number of workers count.
+        project: Whether to return embeddings. If false, the features before the projection are
+            returned.
+        between_batches: Called after each batch, in all processes equally often. It may raise.
+
+    Returns:
+        (N_i, D) unit embeddings or (N_i, width) features, on the CPU, the same in all processes.
+
+    Raises:
+        InputError: If one of the files is no photo.
+    """
+    device = next(model.parameters()).device
+    batch_size = options.batch_size_test
     mean, std = image_statistics(options)
-    loader = make_loader(PhotoDataset(own_share(photos), options.image_res),
-                         options.workers, device.type == "cuda", 3 * options.image_res**2 * size,
-                         batch_size=size)
-    return encode_shares(
-        (encode(normalize(pixels.to(device, non_blocking=True), mean, std))
-         for pixels in progress(loader, "encoding photos")), len(photos), size, between)
+    encode = model.encode_image if project else model.image_features
+    batch_bytes = 3 * options.image_res**2 * batch_size
+    loader = make_loader(PhotoDataset(local_share(photos), options.image_res), options.workers,
+                         device.type == "cuda", batch_bytes, batch_size=batch_size)
+
+    def encoded_batches() -> Iterator[Tensor]:
+        for pixels in progress(loader, "encoding photos"):
+            yield encode(normalize(pixels.to(device, non_blocking=True), mean, std))
+
+    return gather_batches(encoded_batches(), len(photos), batch_size, between_batches)
 
 
 @torch.no_grad()
 def encode_captions(
-    model: DualEncoder, captions: Captions, between: Callable[[], None] = nothing
+    model: DualEncoder, captions: Captions, between_batches: Callable[[], None] = do_nothing
 ) -> Tensor:
-    """Embeddings (N_t, D), on the CPU."""
-    device, size = next(model.parameters()).device, 256
-    # Captions of like length go together, so that little of a batch is padding.
-    order = np.argsort(captions.lengths, kind="stable")
-    own = own_share(order)
-    batches = (captions.padded([captions[index] for index in own[start : start + size]])
-               for start in range(0, len(own), size))
-    texts = encode_shares((model.encode_text(input_ids.to(device), mask.to(device))
-                           for input_ids, mask in batches), len(order), size, between)
-    return texts[torch.from_numpy(np.argsort(order))]
+    """Encode captions; several processes share the work.
 
-
-def own_share(items: Sequence) -> Sequence:
-    """Every Nth of `items`, from this process's rank on; where there are fewer than processes, a
-    last one in vain rather than none."""
-    return items[rank() :: world()] if rank() < len(items) else items[:1]
-
-
-def encode_shares(
-    batches: Iterator[Tensor], count: int, size: int, between: Callable[[], None]
-) -> Tensor:
-    """The embeddings (count, D) of all processes, on the CPU, where each computes every Nth.
+    Captions of similar length are encoded together, so that little of a batch is padding.
 
     Args:
-        batches: computes this process's embeddings, up to `size` at a time.
-        between: called after each batch, in all processes equally often.
+        model: The `DualEncoder`, in the mode and precision in which it is to encode.
+        captions: Token ids of N_t captions.
+        between_batches: Called after each batch, in all processes equally often. It may raise.
+
+    Returns:
+        (N_t, D) unit embeddings, on the CPU, in the order of `captions`, the same in all processes.
     """
-    own = []
-    for _ in range(-(-count // (world() * size))):  # as many as the first process has
-        if (batch := next(batches, None)) is not None:
-            own.append(batch)
-        between()
-    # To the CPU once, since it waits for the device.
-    return gather_strided(torch.cat(own).cpu(), count)
+    device = next(model.parameters()).device
+    batch_size = 256
+    order = np.argsort(captions.lengths, kind="stable")  # (N_t,) shortest first
+    share = local_share(order)
+
+    def encoded_batches() -> Iterator[Tensor]:
+        for start in range(0, len(share), batch_size):
+            batch = [captions[index] for index in share[start : start + batch_size]]
+            input_ids, mask = captions.padded(batch)
+            yield model.encode_text(input_ids.to(device), mask.to(device))
+
+    embeds = gather_batches(encoded_batches(), len(order), batch_size, between_batches)
+    position = np.argsort(order)  # (N_t,) where each caption stands in that order
+    return embeds[torch.from_numpy(position)]
+
+
+def local_share(items: Sequence) -> Sequence:
+    """Return every Nth of `items` from this process's rank on.
+
+    Where there are fewer items than processes, a process without one gets the first item, whose
+    result `gather_batches` drops.
+    """
+    return items[rank() :: world_size()] if rank() < len(items) else items[:1]
+
+
+def gather_batches(
+    batches: Iterator[Tensor], count: int, batch_size: int, between_batches: Callable[[], None]
+) -> Tensor:
+    """Compute the rows of this process's `local_share`, and return those of all processes.
+
+    Args:
+        batches: Computes this process's rows, up to `batch_size` at a time.
+        count: The number of rows of all processes together.
+        batch_size: The largest number of rows of a batch.
+        between_batches: Called after each batch, in all processes equally often.
+
+    Returns:
+        (count, ...) rows, on the CPU, the same in all processes.
+    """
+    local_batches = []
+    most_batches = -(-count // (world_size() * batch_size))  # of the first process, which has most
+    for _ in range(most_batches):
+        batch = next(batches, None)
+        if batch is not None:
+            local_batches.append(batch)
+        between_batches()
+    # Moved to the CPU once at the end, because that waits for the device.
+    return gather_strided(torch.cat(local_batches).cpu(), count)
 
 
 def encode_split(
     model: DualEncoder, eval_set: LoadedSplit, options: EncodingOptions,
-    between: Callable[[], None] = nothing,
+    between_batches: Callable[[], None] = do_nothing,
 ) -> tuple[Tensor, Tensor]:
-    """Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
+    """Encode the photos and captions of a split in evaluation mode.
 
-    The model is put into evaluation mode for this, and back into the mode that it was in
-    (Fidelity note 1). Several processes share the work, and all of them get the whole.
+    The model is put back into the mode that it was in (Fidelity note 1). Several processes share
+    the work, and each gets the whole result.
+
+    Args:
+        model: The `DualEncoder`.
+        eval_set: N_i photos and N_t captions.
+        options: See `encode_photos`.
+        between_batches: Called after each batch, in all processes equally often. It may raise.
+
+    Returns:
+        Image embeddings (N_i, D) and text embeddings (N_t, D), float32 on the CPU.
     """
     was_training = model.training
     model.eval()
-    images = encode_photos(model, eval_set.photos, options, between=between)
-    texts = encode_captions(model, eval_set.captions, between)
+    image_embeds = encode_photos(model, eval_set.photos, options, between_batches=between_batches)
+    text_embeds = encode_captions(model, eval_set.captions, between_batches)
     model.train(was_training)
-    return images, texts
+    return image_embeds, text_embeds
 
 
 def score(
     model: DualEncoder, eval_set: LoadedSplit, options: EncodingOptions,
-    between: Callable[[], None] = nothing,
+    between_batches: Callable[[], None] = do_nothing,
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-    """`retrieval_metrics` of a split, encoded with `model`, and the embeddings that they score.
+    """Encode a split and rank it: what a validation does.
 
     Args:
-        between: called between two batches; it may raise.
+        model: The `DualEncoder`.
+        eval_set: N_i photos and N_t captions.
+        options: See `encode_photos`.
+        between_batches: Called after each batch, in all processes equally often. It may raise.
+
+    Returns:
+        The dictionary of `retrieval_metrics`, the same in all processes; and image embeddings
+        (N_i, D) and text embeddings (N_t, D).
 
     Raises:
-        InputError: the model's embeddings are not finite.
+        InputError: If an embedding is not finite.
     """
-    embeds = encode_split(model, eval_set, options, between)
-    metrics = is_main() and input_errors(retrieval_metrics, *embeds, eval_set.split.image_of_text)
-    return from_main(metrics), embeds
+    embeds = encode_split(model, eval_set, options, between_batches)
+    metrics = None
+    if is_main():
+        metrics = call_metric(retrieval_metrics, *embeds, eval_set.split.image_of_text)
+    return broadcast_from_main(metrics), embeds
 
 
-def input_errors(function, *arguments):
-    """Call a metric; what is wrong with embeddings is the user's to mend."""
+def call_metric(function: Callable, *arguments):
+    """Call a metric, and raise its `ValueError`s as `InputError`s.
+
+    What is wrong with embeddings here is in the user's checkpoint or file.
+    """
     try:
         return function(*arguments)
     except ValueError as error:
@@ -168,25 +234,34 @@ def input_errors(function, *arguments):
 
 
 def all_metrics(embeddings: Embeddings, options: EncodingOptions) -> tuple[dict, str]:
-    """Everything that can be said of a split's embeddings: as a dictionary and as text.
+    """Compute every metric that a split's embeddings allow.
 
-    The keys of `retrieval_metrics`; for COCO's 5,000 photos `five_fold` and the keys of
-    `coco_metrics`; where all matches are known, those of `multi_positive_metrics`; with
-    --judgements `judgements`.
+    Args:
+        embeddings: Embeddings of a split.
+        options: Their --dataset and --judgements count.
+
+    Returns:
+        A dictionary and the same as text. The dictionary has the keys of `retrieval_metrics`; for
+        COCO's 5,000 photos also "five_fold", with the keys of `five_fold`, and the keys of
+        `coco_metrics`; where all true matches are known, those of `multi_positive_metrics`; with
+        --judgements also "judgements", with the keys of `judge`.
+
+    Raises:
+        InputError: If an embedding is not finite, or the judgements cannot be read.
     """
     split = embeddings.split
     embeds = embeddings.image_embeds, embeddings.text_embeds
     if options.dataset == "mscoco" and len(split.images) == 5000:
-        metrics, folds = input_errors(metrics_and_five_fold, *embeds, split.image_of_text)
-        lines = [recall_lines(metrics), "1K, mean of five folds", recall_lines(folds)]
-        metrics["five_fold"] = folds
-        lines += add_lines(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
+        metrics, fold_metrics = call_metric(metrics_and_five_fold, *embeds, split.image_of_text)
+        lines = [recall_lines(metrics), "1K, mean of five folds", recall_lines(fold_metrics)]
+        metrics["five_fold"] = fold_metrics
+        lines += add_metrics(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
     else:
-        metrics = input_errors(retrieval_metrics, *embeds, split.image_of_text)
+        metrics = call_metric(retrieval_metrics, *embeds, split.image_of_text)
         lines = [recall_lines(metrics)]
     if split.matches is not None:
-        lines += add_lines(metrics, multi_positive_metrics(*embeds, split.matches),
-                           "over all true matches")
+        match_metrics = multi_positive_metrics(*embeds, split.matches)
+        lines += add_metrics(metrics, match_metrics, "over all true matches")
     if options.judgements:
         metrics["judgements"] = judge(embeddings, options.judgements)
         lines.append(judgement_lines(metrics["judgements"]))
@@ -194,23 +269,30 @@ def all_metrics(embeddings: Embeddings, options: EncodingOptions) -> tuple[dict,
 
 
 def recall_lines(metrics: dict[str, float]) -> str:
-    """Three lines that read at a glance."""
+    """Return the dictionary of `retrieval_metrics` as a table, a row for each direction."""
     lines = ["           R@1    R@5   R@10   MedR   MeanR"]
-    for name, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
-        values = [metrics[f"{name}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
+    for direction, label in ("i2t", "i -> t"), ("t2i", "t -> i"):
+        values = [metrics[f"{direction}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
         lines.append("  {:6} {:6.1f} {:6.1f} {:6.1f} {:6.0f} {:7.1f}".format(label, *values))
     return "\n".join([*lines, f"  rsum {metrics['rsum']:.1f}"])
 
 
-def add_lines(metrics: dict, more: dict[str, float] | None, title: str) -> list[str]:
-    """Add `more` to `metrics`, and give it as lines: a row for each metric."""
-    if more is None:
+def add_metrics(metrics: dict, new_metrics: dict[str, float] | None, title: str) -> list[str]:
+    """Add new metrics to `metrics` in place, and return them as lines, one for each metric.
+
+    Args:
+        metrics: The dictionary that is changed.
+        new_metrics: Metrics of both directions, with keys that begin with "i2t_" and "t2i_"; None
+            if the split has no such metrics.
+        title: What stands above the lines.
+    """
+    if new_metrics is None:
         return [f"{title}: not this split"]
-    metrics |= more
-    names = [key.removeprefix("i2t_") for key in more if key.startswith("i2t_")]
+    metrics |= new_metrics
+    names = [key.removeprefix("i2t_") for key in new_metrics if key.startswith("i2t_")]
     lines = [f"{title}\n                     i -> t  t -> i"]
     for name in names:
-        i2t, t2i = more[f"i2t_{name}"], more[f"t2i_{name}"]
+        i2t, t2i = new_metrics[f"i2t_{name}"], new_metrics[f"t2i_{name}"]
         lines.append(f"  {metric_label(name):18} {i2t:6.1f}  {t2i:6.1f}")
     return lines
 
@@ -218,87 +300,135 @@ def add_lines(metrics: dict, more: dict[str, float] | None, title: str) -> list[
 def embed_split(
     options: EncodingOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer
 ) -> Embeddings:
-    """The embeddings of the split `name` under checkpoint `state`, read from `path`."""
+    """Encode a split with the model of a checkpoint.
+
+    Args:
+        options: The options of the model and the device.
+        state: The checkpoint's content.
+        path: Its file, for error messages.
+        eval_set: N_i photos and N_t captions.
+        name: The split's name: "train", "val" or "test".
+        tokenizer: The text encoder's tokenizer.
+
+    Returns:
+        The embeddings, with the statistics that FNE fitted and facts about the run.
+    """
     run_options = checkpoint.options_of_run(options, state)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
-    place(model, options)
-    embeds = encode_split(model, eval_set, options)
+    place_on_device(model, options)
+    image_embeds, text_embeds = encode_split(model, eval_set, options)
     facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(run_options, state),
              "date": datetime.date.today().isoformat(), "commit": commit()}
-    return Embeddings(*embeds, eval_set.split, checkpoint.fitted_statistics(state),
-                      run_options.prior, facts)
+    return Embeddings(image_embeds, text_embeds, eval_set.split,
+                      checkpoint.fitted_statistics(state), run_options.prior, facts)
 
 
-def title_of(embeddings: Embeddings, path: Path) -> str:
-    """What is scored: the split, where that is known, and the file of it or of its model."""
+def split_title(embeddings: Embeddings, path: Path) -> str:
+    """Return the title of printed results: data set and split, where known, and the file.
+
+    Args:
+        embeddings: The embeddings that are scored.
+        path: Their file, or that of their model.
+    """
     facts = embeddings.facts
     split = " ".join(facts[name] for name in ("dataset", "split") if name in facts)
     return f"{split}, {path}" if split else str(path)
 
 
 def print_metrics(embeddings: Embeddings, options: EncodingOptions, title: str) -> dict:
-    """Print `all_metrics`, and return them; with a word of the oracle, where one helped."""
+    """Compute all metrics of a split's embeddings, print them, and return them.
+
+    Args:
+        embeddings: Embeddings of a split.
+        options: See `all_metrics`.
+        title: The first line that is printed.
+
+    Returns:
+        The dictionary of `all_metrics`; with "oracle" if an oracle took part in the training.
+    """
     metrics, text = all_metrics(embeddings, options)
-    run = run_text(embeddings.facts)
-    tell("\n".join([title, *([f"  {run}"] if run else []), text]))
+    lines = [title]
+    run = run_summary(embeddings.facts)
+    if run:
+        lines.append(f"  {run}")
+    print_result("\n".join([*lines, text]))
     if "oracle" in embeddings.facts:
         metrics["oracle"] = embeddings.facts["oracle"]
     return metrics
 
 
-def metrics_place(path: Path, flag: str, inputs: list[Path]) -> Path:
-    """Where `write_metrics` may write; InputError where something else is there."""
-    def is_metrics(place: Path) -> bool:
+def metrics_path(path: Path, flag: str, other_files: list[Path]) -> Path:
+    """Return where `write_metrics` may write the output of a flag, and create its folder.
+
+    Args:
+        path: The file.
+        flag: The flag, with which error messages begin.
+        other_files: Files that the command reads, and its other outputs.
+
+    Raises:
+        InputError: If something other than metrics is there.
+    """
+    def is_metrics(existing: Path) -> bool:
         try:
-            return "rsum" in files.read_json(place)
+            return "rsum" in files.read_json(existing)
         except (InputError, TypeError):
             return False
 
-    return files.output_place(path, flag, is_metrics, inputs)
+    return files.resolve_output(path, flag, is_metrics, other_files)
 
 
-def write_metrics(metrics: dict, place: Path) -> None:
-    """Write metrics as json, which has no number for what is none: null."""
+def write_metrics(metrics: dict, path: Path) -> None:
+    """Write metrics as JSON, with null for NaN and infinity, which JSON does not have."""
     text = json.dumps(without_nan(metrics), indent=2, allow_nan=False)
-    files.write(place, f"{text}\n".encode(), "the metrics in")
+    files.write(path, f"{text}\n".encode(), "the metrics in")
 
 
 def without_nan(value: object) -> object:
-    """The same metrics, None in place of NaN and infinity."""
+    """Return a copy of nested metrics with None in place of NaN and infinity."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
-def output_places(options: ScoringOptions) -> dict[str, Path]:
-    """Where the outputs that are asked for may be written, by the name of their flag.
+# ------------------------------------------------------------------------------------- the command
+
+
+def output_paths(options: ScoringOptions) -> dict[str, Path]:
+    """Return where the requested outputs are written, by the names of their flags.
+
+    The report's place is checked too; `write_report` finds it by itself.
 
     Raises:
-        InputError: something else is there, or two would share a file.
+        InputError: If something else is there, or two outputs would share a file.
     """
-    places, used = {}, [path for path in (options.checkpoint, options.embeddings,
-                                          options.judgements) if path is not None]
+    inputs = [path for path in (options.checkpoint, options.embeddings, options.judgements)
+              if path is not None]
+    paths = {}
     if options.save_embeddings:
-        places["save_embeddings"] = files.output_place(
-            options.save_embeddings, "--save_embeddings", is_embeddings_file, used)
+        paths["save_embeddings"] = files.resolve_output(
+            options.save_embeddings, "--save_embeddings", is_embeddings_file, inputs)
     if options.output:
-        places["output"] = metrics_place(options.output, "--output", [*used, *places.values()])
+        paths["output"] = metrics_path(options.output, "--output", [*inputs, *paths.values()])
     if options.report:
         from figures.report import report_place  # loads matplotlib, which only this needs
 
-        report_place(options.report, [*used, *places.values()])
-    return places
+        report_place(options.report, [*inputs, *paths.values()])
+    return paths
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command: read or make a split's embeddings, then print and write its metrics."""
     options, given = parse_scoring(__doc__, argv)
-    with exit_on_input_error(), together(options.device):
+    with exit_on_input_error(), process_group(options.device):
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
         check_paths(options)
-        places, photos = output_places(options), None
+        paths = output_paths(options)
+        photos = None
         if options.embeddings:
             embeddings = read_embeddings(options.embeddings)
             if options.report and options.data_path:
@@ -317,15 +447,15 @@ def main(argv: list[str] | None = None) -> None:
         if not is_main():
             return
         if options.save_embeddings:
-            save_embeddings(embeddings, places["save_embeddings"])
-        title = title_of(embeddings, options.embeddings or options.checkpoint)
+            save_embeddings(embeddings, paths["save_embeddings"])
+        title = split_title(embeddings, options.embeddings or options.checkpoint)
         metrics = print_metrics(embeddings, options, title)
         if options.output:
-            write_metrics(metrics, places["output"])
+            write_metrics(metrics, paths["output"])
         if options.report:
             from figures.report import write_report
 
-            tell(str(write_report(embeddings, metrics, title, photos, options.report)))
+            print_result(str(write_report(embeddings, metrics, title, photos, options.report)))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import os
 import shutil
 from pathlib import Path
 
-from common.errors import pass_on, tell_of_imports
+from common.errors import exit_on_import_error, reraise_out_of_memory
 from common.options import ExportOptions, check, check_paths, parse_export, parse_scoring
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse_export(__doc__)  # --help need not wait for the imports below
 
 import torch
@@ -29,9 +29,9 @@ import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import read_json
 from common.flags import names_from_checkpoint
-from common.processes import refuse_others
-from common.terminal import tell
-from encoders.folder import DTYPES, is_export, own_files
+from common.processes import require_one_process
+from common.terminal import print_result
+from encoders.folder import DTYPES, has_only_export_files, is_export
 from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
 from encoders.sentence import layout
@@ -70,7 +70,7 @@ def is_replaceable(place: Path) -> bool:
         return False
     if not any(place.iterdir()):
         return True
-    return bool(is_export(place) and own_files(place))
+    return bool(is_export(place) and has_only_export_files(place))
 
 
 def read_model(
@@ -125,16 +125,16 @@ def training_facts(options: TrainOptions, state: dict, path: Path) -> dict:
     """
     if "folder" in state:
         return state["folder"]["about"]
-    names = sorted(names_from_checkpoint(type(options)))
-    if checkpoint.is_released(state):  # a released checkpoint holds only some of its options
-        names = [*checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"]
-    recorded = {name: getattr(options, name) for name in names}
+    saved = {name: getattr(options, name) for name in sorted(names_from_checkpoint(type(options)))}
     for name in "image_encoder", "text_encoder", "vocab":
-        if name in recorded:
-            recorded[name] = without_folders(recorded[name])
-    recorded = {name: value for name, value in recorded.items() if not isinstance(value, Path)}
+        if name in saved:
+            saved[name] = without_folders(saved[name])
+    saved = {name: value for name, value in saved.items() if not isinstance(value, Path)}
+    if checkpoint.is_released(state):  # a released checkpoint holds only these options
+        names = *checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"
+        saved = {name: saved[name] for name in names}
     statistics = checkpoint.fitted_statistics(state)
-    return {"options": recorded, "recalls": known_scores(state, path),
+    return {"options": saved, "recalls": known_scores(state, path),
             "statistics": None if statistics is None else statistics.tolist()}
 
 
@@ -326,11 +326,11 @@ def write_onnx(model: DualEncoder, folder: Path) -> None:
     tokens = torch.randint(1, 9, (3, length), generator=random)
     mask = torch.ones(3, length, dtype=torch.int64)
     mask[1, length // 2 :] = 0
-    whole_mask, model.whole_mask = model.whole_mask, False
+    uses_4d_mask, model.uses_4d_mask = model.uses_4d_mask, False
     write_tower(ImageTower(model), {"pixel_values": pixels}, folder / "image.onnx")
     write_tower(TextTower(model), {"input_ids": tokens, "attention_mask": mask},
                 folder / "text.onnx")
-    model.whole_mask = whole_mask
+    model.uses_4d_mask = uses_4d_mask
 
 
 def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
@@ -355,7 +355,7 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
             dynamic_shapes=tuple({0: batch} for _ in names))
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # each model fails with an error of its own kind
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise InputError(f"--onnx: the {path.stem} encoder cannot be written "
                          f"({one_line(error)[:200]}); leave the flag out") from error
     for rows in 3, 1:
@@ -413,9 +413,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with the arguments `argv`, or with those of the process."""
     arguments = parse_export(__doc__, argv)
     with exit_on_input_error():
-        refuse_others("export.py")
+        require_one_process("export.py")
         check_paths(arguments)
-        tell(export(arguments))
+        print_result(export(arguments))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The dual encoder and its momentum copy."""
+"""The dual encoder, its momentum encoder, and what can be switched on for both.
+
+`DualEncoder` maps photos and captions to unit vectors of one space. `momentum_copy` makes its
+momentum encoder, and `MomentumUpdate` moves that by the exponential moving average. The rest builds
+a model from flags, and adds gradient checkpointing, compiling and a check for --deterministic.
+"""
 
 import contextlib
 import copy
@@ -11,111 +16,138 @@ import transformers
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from common.errors import NOT_DETERMINISTIC, InputError, one_line, pass_on
+from common.errors import NOT_DETERMINISTIC, InputError, one_line, reraise_out_of_memory
 from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.families import choose_pooling, find_family
-from encoders.folder import PATTERNS, preparation_of, read_folder, write_folder
-from encoders.hub import from_cache, why_not
-from encoders.pooling import hidden, pool
+from encoders.folder import PATTERNS, read_folder, read_preparation, write_folder
+from encoders.hub import fetch_error_message, use_cache_only
+from encoders.loading import load_encoder, quiet_transformers
+from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
-from encoders.stored import read_stored
-from encoders.towers import load_encoder, quiet_transformers
+from encoders.stored import read_stored_encoders
 
-GRAPHS = 8  # that --compile makes of one encoder, at most
+MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
 
 
 class DualEncoder(nn.Module, ModelHubMixin):
-    """An image and a text encoder onto one unit sphere.
+    """Map photos and captions to unit vectors of one embedding space.
 
-    Each encoder's last layer is pooled to features, then `embed_size` > 0 projects them linearly,
-    then unit norm.
+    Each side (image or text) has an encoder, whose last hidden state is pooled to one feature
+    vector. A linear projection follows where `embed_size` > 0, and then L2 normalisation. The dot
+    product of an image embedding and a text embedding is their cosine similarity.
+
+    The encoders compute in bfloat16 autocast if the attribute `bf16` is true. Pooling, projections
+    and embeddings are float32 in any case.
+
+    `from_pretrained` and `save_pretrained` read and write the folder of `export.py`
+    (docs/export.md). The attribute `preparation` of a model that was read so says how its photos
+    and captions are prepared; it is None otherwise.
 
     Args:
-        image_encoder, text_encoder: of a type in `encoders.families.SUPPORTED`, without a head.
-        embed_size: D, or 0 for no projection; then the encoders' widths must agree.
-        image_pooling, text_pooling: see `encoders.pooling`; "auto" is what suits the encoder:
-            "mean" and "tokens" for the published ones, whose captions the released program
-            averages "padded" (Fidelity note 2).
-        freeze: None, "image" or "text": an encoder that stays as it is.
-        image_res, max_tokens: side of the photos in pixels and longest caption, to try out the
-            encoders with.
-
-    `from_pretrained` and `save_pretrained` read and write a folder, or a name on the Hub, as
-    `export.py` does (docs/export.md); `preparation` then holds what photos and captions need.
-    Set `bf16` to run the encoders under bfloat16 autocast; pooling, features, projections and
-    embeddings are float32 all the same.
+        image_encoder: A vision model without a head, of a type in `encoders.families.SUPPORTED`.
+        text_encoder: A language model without a head, of such a type.
+        embed_size: D, the width of the projections. 0 means no projection, as published; both
+            encoders must then have the same width.
+        image_pooling: How the image encoder's last hidden state becomes one vector, see
+            `encoders.pooling.pool`. "auto" takes the default of the encoder's type: "mean" for
+            the published ViT.
+        text_pooling: The counterpart for the text encoder: "auto" is "tokens" for the published
+            BERT. The released program averages padding too, which is "padded" (Fidelity note 2).
+        freeze: "image" or "text" for an encoder that is not trained, or None.
+        image_res: R, the side of the square photos in pixels.
+        max_tokens: L, the length of the longest caption in tokens.
 
     Raises:
-        InputError: the widths differ without `embed_size`, or an encoder cannot take such photos or
-            captions, or has no such pooling.
+        InputError: If the widths differ without `embed_size`, or if an encoder does not take
+            photos or captions of that size, or does not have the pooling.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, embed_size: int = 0,
                  image_pooling: str = "auto", text_pooling: str = "auto",
                  freeze: str | None = None, image_res: int = 384, max_tokens: int = 30):
         super().__init__()
-        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
         self.image_pooling = choose_pooling(image_encoder, "image", image_pooling)
         self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
         self.freeze = freeze
-        self.image_call = resolution_arguments(image_encoder, image_res)
-        self.channels_last = self.bf16 = self.whole_mask = False
+        self.image_encoder_kwargs = interpolation_kwargs(image_encoder, image_res)
+        self.channels_last = False
+        self.uses_4d_mask = False
+        self.bf16 = False
         self.preparation: Preparation | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
-        image_dim, text_dim = self.try_image(image_res), self.try_text(max_tokens)
-        if embed_size == 0 and image_dim != text_dim:
-            raise InputError(f"the image encoder is {image_dim} wide and the text encoder "
-                             f"{text_dim}: give both a projection with --embed_size 256, say")
-        self.embed_size = embed_size or image_dim  # D
-        self.image_projection = nn.Linear(image_dim, embed_size) if embed_size else nn.Identity()
-        self.text_projection = nn.Linear(text_dim, embed_size) if embed_size else nn.Identity()
+        image_width = self._probe_image_encoder(image_res)
+        text_width = self._probe_text_encoder(max_tokens)
+        if embed_size == 0 and image_width != text_width:
+            raise InputError(f"the image encoder is {image_width} wide and the text encoder "
+                             f"{text_width}: give both a projection with --embed_size 256, say")
+        self.embed_size = embed_size or image_width  # D
+        if embed_size:
+            self.image_projection = nn.Linear(image_width, embed_size)
+            self.text_projection = nn.Linear(text_width, embed_size)
+        else:
+            self.image_projection = nn.Identity()
+            self.text_projection = nn.Identity()
         if freeze:
             self.frozen_encoder.requires_grad_(False)
         self.train()
 
     @property
     def frozen_encoder(self) -> nn.Module | None:
+        """The encoder that is not trained, or None if both are trained."""
         return getattr(self, f"{self.freeze}_encoder") if self.freeze else None
 
     @torch.no_grad()
-    def try_image(self, image_res: int) -> int:
-        """Width of the image encoder's features, by trying; convolutions go to channels last."""
+    def _probe_image_encoder(self, image_res: int) -> int:
+        """Encode one blank photo, and return the width of the image features.
+
+        An encoder whose last hidden state is a feature map is a convolutional network; it is put
+        into the channels-last memory format, in which convolutions are faster.
+        """
         pixels = torch.zeros(1, 3, image_res, image_res)
-        with refusal(f"--image_res {image_res}: the image encoder (--image_encoder) does not take "
-                     "such photos"):
-            output = self.image_encoder(pixel_values=pixels, **self.image_call)
-            width = pool(self.image_encoder, output, self.image_pooling).shape[1]
-        if hidden(output).ndim == 4:
+        with as_input_error(f"--image_res {image_res}: the image encoder (--image_encoder) does "
+                            "not take such photos"):
+            output = self.image_encoder(pixel_values=pixels, **self.image_encoder_kwargs)
+            features = pool(self.image_encoder, output, self.image_pooling)  # (1, width)
+        if last_hidden_state(output).ndim == 4:
             self.channels_last = True
             self.image_encoder.to(memory_format=torch.channels_last)
-        return width
+        return features.shape[1]
 
     @torch.no_grad()
-    def try_text(self, max_tokens: int) -> int:
-        """Width of the text encoder's features, by trying; its table of positions may end early.
+    def _probe_text_encoder(self, max_tokens: int) -> int:
+        """Encode two captions of `max_tokens` tokens, and return the width of the text features.
 
-        Sets `whole_mask` where a mask (B, 1, L, L) serves as well as one of (B, L). Given the
-        latter, transformers reads it back to see whether it has zeros, for which a GPU waits.
+        Set `uses_4d_mask` if an attention mask (B, 1, L, L) gives the same features as a mask
+        (B, L). Given the latter, transformers reads the mask back to see whether it has zeros, and
+        a GPU has to finish its work for that.
         """
-        word = 1 if getattr(self.text_encoder.config, "pad_token_id", None) == 0 else 0
-        tokens = torch.full((2, max_tokens), word)
+        pad_id = getattr(self.text_encoder.config, "pad_token_id", None)
+        token = 1 if pad_id == 0 else 0  # any token that is not padding
+        tokens = torch.full((2, max_tokens), token)
         mask = torch.ones_like(tokens)
         mask[1, max_tokens // 2 :] = 0
-        with refusal(f"--max_tokens {max_tokens}: the text encoder (--text_encoder) does not take "
-                     "captions of that length"):
-            features = self.text_features(tokens, mask)
-        if find_family(self.text_encoder.config, "text").whole_mask:
-            self.whole_mask = True
-            with contextlib.suppress(Exception):  # transformers 4 refuses it
-                if torch.equal(features, self.text_features(tokens, mask)):
-                    return features.shape[1]
-            self.whole_mask = False
+        with as_input_error(f"--max_tokens {max_tokens}: the text encoder (--text_encoder) does "
+                            "not take captions of that length"):
+            features = self.text_features(tokens, mask)  # (2, width)
+        if find_family(self.text_encoder.config, "text").accepts_4d_mask:
+            self.uses_4d_mask = True
+            try:
+                same = torch.equal(features, self.text_features(tokens, mask))
+            except Exception:  # transformers 4 does not take such a mask
+                same = False
+            self.uses_4d_mask = same
         return features.shape[1]
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Training mode, but a frozen encoder and pretrained batch norm keep evaluating."""
+        """Set training mode in place, but keep what must not change in evaluation mode.
+
+        That is a frozen encoder, and the batch norms of the image encoder, which keep the running
+        statistics of their pretraining.
+        """
         super().train(mode)
         if self.freeze:
             self.frozen_encoder.eval()
@@ -131,54 +163,77 @@ class DualEncoder(nn.Module, ModelHubMixin):
         write_folder(Path(save_directory), self, self.preparation, self.saved_dtype)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **settings) -> "DualEncoder":
-        """The model of a folder that `export.py` wrote, or of a name on the Hub, in evaluation
-        mode; `settings` as `huggingface_hub` has them.
+    def from_pretrained(cls, name: str | Path, **kwargs) -> "DualEncoder":
+        """Read a model, in evaluation mode, from a folder of `export.py` or from the Hub.
+
+        Args:
+            name: A local folder, or the name of a model on the Hugging Face Hub.
+            **kwargs: Those of `huggingface_hub.ModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: it cannot be had, or is not what `export.py` writes.
+            InputError: If there is no such folder or model, or it is not what `export.py` writes.
         """
         if Path(name).is_dir():
             return model_from_folder(Path(name))
         quiet_transformers()
         try:
-            settings["local_files_only"] = settings.get("local_files_only") or from_cache(str(name))
-            return super().from_pretrained(name, **settings)
+            kwargs["local_files_only"] = (kwargs.get("local_files_only")
+                                          or use_cache_only(str(name)))
+            return super().from_pretrained(name, **kwargs)
         except InputError:
             raise
-        except Exception as error:  # of a dozen kinds, of the Hub and of files that are none
-            pass_on(error)
+        except Exception as error:  # the Hub's client and broken files raise a dozen kinds
+            reraise_out_of_memory(error)
+            reason = fetch_error_message(str(name), error)[:200]
             raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
-                             f"({why_not(str(name), error)[:200]})") from error
+                             f"({reason})") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None,
                          force_download=False, local_files_only=False, token=None, **ignored):
-        return model_from_folder(Path(snapshot_download(
+        folder = snapshot_download(
             model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token, allow_patterns=PATTERNS)))
+            local_files_only=local_files_only, token=token, allow_patterns=PATTERNS)
+        return model_from_folder(Path(folder))
 
     @contextlib.contextmanager
-    def computing(self, side: str, device: torch.device) -> Iterator[None]:
-        """Around the encoder of `side`: no gradient if it is frozen, bfloat16 if that is set."""
-        with (torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != side),
+    def _encoder_context(self, side: str, device: torch.device) -> Iterator[None]:
+        """Turn gradients off for a frozen encoder, and bfloat16 autocast on if `bf16` is set."""
+        gradients = torch.is_grad_enabled() and self.freeze != side
+        with (torch.set_grad_enabled(gradients),
               torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)):
             yield
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, R, R) standardised pixels to (B, image width) features, before projection."""
+        """Encode photos up to the pooling, before projection and normalisation.
+
+        Args:
+            pixel_values: (B, 3, R, R) standardised pixels.
+
+        Returns:
+            (B, width) float32, as wide as the image encoder.
+        """
         if self.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        with self.computing("image", pixel_values.device):
-            output = self.image_encoder(pixel_values=pixel_values, **self.image_call)
+        with self._encoder_context("image", pixel_values.device):
+            output = self.image_encoder(pixel_values=pixel_values, **self.image_encoder_kwargs)
         return pool(self.image_encoder, output, self.image_pooling)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) token ids and mask to (B, text width) features, before projection."""
+        """Encode captions up to the pooling, before projection and normalisation.
+
+        Args:
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L), 1 on real tokens and 0 on padding.
+
+        Returns:
+            (B, width) float32, as wide as the text encoder.
+        """
         mask = attention_mask
-        if self.whole_mask:  # (B, 1, L, L), the same for each token that looks
-            mask = mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
-        with self.computing("text", input_ids.device):
+        if self.uses_4d_mask:  # (B, 1, L, L): every query token sees the same real tokens
+            length = mask.shape[1]
+            mask = mask[:, None, None, :].bool().expand(-1, 1, length, -1)
+        with self._encoder_context("text", input_ids.device):
             output = self.text_encoder(input_ids=input_ids, attention_mask=mask)
         return pool(self.text_encoder, output, self.text_pooling, attention_mask)
 
@@ -186,121 +241,180 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self, pixel_values: Tensor | None, image_features: Tensor | None, input_ids: Tensor,
         attention_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both sides of B training pairs: image and text embeddings (B, D) and features, from
-        pixels and captions; or from `image_features` (B, width), where they are known already."""
+        """Encode B pairs of a photo and a caption for training.
+
+        Args:
+            pixel_values: (B, 3, R, R) standardised pixels; None if `image_features` is given.
+            image_features: (B, width) features that are known already, as those of a frozen image
+                encoder are; None to compute them from `pixel_values`.
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L), 1 on real tokens.
+
+        Returns:
+            Image embeddings (B, D), text embeddings (B, D), image features (B, width) and text
+            features (B, width).
+        """
         if image_features is None:
             image_features = self.image_features(pixel_values)
         text_features = self.text_features(input_ids, attention_mask)
-        return (self.project_image(image_features), self.project_text(text_features),
-                image_features, text_features)
+        image_embeds = self.project_image(image_features)  # (B, D)
+        text_embeds = self.project_text(text_features)  # (B, D)
+        return image_embeds, text_embeds, image_features, text_features
 
     def project_image(self, features: Tensor) -> Tensor:
-        """Image features to (B, D) unit rows."""
+        """Project image features (B, width) and normalise them to unit embeddings (B, D)."""
         return F.normalize(self.image_projection(features), dim=1)
 
     def project_text(self, features: Tensor) -> Tensor:
-        """Text features to (B, D) unit rows."""
+        """Project text features (B, width) and normalise them to unit embeddings (B, D)."""
         return F.normalize(self.text_projection(features), dim=1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, R, R) standardised pixels to (B, D) unit rows."""
+        """Encode standardised pixels (B, 3, R, R) as unit embeddings (B, D)."""
         return self.project_image(self.image_features(pixel_values))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) token ids and mask (1 on real tokens) to (B, D) unit rows."""
+        """Encode token ids (B, L) and their mask (B, L), 1 on real tokens, as embeddings (B, D)."""
         return self.project_text(self.text_features(input_ids, attention_mask))
 
 
 def model_from_folder(folder: Path) -> DualEncoder:
-    """`DualEncoder.from_pretrained` of a folder."""
+    """Read the model in a local folder of `export.py`, in evaluation mode.
+
+    Raises:
+        InputError: If the folder is not what `export.py` writes, or its weights do not fit.
+    """
     quiet_transformers()
     state = read_folder(folder)
-    stored = read_stored(state, state["model"], str(folder), set())
-    options, tokenizer = state["options"], stored.read_tokenizer()
-    towers = [stored.encoder(side, tokenizer) for side in ("image", "text")]
-    model = DualEncoder(*towers, options["embed_size"], options["image_pooling"],
-                        options["text_pooling"], None, options["image_res"], options["max_tokens"])
+    stored = read_stored_encoders(state, state["model"], str(folder), set())
+    options = state["options"]
+    tokenizer = stored.read_tokenizer()
+    model = DualEncoder(
+        stored.build_encoder("image", tokenizer), stored.build_encoder("text", tokenizer),
+        options["embed_size"], options["image_pooling"], options["text_pooling"],
+        freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"])
     try:
         if not all(value.isfinite().all() for value in state["model"].values()):
             raise ValueError("NaN or infinity")
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: its weights do not fit ({one_line(error)[:200]})") from error
-    model.preparation = preparation_of(state, tokenizer, folder)
+    model.preparation = read_preparation(state, tokenizer, folder)
     return model.eval()
 
 
 @contextlib.contextmanager
-def refusal(told: str) -> Iterator[None]:
-    """Around the trial of an encoder: whatever it says, one line that begins with `told`."""
+def as_input_error(message: str) -> Iterator[None]:
+    """Turn any error of the body into an `InputError` of one line that begins with `message`.
+
+    Used around the first call of an encoder: what a model raises for sizes that it does not take
+    depends on the model.
+    """
     try:
         yield
-    except Exception as error:  # which one depends on the model and on what it does not take
-        pass_on(error)
+    except Exception as error:
+        reraise_out_of_memory(error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{told} ({reason})") from error
+        raise InputError(f"{message} ({reason})") from error
 
 
-def resolution_arguments(encoder: nn.Module, image_res: int) -> dict:
-    """What a transformer needs to be told to take photos of another size than it was made for."""
-    vision = getattr(encoder.config, "vision_config", encoder.config)
-    if find_family(encoder.config, "image").interpolates and vision.image_size != image_res:
+def interpolation_kwargs(encoder: nn.Module, image_res: int) -> dict[str, bool]:
+    """Return the keyword arguments with which an image encoder takes photos of `image_res` pixels.
+
+    A transformer with a table of positions interpolates it for photos of another size than in
+    pretraining only if it is asked to. Other encoders need no argument.
+    """
+    vision_config = getattr(encoder.config, "vision_config", encoder.config)
+    family = find_family(encoder.config, "image")
+    if family.interpolates_positions and vision_config.image_size != image_res:
         return {"interpolate_pos_encoding": True}
     return {}
 
 
 def momentum_copy(model: DualEncoder) -> DualEncoder:
-    """A copy without gradients that will follow `model`; a frozen encoder is shared, not copied."""
+    """Return the momentum encoder: a copy of `model` whose parameters take no gradient.
+
+    A frozen encoder is shared instead of copied, since it never changes.
+    """
+    # A deep copy takes what its memo holds instead of copying it.
     memo = {id(model.frozen_encoder): model.frozen_encoder} if model.freeze else {}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 
 class MomentumUpdate:
-    """momentum <- m momentum + (1 - m) online, for all parameters; buffers are copied.
+    """Move the momentum encoder towards the online model, in place.
 
-    It holds lists of both models' tensors, so make it once they are on their device, and call it
-    in each step. Weights that are loaded into either model later are seen.
+    Each parameter becomes m * momentum + (1 - m) * online, the exponential moving average of the
+    paper's momentum encoders; buffers are copied. Parameters that both models share stay.
+
+    The object holds lists of both models' tensors, so that a step need not collect them: make it
+    once the models are on their device. Weights that are loaded into either model later count.
+
+    Args:
+        momentum_model: The model that is moved, from `momentum_copy`.
+        model: The online model, which is trained.
     """
 
     def __init__(self, momentum_model: DualEncoder, model: DualEncoder):
-        self.keys, self.queries = two_lists(momentum_model.parameters(), model.parameters())
-        self.key_buffers, self.buffers = two_lists(momentum_model.buffers(), model.buffers())
+        self.momentum_parameters, self.online_parameters = unshared_tensors(
+            momentum_model.parameters(), model.parameters())
+        self.momentum_buffers, self.online_buffers = unshared_tensors(
+            momentum_model.buffers(), model.buffers())
 
     @torch.no_grad()
-    def __call__(self, m: float, moved: Tensor | None = None) -> None:
-        """Move by `m`, the share that the momentum model keeps.
+    def __call__(self, m: float, online_moved: Tensor | None = None) -> None:
+        """Move the momentum parameters once, in place.
 
-        Where `moved`, a () bool on the device, is false, nothing changes: the online model has not
-        moved since the last update.
+        Args:
+            m: The share of the momentum parameters that is kept, in [0, 1].
+            online_moved: () bool on the device, whether the online model has changed since the
+                last update. Where it is false the momentum parameters stay as they are. None
+                means true.
         """
-        if moved is None:
-            torch._foreach_lerp_(self.keys, self.queries, 1 - m)
+        if online_moved is None:
+            torch._foreach_lerp_(self.momentum_parameters, self.online_parameters, 1 - m)
         else:
-            torch._foreach_lerp_(self.keys, self.queries, [(1 - m) * moved] * len(self.keys))
-        if self.buffers:
-            torch._foreach_copy_(self.key_buffers, self.buffers)
+            weight = (1 - m) * online_moved  # (), without waiting for the device
+            weights = [weight] * len(self.momentum_parameters)
+            torch._foreach_lerp_(self.momentum_parameters, self.online_parameters, weights)
+        if self.online_buffers:
+            torch._foreach_copy_(self.momentum_buffers, self.online_buffers)
 
 
-def two_lists(keys: Iterable[Tensor], queries: Iterable[Tensor]) -> tuple[list, list]:
-    """Tensors of the momentum model, and of the online one; those that they share are left out."""
-    pairs = [(k, q) for k, q in zip(keys, queries, strict=True) if k is not q]
-    return [k for k, _ in pairs], [q for _, q in pairs]
+def unshared_tensors(
+    momentum_tensors: Iterable[Tensor], online_tensors: Iterable[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return both models' tensors as two lists in one order, without those that they share."""
+    pairs = [(momentum, online)
+             for momentum, online in zip(momentum_tensors, online_tensors, strict=True)
+             if momentum is not online]
+    return [momentum for momentum, _ in pairs], [online for _, online in pairs]
 
 
 def update_momentum(momentum_model: DualEncoder, model: DualEncoder, m: float) -> None:
-    """One `MomentumUpdate`; `m` is the share that the momentum model keeps."""
+    """Move the momentum encoder towards the online model once, in place.
+
+    A loop over steps is faster with one `MomentumUpdate`, which this function makes and calls.
+
+    Args:
+        momentum_model: The model that is moved, from `momentum_copy`.
+        model: The online model.
+        m: The share of the momentum parameters that is kept, in [0, 1].
+    """
     MomentumUpdate(momentum_model, model)(m)
 
 
-def checkpoint_gradients(model: DualEncoder) -> None:
-    """Keep the activations of each block's ends only and compute the rest again going backwards.
+def enable_gradient_checkpointing(model: DualEncoder) -> None:
+    """Change `model` in place so that its trained encoders recompute activations when they go back.
+
+    Only the inputs of each block are kept, which trades time for memory.
 
     Raises:
-        InputError: an encoder that is trained cannot do that.
+        InputError: If an encoder that is trained does not support gradient checkpointing.
     """
     for side in {"image", "text"} - {model.freeze}:
         encoder = getattr(model, f"{side}_encoder")
-        encoder = getattr(encoder, "clip", encoder)
+        encoder = getattr(encoder, "clip", encoder)  # the model of transformers in a `ClipEncoder`
         if not encoder.supports_gradient_checkpointing:
             raise InputError(f"--grad_checkpointing: the {side} encoder, a "
                              f"{type(encoder).__name__}, has none; leave the flag out")
@@ -309,45 +423,54 @@ def checkpoint_gradients(model: DualEncoder) -> None:
         enable({"use_reentrant": False})
 
 
-def try_gradients(
+def check_deterministic_gradients(
     model: DualEncoder, options: EncodingOptions, device: torch.device
 ) -> None:
-    """Go through the encoders and back once, for --deterministic: of some operations a GPU has no
-    gradient that is the same each time, and PyTorch tells only where it is asked for one.
+    """Run both encoders forward and backward once, so that --deterministic fails before training.
+
+    Some operations have no gradient on a GPU that gives the same bits each time, and PyTorch says
+    so only when that gradient is computed. The model is left as it was.
 
     Raises:
-        InputError: of one of these.
+        InputError: If an encoder uses such an operation.
     """
-    training, side = model.training, options.image_res
-    model.eval()  # no dropout, which would take random numbers
+    was_training = model.training
+    model.eval()  # dropout would draw random numbers, and change the run
+    pixels = torch.zeros(1, 3, options.image_res, options.image_res, device=device)
     tokens = torch.ones(1, options.max_tokens, dtype=torch.int64, device=device)
-    features = (model.image_features(torch.zeros(1, 3, side, side, device=device)),
-                model.text_features(tokens, tokens))
-    for name, value in zip(("image", "text"), features):
+    features = {"image": model.image_features(pixels), "text": model.text_features(tokens, tokens)}
+    for side, value in features.items():
         try:
             if value.requires_grad:
                 value.sum().backward()
         except RuntimeError as error:
             if NOT_DETERMINISTIC not in str(error):
                 raise
+            operation = str(error).partition(" ")[0]
             raise InputError(
-                f"--deterministic: {str(error).partition(' ')[0]} of --{name}_encoder has no "
+                f"--deterministic: {operation} of --{side}_encoder has no "
                 "gradient on a GPU that is the same each time: leave the flag out, or give photos "
-                f"of the encoder's own size, or --freeze {name}") from error
+                f"of the encoder's own size, or --freeze {side}") from error
     model.zero_grad()
-    model.train(training)
+    model.train(was_training)
 
 
 def compile_encoders(*models: DualEncoder) -> None:
-    """torch.compile the encoders in place; the names of their weights stay."""
+    """Compile the encoders of `models` with `torch.compile`, in place.
+
+    The names of the weights stay the same, so that checkpoints are those of a run without
+    compiling.
+    """
     version = transformers.__version__
-    if (5, 9) <= tuple(map(int, version.split(".")[:2])) < (5, 18):
+    major, minor = (int(number) for number in version.split(".")[:2])
+    if (5, 9) <= (major, minor) < (5, 18):
         warn(f"--compile: transformers {version} gives a compiled ViT a mask, and its attention is "
              "slow with one on a GPU: pip install 'transformers>=5.18'")
-    # PyTorch counts the graphs of all modules together, since what it compiles is the code that
-    # calls any of them. Each encoder needs up to `GRAPHS`; past the limit it would not be compiled.
+    # PyTorch counts the graphs of all modules together, because the code that it compiles is the
+    # one that calls any of them. An encoder past the limit would not be compiled at all.
     dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS * 2 * len(models))
+    encoders = 2 * len(models)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS_PER_ENCODER * encoders)
     for model in models:
         model.image_encoder.compile()
         model.text_encoder.compile()
@@ -356,20 +479,29 @@ def compile_encoders(*models: DualEncoder) -> None:
 def build_model(
     options: EncodingOptions, tokenizer, pretrained: bool = True, freeze: str | None = None
 ) -> DualEncoder:
-    """Return the `DualEncoder` that the options describe, in training mode.
-
-    Encoders whose configurations a checkpoint brought along (`encoders.stored`) are had from them.
+    """Build the `DualEncoder` that the flags describe, in training mode.
 
     Args:
-        options: `stored_encoders` is what a checkpoint brought along, or None.
-        tokenizer: of the text encoder.
-        pretrained: load the encoders' pretrained weights, rather than draw random ones.
+        options: The flags of the run. A checkpoint may have left the configurations of its encoders
+            in `options.stored_encoders`.
+        tokenizer: The text encoder's tokenizer.
+        pretrained: Whether the encoders are to have their pretrained weights. If false, a
+            checkpoint will fill them: the encoders are built from `options.stored_encoders` where
+            it has them, without any other file.
         freeze: "image" or "text", the encoder that is not trained; None for neither.
+
+    Raises:
+        InputError: If an encoder cannot be had, or the two do not fit the flags.
     """
     quiet_transformers()
-    stored, towers = options.stored_encoders, []
+    encoders = {}
     for side, name in ("image", options.image_encoder), ("text", options.text_encoder):
-        tower = stored.encoder(side, tokenizer) if stored is not None and not pretrained else None
-        towers.append(tower or load_encoder(name, side, options.image_res, tokenizer, pretrained))
-    return DualEncoder(*towers, options.embed_size, options.image_pooling,
-                       options.text_pooling, freeze, options.image_res, options.max_tokens)
+        encoder = None
+        if options.stored_encoders is not None and not pretrained:
+            encoder = options.stored_encoders.build_encoder(side, tokenizer)
+        if encoder is None:
+            encoder = load_encoder(name, side, options.image_res, tokenizer, pretrained)
+        encoders[side] = encoder
+    return DualEncoder(encoders["image"], encoders["text"], options.embed_size,
+                       options.image_pooling, options.text_pooling, freeze,
+                       options.image_res, options.max_tokens)

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from searching.flags import LARGEST_TOP, parse_search
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 from torch import Tensor
 
 import checkpoint
-from common.device import place as place_on_device
+from common.device import place_on_device
 from common.files import check_path
 from common.flags import flags_of
 from common.options import EncodingOptions
-from common.processes import refuse_others
-from common.terminal import note, tell
+from common.processes import require_one_process
+from common.terminal import print_note, print_result
 from export import read_model
 from inputs.records import Columns
 from model import DualEncoder
@@ -131,8 +131,8 @@ def open_photos(
         raise InputError(f"--photos {folder}: none of its {len(index.broken.names):,} photos can "
                          "be read")
     if index.broken.names:
-        note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
-             f"{folder / index.broken.names[0]}")
+        print_note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
+                   f"{folder / index.broken.names[0]}")
     if arguments.faiss:
         compare = clusters.open_clusters(place, index, queries, arguments.top).best_rows
     else:
@@ -176,7 +176,7 @@ def search(arguments: argparse.Namespace) -> None:
         posterior, basis = fitted_posterior(
             checkpoint.fitted_statistics(state), options, str(arguments.model))
         posterior_facts = {"posterior": basis}
-        note(basis)
+        print_note(basis)
     query_embeds = embed_queries(model, queries)  # (Q, D)
     if by_photo:
         collection = open_captions(arguments, model)
@@ -184,13 +184,16 @@ def search(arguments: argparse.Namespace) -> None:
         collection = open_photos(arguments, model, query_embeds, page)
     started = time.monotonic()
     best = collection.search(query_embeds)
-    note(f"searched {len(collection.names):,} {'captions' if by_photo else 'photos'} in "
-         f"{time.monotonic() - started:.3f} s")
+    print_note(f"searched {len(collection.names):,} {'captions' if by_photo else 'photos'} in "
+               f"{time.monotonic() - started:.3f} s")
     answers = make_answers(queries, best, posterior, collection.names, collection.folder)
     facts = {"model": str(arguments.model)} | collection.facts | posterior_facts
     if page is not None:
         write_page(page, answers, page_facts(facts, len(collection.names)))
-    tell(as_json(answers, facts) if arguments.json else as_text(answers, arguments.posterior))
+    if arguments.json:
+        print_result(as_json(answers, facts))
+    else:
+        print_result(as_text(answers, arguments.posterior))
 
 
 def page_facts(facts: dict[str, str], count: int) -> dict[str, str]:
@@ -212,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_search(__doc__, argv)
     terminal.quiet = arguments.quiet
     with exit_on_input_error():
-        refuse_others("search.py")
+        require_one_process("search.py")
         search(arguments)
 
 

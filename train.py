@@ -12,11 +12,11 @@ auto` to go on where the run stopped.
 
 from pathlib import Path
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 from torch import Tensor
@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 from common import terminal
-from common.device import be_deterministic, pick_device
+from common.device import pick_device, set_deterministic
 from common.errors import exit_on_input_error
 from common.options import check_paths
-from common.processes import gather_several, once_per_machine, together
-from common.ranks import is_main, own_rows
+from common.processes import gather_several, once_per_machine, process_group
+from common.ranks import is_main, local_rows
 from data import (
     Batch,
     LoadedSplit,
@@ -42,10 +42,10 @@ from encoders.processors import tokenizer_of
 from evaluation import (
     embed_split,
     encode_photos,
-    metrics_place,
+    metrics_path,
     print_metrics,
     score,
-    title_of,
+    split_title,
     write_metrics,
 )
 from figures.tensorboard import make_board
@@ -98,7 +98,7 @@ def encode(run: Run, batch: Batch) -> Step:
         batch: pixels and tokens of the local pairs, ids of all.
     """
     seed_dropout(run.options.seed, run.global_step)
-    local = own_rows(len(batch.image_ids))
+    local = local_rows(len(batch.image_ids))
     if run.image_features is None:
         pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
     else:  # a frozen encoder has seen all photos
@@ -214,7 +214,7 @@ def train_and_test(
     outline.tell(run, given, goes_on_from)
     key = features.prepare(run, encode_photos)
     storage.prepare_run_folder(run, lock, goes_on_from)
-    results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [])
+    results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
     features.keep(run, key)
     try:
         with storage.written_to(options.logger_name):
@@ -239,24 +239,24 @@ def test(
     """
     embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
     if is_main():
-        write_metrics(print_metrics(embeddings, options, title_of(embeddings, path)), results)
+        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), results)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     options, given = parse(__doc__, argv)
-    with exit_on_input_error(), together(options.device), storage.FolderLock() as lock:
+    with exit_on_input_error(), process_group(options.device), storage.FolderLock() as lock:
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
-        be_deterministic(options.deterministic)
+        set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet
         if options.dataset == "shapes":
             ambiguity = float(options.ambiguity)
             once_per_machine(lambda: make_shapes(options.data_path, ambiguity=ambiguity))
         if options.test:
-            results = metrics_place(options.logger_name / storage.RESULTS, "--logger_name", [path])
+            results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [path])
             tokenizer = tokenizer_of(options)
             test(options, state, path, load_test_set(options, tokenizer), tokenizer, results)
         else:

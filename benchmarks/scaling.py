@@ -31,7 +31,7 @@ from speed import describe_machine, filled_bank, fitted_loss, save_table, unit_r
 from training_step import SMALL, make_run, random_batch, step
 
 from common import processes
-from common.ranks import own_rows, rank, world
+from common.ranks import local_rows, rank, world_size
 from data import Batch
 from training.exchange import exchange_ids
 from training.run import Run
@@ -83,7 +83,7 @@ class SentBytes:
 
     def counted_gather(self, outputs, local, **settings):
         """Count an `all_gather`, and do it unless `silent`."""
-        self.bytes += (world() - 1) * local.nbytes
+        self.bytes += (world_size() - 1) * local.nbytes
         if not self.silent:
             return self.all_gather(outputs, local, **settings)
         for output in outputs:
@@ -91,7 +91,7 @@ class SentBytes:
 
     def counted_reduce(self, tensor, *operation, **settings):
         """Count an `all_reduce`, and do it unless `silent`."""
-        self.bytes += 2 * (world() - 1) / world() * tensor.nbytes
+        self.bytes += 2 * (world_size() - 1) / world_size() * tensor.nbytes
         if not self.silent:
             return self.all_reduce(tensor, *operation, **settings)
         self.tensor = tensor
@@ -110,7 +110,7 @@ class SentBytes:
 def seconds(work: Callable[[], None], times: int) -> float:
     """Return the mean seconds of `times` calls, which all processes begin together."""
     work()
-    processes.wait_for_all()
+    processes.barrier()
     started = time.perf_counter()
     for _ in range(times):
         work()
@@ -119,7 +119,7 @@ def seconds(work: Callable[[], None], times: int) -> float:
 
 def local_batch(run: Run) -> Batch:
     """Return this process's rows of a random batch, with the ids of all rows."""
-    local = own_rows(run.options.batch_size_train)
+    local = local_rows(run.options.batch_size_train)
     batch, _ = exchange_ids(Batch(*(tensor[local] for tensor in random_batch(run))), 0)
     return batch
 
@@ -142,7 +142,7 @@ def measure_steps(times: int) -> dict:
     with SentBytes(silent=True):
         without_sending = seconds(work, times)
     parameters = sum(value.numel() for value in run.model.parameters() if value.requires_grad)
-    formula = bytes_of_a_step(world(), parameters, run.options.batch_size_train,
+    formula = bytes_of_a_step(world_size(), parameters, run.options.batch_size_train,
                               run.model.embed_size)
     return {"seconds": with_sending, "without": without_sending, "bytes": counted,
             "formula": formula}
@@ -160,13 +160,13 @@ def measure_loss(times: int) -> dict:
     bank, criterion = filled_bank(M, D, "cpu"), fitted_loss(D, "cpu")
     images = unit_rows(B, D, "cpu")
     texts, ids = unit_rows(B, D, "cpu", images), torch.randint(29_000, (B,))
-    local = own_rows(B)
+    local = local_rows(B)
 
     def work():
         embeds = [rows[local].clone().requires_grad_() for rows in (images, texts)]
         keys = processes.gather_several(*(rows.detach() for rows in embeds))
         draws = criterion.draw(*embeds, *keys, ids, bank, first=local.start)
-        (criterion.hinge_of(*embeds, *draws) / world()).backward()
+        (criterion.hinge_of(*embeds, *draws) / world_size()).backward()
 
     with SentBytes():
         with_sending = seconds(work, times)
@@ -200,7 +200,7 @@ def measure(count: int, work: Callable[[int], dict], times: int) -> dict:
                 os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(count),
                                   LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
                                   MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="false")
-                with processes.together("cpu"):
+                with processes.process_group("cpu"):
                     result = work(times)
                 (Path(folder) / str(rank())).write_text(json.dumps(result))
                 os._exit(0)

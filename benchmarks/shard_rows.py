@@ -23,11 +23,10 @@ import numpy as np
 from PIL import Image
 from timing import resident
 
-from data import LoadedSplit, photos_of, read_split
+from data import LoadedSplit, read_split
 from inputs.loader import usable_cores
 from inputs.photos import Photos, load_photo
 from inputs.shard_index import FOLDER
-from training.options import parse
 
 IN_SHARD = 10_000  # samples, as img2dataset has it
 SIDE = 64  # of a photo, in pixels
@@ -35,7 +34,7 @@ READS = 20_000
 
 
 def write_shards(folder: Path, samples: int) -> Path:
-    """Shards of `samples` in all; their pattern."""
+    """Write shards of `samples` in all, and return the pattern that names them."""
     numbers = np.random.default_rng(0)
     first = folder / "shards" / "00000.tar"
     first.parent.mkdir()
@@ -61,24 +60,24 @@ def write_shards(folder: Path, samples: int) -> Path:
 
 
 def opened(pattern: Path) -> LoadedSplit:
-    """The pairs of the shards, as a run finds them before it tokenises."""
-    options = parse("", ["--dataset", "custom", "--data_path", str(pattern)])[0]
+    """Return the pairs of the shards, as a run finds them before it tokenises."""
     split = read_split("custom", "train", pattern)
-    return LoadedSplit(split, photos_of(split.images, pattern, pattern, options), None)
+    return LoadedSplit(split, split.photos, None)
 
 
 def used(who: int) -> float:
+    """Return the CPU seconds of this process, or of its children."""
     times = resource.getrusage(who)
     return times.ru_utime + times.ru_stime
 
 
 def cpu() -> float:
-    """CPU seconds of this process and of those that it has ended."""
+    """Return the CPU seconds of this process and of those that it has ended."""
     return used(resource.RUSAGE_SELF) + used(resource.RUSAGE_CHILDREN)
 
 
 def reads_a_second(read: Callable[[object], object], photos: Sequence) -> tuple[float, float]:
-    """Of photos by their numbers, in a random order: by the clock, and by CPU seconds."""
+    """Return how many photos are read in random order in a second, by the clock and by the CPU."""
     order = random.Random(0).choices(range(len(photos)), k=READS)
     began, before = time.perf_counter(), cpu()
     for number in order:
@@ -87,7 +86,7 @@ def reads_a_second(read: Callable[[object], object], photos: Sequence) -> tuple[
 
 
 def shard_rows(samples: int) -> list[str]:
-    """A table, and a line for each figure."""
+    """Return a table with a line for each figure."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pattern = write_shards(folder, samples)

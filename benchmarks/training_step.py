@@ -6,7 +6,7 @@ from transformers import BertConfig, ViTConfig
 
 from checkpoint import model_for_training
 from data import NO_PHOTO, Batch
-from encoders import towers as encoders
+from encoders import loading as encoders
 from encoders.processors import load_tokenizer
 from inputs.photos import normalize
 from train import training_step

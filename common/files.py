@@ -1,4 +1,4 @@
-"""Files that a command writes: whole or not at all, and nobody else's overwritten."""
+"""Files that a command reads and writes: whole or not at all, and nobody else's overwritten."""
 
 import contextlib
 import json
@@ -7,64 +7,80 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 
-LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and its file systems
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # of Linux and its file systems
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file; OSError where it cannot be read or is none that ends, such as a pipe."""
+    """Read a whole file.
+
+    Raises:
+        OSError: If it cannot be read, or is a pipe or device, which may never end.
+    """
     if path.exists() and not path.is_file():
         raise OSError("it is no file")
     return path.read_bytes()
 
 
-def read_json(path: Path, most: int | None = None):
-    """The parsed file; InputError where it cannot be read, is not json, or has above `most` bytes.
+def read_json(path: Path, max_bytes: int | None = None):
+    """Read and parse a JSON file.
+
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read, or None for any.
+
+    Raises:
+        InputError: If the file cannot be read, is larger, or is not JSON.
     """
     try:
-        if most is not None and path.stat().st_size > most:
+        if max_bytes is not None and path.stat().st_size > max_bytes:
             raise OSError("it is too large")
         return json.loads(read_bytes(path).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
 
-def write(path: Path, content: bytes | Callable[[IO[bytes]], None], what: str) -> None:
-    """Write a file so that `path` always holds a whole one: beside, flushed, renamed.
+def write(path: Path, content: bytes | Callable[[IO[bytes]], None], description: str) -> None:
+    """Write a file so that `path` holds either the whole former content or the whole new one.
 
-    The former one stays until the new one is on the disk, so there must be room for both.
+    The content is written to a file beside it, flushed to the disk, and renamed. The disk must have
+    room for both.
 
     Args:
-        content: the bytes, or a function that writes them to the open file.
-        what: the flag, or the kind of file, to begin an error with.
+        path: The file.
+        content: The bytes, or a function that writes them to the open file.
+        description: The flag or the kind of file, with which the error message begins.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full; `path` is as it was.
+        InputError: If the folder cannot be written or the disk is full; `path` is as it was.
     """
-    part = path.with_name(f"{path.name[:200]}.part")
+    temporary = path.with_name(f"{path.name[:200]}.part")
     try:
-        with open(part, "wb") as file:
+        with open(temporary, "wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
-            part.unlink()
-        pass_on(error)
-        # Where the disk is full, torch tells of its own file format instead.
+            temporary.unlink()
+        reraise_out_of_memory(error)
+        # On a full disk torch raises a RuntimeError that speaks of its own file format.
         reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
-        raise InputError(f"{what} {path} cannot be written ({reason}): free some space or name "
-                         "another place; the last one is untouched") from error
+        raise InputError(f"{description} {path} cannot be written ({reason}): free some space or "
+                         "name another place; the last one is untouched") from error
     flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk keep a rename too. Some network file systems refuse; they need none."""
+    """Flush the renames in a folder to the disk.
+
+    Some network file systems refuse it, and need none.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -73,42 +89,55 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def output_place(path: Path, flag: str, is_own: Callable[[Path], bool], inputs: list[Path]) -> Path:
-    """Where `write` may put the output of a flag: `path`, or what it links to; its folder is made.
+def resolve_output(
+    path: Path, flag: str, is_replaceable: Callable[[Path], bool], other_files: list[Path]
+) -> Path:
+    """Return where `write` puts the output of a flag, and create its folder.
 
     Args:
-        is_own: whether a file that is there already is of the kind that the flag writes.
-        inputs: files that the command reads, and other outputs.
+        path: The flag's value; links are followed.
+        flag: The flag, with which error messages begin.
+        is_replaceable: Whether a file that is there already is of the kind that the flag writes.
+            Empty files may always be replaced.
+        other_files: Files that the command reads, and its other outputs.
 
     Raises:
-        InputError: something else is there, or it is one of `inputs`.
+        InputError: If something else is there, if it is one of `other_files`, or if the folder
+            cannot be created.
     """
-    place = Path(os.path.realpath(path))
-    if place in {Path(os.path.realpath(other)) for other in inputs}:
+    target = Path(os.path.realpath(path))
+    if target in {Path(os.path.realpath(other)) for other in other_files}:
         raise InputError(f"{flag} {path} is read or written by this command for something else: "
                          "name another file")
-    if os.path.lexists(place) and not (place.is_file() and (
-            place.stat().st_size == 0 or is_own(place))):
-        raise InputError(f"{flag} {path} cannot be written: what is there already is no file that "
-                         f"{flag} writes; name another one")
+    if os.path.lexists(target):
+        may_replace = target.is_file() and (target.stat().st_size == 0 or is_replaceable(target))
+        if not may_replace:
+            raise InputError(f"{flag} {path} cannot be written: what is there already is no file "
+                             f"that {flag} writes; name another one")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {path} cannot be written ({one_line(error)}): name another place"
                          ) from error
-    return place
+    return target
 
 
-def user_cache(name: str) -> Path | None:
-    """The folder `name` of the user's cache, made or not; None where the user has none."""
+def user_cache_folder(name: str) -> Path | None:
+    """Return the folder `name` in the user's cache, or None if the user has no cache.
+
+    The folder need not exist.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):
+        cache = os.path.expanduser("~/.cache")
     return Path(cache) / name if os.path.isabs(cache) else None
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: names of files, and texts from files, may hold halves of
-    letters."""
+    """Return whether a text can be encoded as UTF-8.
+
+    Names of files, and texts from files, may hold single surrogates, which cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -117,15 +146,27 @@ def is_unicode(text: str) -> bool:
 
 
 def check_path(path: Path, flag: str) -> None:
-    """Raise InputError where no file can have this name."""
+    """Check that a file can have this path.
+
+    Args:
+        path: The flag's value.
+        flag: The flag, with which the error message begins.
+
+    Raises:
+        InputError: If the path holds a zero byte, cannot be encoded, or is too long.
+    """
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:
-        name = b"\0"
-    if b"\0" in name or len(name) >= LONGEST_PATH or max(map(len, name.split(b"/"))) > LONGEST_NAME:
+        is_possible = False
+    else:
+        longest_part = max(map(len, name.split(b"/")))
+        is_possible = (b"\0" not in name and len(name) < MAX_PATH_BYTES
+                       and longest_part <= MAX_NAME_BYTES)
+    if not is_possible:
         raise InputError(f"{flag} {str(path)[:60]}: no file can have this name")
 
 
 def leads_out_of_folder(name: str) -> bool:
-    """Whether a photo's name is no path inside a folder."""
+    """Return whether a photo's name, as a path, leads out of the folder of photos."""
     return name.startswith("/") or ".." in name.split("/")

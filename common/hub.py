@@ -8,18 +8,18 @@ from huggingface_hub.utils import get_session
 
 from common.errors import one_line
 
-PATIENCE = 5  # seconds that the Hub has to answer
+HUB_TIMEOUT = 5  # seconds that the Hub has to answer
 
 
 @functools.cache
-def hub_fault() -> str | None:
+def hub_error() -> str | None:
     """Return why the Hub does not answer, or None where it does, whatever it says; it is asked once
     a process."""
-    answers = [f"nothing in {PATIENCE} seconds"]
+    answers = [f"nothing in {HUB_TIMEOUT} seconds"]
 
     def ask() -> None:
         try:
-            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
+            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
             answers.append(None)
         except Exception as error:  # of the client that huggingface_hub has in this version
             cause: BaseException = error
@@ -30,5 +30,5 @@ def hub_fault() -> str | None:
     # No limit of the client's counts the time that a name server keeps it waiting.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(PATIENCE)
+    asking.join(HUB_TIMEOUT)
     return answers[-1]

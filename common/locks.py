@@ -1,26 +1,30 @@
-"""Locks on files, so that no two processes write one thing at once."""
+"""Locks on files, so that no two processes write the same thing at once."""
 
 import errno
 import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 
-class Held(Exception):
-    """Another process has the lock; its message says which."""
+class LockHeld(Exception):
+    """Another process has the lock. The message says which one, as "process 123"."""
 
 
 def lock(path: Path) -> IO[bytes] | None:
-    """Lock a file, which is made if need be, until what this gives is closed or the process ends.
+    """Lock a file until the returned file is closed or this process ends.
 
-    A lock of `fcntl`: worker processes do not have it. None where the file cannot be opened, or its
-    file system has no locks: then nobody is kept out.
+    The file is created if it is not there. Processes that this one starts do not have its lock.
+
+    Returns:
+        The open file; None if it cannot be opened, or its file system has no locks. Then no other
+        process is kept out.
 
     Raises:
-        Held: another process has it.
+        LockHeld: If another process has the lock.
     """
     try:
         file = open(path, "ab")
@@ -33,29 +37,37 @@ def lock(path: Path) -> IO[bytes] | None:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return None
-        raise Held(holder) from error
+        raise LockHeld(holder) from error
     return file
 
 
-def wait_for_lock(path: Path, told, seconds: float = 0.5) -> IO[bytes] | None:
-    """`lock`, as soon as nobody else has it; `told` is called once, with who has it."""
-    waits = False
+def wait_for_lock(
+    path: Path, on_wait: Callable[[str], None], seconds: float = 0.5
+) -> IO[bytes] | None:
+    """Lock a file as `lock` does, once no other process has the lock.
+
+    Args:
+        path: The file.
+        on_wait: Called once if another process has the lock, with the message of `LockHeld`.
+        seconds: The time between two tries.
+    """
+    has_waited = False
     while True:
         try:
             return lock(path)
-        except Held as held:
-            if not waits:
-                told(str(held))
-            waits = True
+        except LockHeld as held:
+            if not has_waited:
+                on_wait(str(held))
+            has_waited = True
             time.sleep(seconds)
 
 
 def lock_holder(descriptor: int) -> str:
-    """Who has the lock: "process 123", where the system tells."""
+    """Return the process that has the lock on an open file: "process 123", if the system knows."""
     layout = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, process
-    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    query = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        process = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[-1]
+        process = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))[-1]
     except (OSError, struct.error):
         process = 0
     return f"process {process}" if process > 0 else "another process"

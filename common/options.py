@@ -166,7 +166,7 @@ class LoadedParts:
     with the options, and no checkpoint saves them.
     """
 
-    # An `encoders.stored.Stored`, and the weights of --init by name.
+    # An `encoders.stored.StoredEncoders`, and the weights of --init by name.
     stored_encoders: object | None = field(default=None, repr=False, compare=False)
     init_weights: dict | None = field(default=None, repr=False, compare=False)
 

@@ -1,12 +1,12 @@
-"""What the processes of one run say to each other, through `torch.distributed`.
+"""Communication between the processes of one run, through `torch.distributed`.
 
-A run on N processes does what one process does with the same global batch. Each has the whole of
-the model, the bank and the statistics; they stay equal because each gets all B embeddings and ids
-(`gather`) and the sum of all gradients (`summing_gradients`). In a run of one process every
-function here gives back what it gets.
+A run on N processes does what one process does with the same global batch. Each process holds the
+whole model, memory bank and statistics. They stay equal because each process gets the embeddings
+and ids of all B pairs (`gather`) and the sum of all gradients (`with_summed_gradients`). In a run
+of one process every function here returns what it is given.
 
-Tensors on a GPU travel through NCCL. All that decides what the program does next travels on the
-CPU, through gloo, so that no step waits for a device; and there a time limit is kept.
+Tensors on a GPU travel through NCCL. Everything that decides what the program does next travels on
+the CPU through gloo, so that no step waits for a device, and so that a time limit is kept.
 """
 
 import contextlib
@@ -26,184 +26,244 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import pick_device
-from common.errors import InputError, LostProcess, Stopped, line_and_status, one_line
-from common.ranks import is_main, local_rank, rank, world
+from common.errors import InputError, LostProcess, Stopped, message_and_status, one_line
+from common.ranks import is_main, local_rank, rank, world_size
 
 TIME_LIMIT = 600  # seconds that a process waits for the others
-GRACE = 3.0  # seconds in which all of them learn of a failure
-PART = 2**22  # numbers of a tensor that are looked at together, so that it needs little memory
-VARIABLES = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+GRACE = 3.0  # seconds in which all processes learn of a failure
+CHECKSUM_CHUNK = 2**22  # numbers of a tensor that `bit_checksum` sums at a time, to save memory
+REQUIRED_VARIABLES = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+# How torch.distributed says that another process did not answer: it has no one type for it.
+LOST_PROCESS_WORDS = "gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe"
 
-on_gpus = None  # the group of NCCL, where the run is on GPUs
+nccl_group = None  # the process group of NCCL, where the run is on GPUs
 
 # ------------------------------------------------------------------------------ from start to end
 
 
 @contextlib.contextmanager
-def together(device: str) -> Iterator[None]:
-    """Inside, the processes of a run act as one; `device` is --device.
+def process_group(device: str) -> Iterator[None]:
+    """Connect the processes of a run for the duration of the body.
 
-    Whatever ends one of them ends all within seconds, and only the first tells why.
+    Whatever ends one process ends all of them within seconds, and only the first one to fail
+    prints the reason.
+
+    Args:
+        device: The value of --device.
 
     Raises:
-        InputError: they do not find each other.
-        LostProcess: one was killed, or hangs.
+        InputError: If the processes do not find each other.
+        LostProcess: If another process was killed, or hangs.
     """
-    if world() == 1:
+    if world_size() == 1:
         yield
         return
     try:
-        failures = Failures(start(device))
+        watcher = FailureWatcher(connect(device))
     except InputError:
         if local_rank() == 0:
             raise
-        sys.exit(2)  # one of a machine's processes tells it
+        sys.exit(2)  # one process of each machine prints the reason
     try:
         yield
-    except Stopped as stop:  # which all of them agreed on
-        wait_for_all()  # the first one saves the run
-        failures.end()
+    except Stopped as stop:  # all processes have agreed on it, see `training.signals`
+        barrier()  # the first process saves the run
+        watcher.close()
         if not is_main():
             os._exit(128 + stop.number)
         raise
     except BaseException as error:
-        first = failures.first(error)
-        failures.done.set()
-        if first is error:
+        first_error = watcher.report(error)
+        watcher.finished.set()
+        if first_error is error:
             raise
-        raise first from error
-    failures.end()
+        raise first_error from error
+    watcher.close()
     dist.destroy_process_group()
 
 
-def refuse_others(command: str) -> None:
-    """Raise InputError where `command`, which takes one process, was started as one of several."""
-    if world() > 1:
-        raise InputError(f"{command} takes one process, and the environment names {world()}: start "
-                         "it without torchrun, or unset WORLD_SIZE")
+def require_one_process(command: str) -> None:
+    """Check that a command that takes one process was not started as one of several.
+
+    Args:
+        command: The command's name, with which the error message begins.
+
+    Raises:
+        InputError: If the environment names several processes.
+    """
+    if world_size() > 1:
+        raise InputError(f"{command} takes one process, and the environment names {world_size()}: "
+                         "start it without torchrun, or unset WORLD_SIZE")
 
 
-def start(device: str) -> dist.Store:
-    """Find the other processes; a store of names and values that all of them see."""
-    global on_gpus
+def connect(device: str) -> dist.Store:
+    """Find the other processes of the run, and set up the process groups.
+
+    Args:
+        device: The value of --device.
+
+    Returns:
+        A store of names and values that all processes see.
+
+    Raises:
+        InputError: If the environment is not as torchrun sets it, or a process is not found.
+    """
+    global nccl_group
     gpu = pick_device(device)
-    lacking = [name for name in VARIABLES if not os.environ.get(name)]
-    if lacking or not 0 <= rank() < world():
-        raise InputError(f"the environment names {world()} processes, but "
-                         f"{lacking[0] if lacking else 'RANK'} is not as torchrun sets it: start "
+    missing = [name for name in REQUIRED_VARIABLES if not os.environ.get(name)]
+    if missing or not 0 <= rank() < world_size():
+        raise InputError(f"the environment names {world_size()} processes, but "
+                         f"{missing[0] if missing else 'RANK'} is not as torchrun sets it: start "
                          "with torchrun, or unset WORLD_SIZE")
     limit = datetime.timedelta(seconds=TIME_LIMIT)
     try:
         dist.init_process_group("gloo", timeout=limit, store=open_store(limit), rank=rank(),
-                                world_size=world())
+                                world_size=world_size())
         if gpu.type == "cuda":
             torch.cuda.set_device(gpu)
-            # The CPU's limit comes first, since NCCL tells of its own in a hundred lines.
-            on_gpus = dist.new_group(backend="nccl", timeout=2 * limit)
-        return open_store(limit, again=True)
+            # The CPU's limit comes first, because NCCL reports its own in a hundred lines.
+            nccl_group = dist.new_group(backend="nccl", timeout=2 * limit)
+        return open_store(limit, may_serve=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"process {rank()} of {world()} does not find the others "
+        raise InputError(f"process {rank()} of {world_size()} does not find the others "
                          f"({one_line(error)[:200]}): look at the addresses and ports that "
                          "torchrun was given") from error
 
 
-def open_store(limit: datetime.timedelta, again: bool = False) -> dist.Store:
-    """What the processes find each other by: torchrun keeps it, or the first of them. `again` is
-    for one who needs a connection of its own."""
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def open_store(limit: datetime.timedelta, may_serve: bool = True) -> dist.Store:
+    """Open a connection to the store by which the processes find each other.
+
+    Args:
+        limit: How long to wait for an answer.
+        may_serve: Whether the first process may start the server of the store, where torchrun does
+            not. False for a second connection.
+    """
+    torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = may_serve and rank() == 0 and not torchrun_serves
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit,
-        is_master=rank() == 0 and not kept and not again, wait_for_workers=False, multi_tenant=True)
-    # torchrun's outlives a restart, with the addresses of the processes that are gone.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if kept else "0"
+        is_master=serves, wait_for_workers=False, multi_tenant=True)
+    # torchrun's store outlives a restart, with the addresses of the processes that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if torchrun_serves else "0"
     return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
-class Failures:
-    """How an error in one process ends all of them, and is told once.
+class FailureWatcher:
+    """End all processes of a run when one of them fails, and have the reason printed once.
 
-    `store` holds names and values that all of them see; the first process may be the one that keeps
-    it. `done` is set once this process needs to hear of no error any more.
+    A thread of each process looks for a failure of another one.
+
+    Args:
+        store: Names and values that all processes see. The first process may be the one that
+            serves it, so the store can go away with it.
+
+    Attributes:
+        finished: Set once this process need not hear of failures any more.
+        status: The exit status of the run once another process has failed, else None.
     """
 
     def __init__(self, store: dist.Store):
-        self.store, self.done, self.status = store, threading.Event(), None
+        self.store = store
+        self.finished = threading.Event()
+        self.status: int | None = None
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def watch(self) -> None:
-        """In a thread: end this process when another has failed, whatever it is waiting for."""
+        """Wait in a thread for a failure of another process, and then end this one.
+
+        The process ends whatever it is waiting for. It has `GRACE` seconds to end by itself.
+        """
         try:
-            while not self.done.wait(0.5):
+            while not self.finished.wait(0.5):
                 if self.store.check(["status"]):
                     self.status = int(self.store.get("status"))
-                    self.take_leave()
+                    self.leave()
                     break
-        except RuntimeError:  # the store is gone, with the process that kept it
+        except RuntimeError:  # the store is gone, with the process that served it
             self.status = self.status or 1
-        if not self.done.wait(GRACE):  # in which it mostly ends by itself
+        if not self.finished.wait(GRACE):
             os._exit(self.status)
 
-    def first(self, error: BaseException) -> BaseException:
-        """Tell the others of an error here; the error to raise. Only the first process that has one
-        comes back: the others' are the same, or follow from it, and they end in silence."""
-        told = line_and_status(error)
-        status, lost, gone = told[1] if told else 1, lost_a_process(error), []
+    def report(self, error: BaseException) -> BaseException:
+        """Tell the other processes that this one fails, and return the error to raise.
+
+        Only the first process that fails returns. The errors of the others are the same one, or
+        follow from it, so these processes end here without a word.
+
+        Args:
+            error: The error of this process.
+
+        Returns:
+            `error`, or a `LostProcess` if `error` says that another process did not answer.
+        """
+        known = message_and_status(error)
+        status = known[1] if known else 1
+        is_lost = is_lost_process(error)
+        lost_ranks = []
         if self.status is not None:
             os._exit(self.status)
         try:
-            if lost:
+            if is_lost:
                 self.store.set(f"waits/{rank()}", "")
             if self.store.add("failures", 1) > 1:
                 if self.store.check(["status"]):
                     status = int(self.store.get("status"))
-                self.take_leave()
+                self.leave()
                 os._exit(status)
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends all with the first
-            if lost:
+                # A launcher ends all processes with the first that fails; this one prints first.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if is_lost:
+                # Every process that still runs comes to wait for the lost one too.
                 time.sleep(GRACE / 2)
-                gone = [number for number in range(world())
-                        if not self.store.check([f"waits/{number}"])]
+                lost_ranks = [number for number in range(world_size())
+                              if not self.store.check([f"waits/{number}"])]
             self.store.set("status", str(status))
-            self.take_leave()
-        except RuntimeError:  # the store is gone with the process that kept it
-            gone = gone or [0]
-        return lost_process(gone) if lost else error
+            self.leave()
+        except RuntimeError:  # the store is gone with the process that served it
+            lost_ranks = lost_ranks or [0]
+        return lost_process_error(lost_ranks) if is_lost else error
 
-    def end(self) -> None:
-        """This process comes to a good end, and hears of no error any more."""
-        self.done.set()
+    def close(self) -> None:
+        """Stop watching, because this process comes to a good end."""
+        self.finished.set()
         self.thread.join()
         with contextlib.suppress(RuntimeError):
-            self.take_leave()
+            self.leave()
 
-    def take_leave(self) -> None:
-        """Say that this process has heard all. The first one waits until all others have said so,
-        or for a while."""
-        others, deadline = range(1, world()), time.monotonic() + GRACE
-        while is_main() and time.monotonic() < deadline and not all(
-                self.store.check([f"left/{number}"]) for number in others):
+    def leave(self) -> None:
+        """Say in the store that this process needs it no more.
+
+        The first process, which may serve the store, waits until all others have said so, but at
+        most `GRACE` seconds.
+        """
+        others = [f"left/{number}" for number in range(1, world_size())]
+        deadline = time.monotonic() + GRACE
+        while is_main() and time.monotonic() < deadline:
+            if all(self.store.check([name]) for name in others):
+                break
             time.sleep(0.05)
         self.store.set(f"left/{rank()}", "")
 
 
-def lost_process(gone: list[int]) -> LostProcess:
-    """The error where the processes `gone` do not answer."""
-    which = f"process {', '.join(map(str, gone))}" if gone else "a process"
-    return LostProcess(f"{which} of {world()} is gone, or gave no answer for {TIME_LIMIT} s; where "
-                       "it has told why, it is above. What was last saved is whole: go on with "
-                       f"--resume auto (told by {socket.gethostname()})")
+def lost_process_error(lost_ranks: list[int]) -> LostProcess:
+    """Return the error for processes that do not answer; an empty list if it is not known which."""
+    which = f"process {', '.join(map(str, lost_ranks))}" if lost_ranks else "a process"
+    return LostProcess(f"{which} of {world_size()} is gone, or gave no answer for {TIME_LIMIT} s; "
+                       "its own error, if it printed one, is above. What was last saved is whole: "
+                       f"go on with --resume auto (seen by {socket.gethostname()})")
 
 
-def lost_a_process(error: BaseException) -> bool:
-    """Whether an error says that another process did not answer: torch has no one type for it."""
-    told = "gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe"
-    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and any(
-        words in str(error) for words in told)
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an error says that another process did not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in LOST_PROCESS_WORDS)
 
 
-# ------------------------------------------------------------------------------------- what is said
+# ----------------------------------------------------------------------------------- communication
 
 
 def gather(local: Tensor) -> Tensor:
@@ -230,10 +290,10 @@ def gather_several(*local: Tensor) -> tuple[Tensor, ...]:
     Returns:
         A tensor (B, ...) for each.
     """
-    if world() == 1:
+    if world_size() == 1:
         return local
     message = torch.cat([tensor.detach().reshape(-1) for tensor in local])
-    messages = [torch.empty_like(message) for _ in range(world())]
+    messages = [torch.empty_like(message) for _ in range(world_size())]
     dist.all_gather(messages, message, group=group_of(message))
     sizes = [tensor.numel() for tensor in local]
     # For each process, its part of each tensor; the local parts are replaced by those with a graph.
@@ -243,122 +303,156 @@ def gather_several(*local: Tensor) -> tuple[Tensor, ...]:
     return tuple(map(torch.cat, zip(*parts)))
 
 
-def gather_strided(own: Tensor, count: int) -> Tensor:
-    """(count, ...) rows of which each process has every Nth, from its rank on; on the CPU."""
-    if world() == 1:
-        return own
-    most = -(-count // world())
-    padded = own.new_zeros(most, *own.shape[1:])  # only what travels is of one size
-    padded[: len(own)] = own
-    rows = gather(padded).view(world(), most, *own.shape[1:])
-    return rows.transpose(0, 1).reshape(-1, *own.shape[1:])[:count]
+def gather_strided(local: Tensor, count: int) -> Tensor:
+    """Return the rows of all processes, of which each process has every Nth.
+
+    Args:
+        local: The rows of this process, on the CPU: rows r, r + N, r + 2 N, ... of the result,
+            where r is the process's rank.
+        count: The number of rows of all processes together.
+
+    Returns:
+        (count, ...) rows, the same in every process.
+    """
+    if world_size() == 1:
+        return local
+    most = -(-count // world_size())  # rows of the process that has most
+    padded = local.new_zeros(most, *local.shape[1:])  # all processes send the same shape
+    padded[: len(local)] = local
+    rows = gather(padded).view(world_size(), most, *local.shape[1:])
+    return rows.transpose(0, 1).reshape(-1, *local.shape[1:])[:count]
 
 
 def group_of(tensor: Tensor) -> dist.ProcessGroup | None:
-    """The group that a tensor travels in."""
-    return on_gpus if tensor.is_cuda else None  # None is the first one, gloo
+    """Return the process group for a tensor's device; None is the default one, gloo on the CPU."""
+    return nccl_group if tensor.is_cuda else None
 
 
-def summing_gradients(module: nn.Module) -> nn.Module:
-    """`module` behind a `forward` whose gradients are summed over all processes, in buckets, while
-    the rest of them is still computed. A parameter without gradient stays so.
+def with_summed_gradients(module: nn.Module) -> nn.Module:
+    """Return `module` with a `forward` after which gradients are summed over all processes.
 
-    Every process takes the gradient of the whole loss, or of its share of it, with respect to its
-    own rows; so the sum is the gradient, where a mean would be N times too small.
+    Every process computes the gradient of the loss, or of its share of it, with respect to its
+    local rows. So the sum over processes is the gradient of the global batch; the mean, which
+    `DistributedDataParallel` takes by itself, would be N times too small. The sums are sent in
+    buckets while the backward pass goes on. A parameter without gradient keeps none.
     """
-    if world() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+    if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch 2.14 renames `broadcast_buffers`, 2.11 has it
         wrapped = DistributedDataParallel(
-            module, process_group=on_gpus, broadcast_buffers=False, init_sync=False,
+            module, process_group=nccl_group, broadcast_buffers=False, init_sync=False,
             static_graph=True, gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(None, summed)
+    wrapped.register_comm_hook(None, sum_bucket)
     return wrapped
 
 
-def adam(parameters: list[nn.Parameter], shard: bool, **settings) -> torch.optim.Optimizer:
-    """Adam; with `shard` its moments are shared out among the processes until `bring_together`."""
-    if not shard or world() == 1:
-        return torch.optim.Adam(parameters, **settings)
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # half a second, for this alone
-
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.Adam,
-                                   process_group=on_gpus, **settings)
-
-
-def own_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The one that computes in this process: it has a share of the parameters, or all."""
-    return getattr(optimizer, "optim", optimizer)  # so ZeroRedundancyOptimizer names it
-
-
-def bring_together(optimizer: torch.optim.Optimizer) -> None:
-    """Have the first process's `optimizer.state_dict()` be that of the whole."""
-    if own_optimizer(optimizer) is not optimizer:
-        optimizer.consolidate_state_dict(to=0)
-
-
-def summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """The communication hook: a bucket's sum, where the built-in one takes the mean."""
+def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum a bucket of gradients over all processes: a hook of `DistributedDataParallel`."""
     buffer = bucket.buffer()
     work = dist.all_reduce(buffer, group=group_of(buffer), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def agree(number: int) -> int:
-    """The largest of the processes' numbers."""
-    if world() == 1:
+def make_adam(parameters: list[nn.Parameter], shard: bool, **kwargs) -> torch.optim.Optimizer:
+    """Return an Adam optimizer, whose moments may be shared out among the processes.
+
+    Args:
+        parameters: The parameters that are trained.
+        shard: Whether each process keeps the moments of an Nth of the parameters only. Call
+            `consolidate_state` before such an optimizer's state is read.
+        **kwargs: Further arguments of `torch.optim.Adam`.
+    """
+    if not shard or world_size() == 1:
+        return torch.optim.Adam(parameters, **kwargs)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # half a second, for --shard alone
+
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.Adam,
+                                   process_group=nccl_group, **kwargs)
+
+
+def local_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that updates this process's share of the parameters, or all of them."""
+    return getattr(optimizer, "optim", optimizer)  # an attribute of ZeroRedundancyOptimizer
+
+
+def consolidate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Bring an optimizer's whole state to the first process, so that its `state_dict()` has it."""
+    if local_optimizer(optimizer) is not optimizer:
+        optimizer.consolidate_state_dict(to=0)
+
+
+def max_over_processes(number: int) -> int:
+    """Return the largest of the numbers that the processes give."""
+    if world_size() == 1:
         return number
     largest = torch.tensor(number)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
-def from_main(value):
-    """What the first process has, for all."""
-    if world() == 1:
+def broadcast_from_main(value):
+    """Return the first process's value, any object that can be pickled, in all processes."""
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
 
 
-def spread(*tensors: Tensor) -> None:
-    """Copy the first process's tensors into those of the others."""
-    if world() > 1:
+def broadcast_tensors(*tensors: Tensor) -> None:
+    """Overwrite tensors in place with those of the first process."""
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0, group=group_of(tensor))
 
 
-def wait_for_all() -> None:
-    """Come back once every process has come here."""
-    if world() > 1:
+def barrier() -> None:
+    """Wait until every process has called this function."""
+    if world_size() > 1:
         dist.barrier()
 
 
 def once_per_machine(function: Callable[[], None]) -> None:
-    """Call `function` in the first process, then in the first one of every other machine, where
-    another process's files may be seen or not; the others wait."""
-    for turn in is_main(), local_rank() == 0 and not is_main():
-        if turn:
+    """Call `function` in one process of each machine, while the others wait.
+
+    The first process of all calls it before those of the other machines do: these may see the
+    files that it writes, or not.
+    """
+    for is_my_turn in is_main(), local_rank() == 0 and not is_main():
+        if is_my_turn:
             function()
-        wait_for_all()
+        barrier()
 
 
-def first_difference(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor that is not the same to the bit in all processes, or None. It waits for
-    the device."""
-    if world() == 1:
+def first_differing_tensor(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of a tensor whose bits are not the same in all processes, or None.
+
+    The call waits for the device.
+
+    Args:
+        tensors: Tensors by name, in one order in all processes.
+    """
+    if world_size() == 1:
         return None
-    sums = torch.stack([bit_sum(tensor) for tensor in tensors.values()]).cpu()  # (n,)
-    everyones = gather(sums[None])  # (N, n)
-    differing = (everyones != everyones[0]).any(dim=0)  # (n,)
-    return next((name for name, other in zip(tensors, differing.tolist()) if other), None)
+    checksums = torch.stack([bit_checksum(tensor) for tensor in tensors.values()]).cpu()  # (n,)
+    all_checksums = gather(checksums[None])  # (N, n)
+    differs = (all_checksums != all_checksums[0]).any(dim=0)  # (n,)
+    for name, is_different in zip(tensors, differs.tolist()):
+        if is_different:
+            return name
+    return None
 
 
-def bit_sum(tensor: Tensor) -> Tensor:
-    """() int64, the sum of a tensor's bits, taken as whole numbers that weigh by their place."""
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    places = torch.arange(1, min(PART, tensor.numel()) + 1, device=tensor.device)
-    return torch.stack([(part.long() * places[: len(part)]).sum() for part in
-                        tensor.detach().reshape(-1).view(words).split(PART)]).sum()
+def bit_checksum(tensor: Tensor) -> Tensor:
+    """Return a checksum of a tensor's bits, to which each element counts by its position.
+
+    Returns:
+        () int64, on the tensor's device.
+    """
+    integer_types = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = tensor.detach().reshape(-1).view(integer_types[tensor.element_size()])
+    chunk = min(CHECKSUM_CHUNK, tensor.numel())
+    positions = torch.arange(1, chunk + 1, device=tensor.device)
+    sums = [(part.long() * positions[: len(part)]).sum() for part in integers.split(CHECKSUM_CHUNK)]
+    return torch.stack(sums).sum()

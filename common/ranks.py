@@ -1,44 +1,54 @@
 """Which of a run's processes this one is, as torchrun tells each of them in its environment.
 
-Without torchrun, or whatever else sets these variables, a run is a single process. Nothing else
-reads them; what the processes say to each other is in `common/processes.py`.
+Where these variables are not set, a run is a single process. Nothing else reads them. How the
+processes communicate is in `common/processes.py`.
 """
 
 import os
 
 
-def world() -> int:
-    """N, the processes of this run on all machines."""
-    return max(1, number_in("WORLD_SIZE", 1))
+def world_size() -> int:
+    """Return N, the number of processes of this run on all machines."""
+    return max(1, environment_number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return number_in("RANK", 0)
+    """Return the number of this process among all of the run, from 0."""
+    return environment_number("RANK", 0)
 
 
-def local_world() -> int:
-    """How many of them share this machine."""
-    return max(1, number_in("LOCAL_WORLD_SIZE", world()))
+def local_world_size() -> int:
+    """Return the number of this run's processes on this machine."""
+    return max(1, environment_number("LOCAL_WORLD_SIZE", world_size()))
 
 
 def local_rank() -> int:
-    """Which of those this is, from 0: the number of its GPU."""
-    return number_in("LOCAL_RANK", rank())
+    """Return the number of this process among those on this machine, from 0: that of its GPU."""
+    return environment_number("LOCAL_RANK", rank())
 
 
-def number_in(name: str, default: int) -> int:
-    """A number of the environment; what is none there is refused by `processes.together`."""
+def environment_number(name: str, default: int) -> int:
+    """Return the number in a variable of the environment, or `default` if it holds none.
+
+    `processes.process_group` refuses an environment whose numbers are missing or wrong.
+    """
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else default
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+    """Return whether this is the process that prints and writes files for all."""
     return rank() == 0
 
 
-def own_rows(batch: int) -> slice:
-    """The rows of a global batch of B pairs that are this process's: B / N of them."""
-    size = batch // world()
+def local_rows(batch_size: int) -> slice:
+    """Return the rows of a global batch that are this process's.
+
+    Args:
+        batch_size: B, the number of pairs of all N processes together; N divides it.
+
+    Returns:
+        A slice of B / N rows.
+    """
+    size = batch_size // world_size()
     return slice(rank() * size, (rank() + 1) * size)

@@ -1,7 +1,7 @@
-"""What the commands show while they work: bars on a terminal, lines anywhere, nothing if --quiet.
-Of several processes only the first one shows anything.
+"""What commands print while they work: progress bars, status lines, warnings and results.
 
-Results and errors are not its business: they are printed whatever --quiet says.
+Of several processes only the first one prints. --quiet silences bars, status lines and notes;
+warnings and results are always printed. Errors are printed by `common.errors`.
 """
 
 import os
@@ -18,46 +18,65 @@ from common.ranks import is_main
 quiet = False  # set by a command's main, from --quiet
 
 
-def progress(iterable: Iterable | None, what: str, total: int | None = None, **more) -> tqdm:
-    """`iterable` behind a bar that vanishes at its end; no bar where stderr is no terminal."""
+def progress(
+    iterable: Iterable | None, description: str, total: int | None = None, **kwargs
+) -> tqdm:
+    """Return `iterable` with a progress bar, which vanishes at its end.
+
+    There is no bar where standard error is no terminal, with --quiet, or in any but the first
+    process.
+
+    Args:
+        iterable: The items, or None for a bar that is moved by hand.
+        description: What stands in front of the bar.
+        total: The number of items, where `iterable` has no length.
+        **kwargs: Further arguments of `tqdm`.
+    """
+    disable = True if quiet or not is_main() else None  # None lets tqdm look for a terminal
     with warnings.catch_warnings():
-        # It says so where memory is too short for the thread that keeps slow bars moving.
+        # tqdm warns where memory is too short for the thread that keeps slow bars moving.
         warnings.simplefilter("ignore", TqdmMonitorWarning)
-        return tqdm(iterable, what, total, leave=False, disable=quiet or not is_main() or None,
-                    **more)
+        return tqdm(iterable, description, total, leave=False, disable=disable, **kwargs)
 
 
 def warn(line: str) -> None:
-    """A warning on stderr, above the bars, also if --quiet."""
-    write(f"warning: {one_line(line)}", sys.stderr)
+    """Print a warning of one line on standard error, also with --quiet."""
+    write_above_bars(f"warning: {one_line(line)}", sys.stderr)
 
 
-def note(line: str) -> None:
-    """What a command that prints results does besides, on stderr; not if --quiet."""
+def print_note(line: str) -> None:
+    """Print one line on standard error about what a command does besides its results.
+
+    Nothing is printed with --quiet.
+    """
     if not quiet:
-        write(one_line(line), sys.stderr)
+        write_above_bars(one_line(line), sys.stderr)
 
 
-def say(text: str) -> None:
-    """Print a line or some at once, above the bars where there are any; not if --quiet."""
+def print_status(text: str) -> None:
+    """Print one or more lines on standard output about how a command gets on; not with --quiet."""
     if not quiet:
-        tell(text)
+        print_result(text)
 
 
-def tell(text: str) -> None:
-    """Print results, in lines, whatever --quiet says."""
-    write("\n".join(map(printable, text.split("\n"))), sys.stdout)
+def print_result(text: str) -> None:
+    """Print one or more lines of results on standard output, also with --quiet."""
+    lines = [printable(line) for line in text.split("\n")]
+    write_above_bars("\n".join(lines), sys.stdout)
 
 
-def write(text: str, stream: TextIO) -> None:
-    """Write a line to a stream that may have been closed at its other end, as `| head` does: then
-    nobody reads it, and the run goes on."""
+def write_above_bars(text: str, stream: TextIO) -> None:
+    """Write lines to a stream, above progress bars, in the first process alone.
+
+    The stream may have been closed at its other end, as by `| head`. Then nobody reads it, and the
+    run goes on.
+    """
     if not is_main():
         return
     try:
         tqdm.write(text, stream)
         stream.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # or the flush at the end of Python fails again
-        os.close(nowhere)
+        discarded = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(discarded, stream.fileno())  # or the flush at the end of Python fails again
+        os.close(discarded)

@@ -1,11 +1,12 @@
-"""Which code this is."""
+"""The version of this code."""
 
 import subprocess
 from pathlib import Path
 
 
 def commit() -> str:
-    """The commit that this code is at, and whether it was changed since; where git knows."""
+    """Return the commit of this code, with "-dirty" if files were changed; "unknown" without git.
+    """
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent,

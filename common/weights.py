@@ -1,5 +1,4 @@
-"""Weights as files hand them over: whether they are any, how those of a model are missed, and how
-they are told from others."""
+"""Checks of the weights that a file holds, and a digest of a model's weights."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,23 +10,48 @@ from common.errors import InputError
 
 
 def check_tensors(weights: object, source: Path | str) -> None:
-    """Raise InputError unless `weights` is a dictionary of names to tensors."""
+    """Check that `weights` is a dictionary of names to tensors.
+
+    Args:
+        weights: What the file holds as its weights.
+        source: The file, with which the error message begins.
+
+    Raises:
+        InputError: If it is anything else.
+    """
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise InputError(f"{source} is no whole checkpoint: not all of its weights are tensors")
 
 
-def fault(source: Path | str, missing: list, left_over: list, mismatched: list) -> None:
-    """Raise InputError in one line unless all three lists are empty."""
-    parts = [f"{label}: {', '.join(names)}" for label, names in (
-        ("missing", missing), ("left over", left_over), ("other shape", mismatched)) if names]
-    if parts:
+def check_weights_match(
+    source: Path | str, missing: list[str], left_over: list[str], mismatched: list[str]
+) -> None:
+    """Check that the weights of a file are just those of a model.
+
+    Args:
+        source: The file, with which the error message begins.
+        missing: Names of the model's weights that the file lacks.
+        left_over: Names of the file's weights that the model lacks.
+        mismatched: Names of weights whose shapes differ.
+
+    Raises:
+        InputError: Unless all three lists are empty; one line names all.
+    """
+    lists = {"missing": missing, "left over": left_over, "other shape": mismatched}
+    differences = [f"{label}: {', '.join(names)}" for label, names in lists.items() if names]
+    if differences:
         raise InputError(f"{source} does not fit the encoders; check --image_encoder, "
-                         f"--text_encoder and --embed_size. {'; '.join(parts)}")
+                         f"--text_encoder and --embed_size. {'; '.join(differences)}")
 
 
 def add_to_digest(digest, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Add names, types, shapes and bits of weights to a hash of `hashlib`."""
+    """Add the names, types, shapes and bits of weights to `digest` in place.
+
+    Args:
+        digest: A hash object of `hashlib`.
+        weights: Pairs of name and tensor; their order counts.
+    """
     for name, value in weights:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

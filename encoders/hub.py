@@ -1,7 +1,7 @@
-"""Models and tokenizers from a folder, the cache or the Hugging Face Hub: quietly, and at once.
+"""Models and tokenizers from a folder, the local cache or the Hugging Face Hub, without delays.
 
-transformers tries a Hub that it cannot reach six times for each file, 23 seconds long, and prints
-each try. So it is asked once, whether it answers; where it does not, the cache has to do.
+transformers tries a Hub that cannot be reached six times for each file, for 23 seconds, and prints
+each try. Here the Hub is asked once whether it answers; if it does not, only the cache is used.
 """
 
 import logging
@@ -13,36 +13,45 @@ import transformers
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from common.errors import one_line
-from common.hub import hub_fault
+from common.hub import hub_error
 
 
-def fetch(kind, name: str, **settings):
-    """`kind.from_pretrained(name)`, without running code that comes along.
+def fetch(loader_class, name: str, **kwargs):
+    """Return `loader_class.from_pretrained(name)`, without running code that the model brings.
+
+    Args:
+        loader_class: A class of transformers, such as `AutoModel`.
+        name: A local folder, or the name of a model on the Hub.
+        **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
-        Exception: of a dozen kinds, all of which mean that it cannot be had; see `why_not`.
+        Exception: Of a dozen types, all of which mean that the model cannot be had;
+            `fetch_error_message` puts them into words.
     """
     quiet_transformers()
-    return kind.from_pretrained(name, local_files_only=from_cache(name), trust_remote_code=False,
-                                **settings)
+    return loader_class.from_pretrained(name, local_files_only=use_cache_only(name),
+                                        trust_remote_code=False, **kwargs)
 
 
-def from_cache(name: str) -> bool:
-    """Whether a name is not to be asked for: it is none of the Hub's, or the Hub does not answer.
+def use_cache_only(name: str) -> bool:
+    """Return whether the Hub is not to be asked for `name`.
+
+    That is so if the name cannot be one of the Hub's, or if the Hub does not answer.
     """
-    return not asks_hub(name) or hub_fault() is not None
+    return not is_hub_name(name) or hub_error() is not None
 
 
-def why_not(name: str, error: Exception) -> str:
-    """In one line, why `fetch` failed with `error`."""
-    if asks_hub(name) and hub_fault() is not None:
+def fetch_error_message(name: str, error: Exception) -> str:
+    """Return one line that says why `fetch` of `name` failed with `error`."""
+    if is_hub_name(name) and hub_error() is not None:
         return (f"not whole in the cache, and {huggingface_hub.constants.ENDPOINT} does not "
-                f"answer: {hub_fault()}")
+                f"answer: {hub_error()}")
     return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def asks_hub(name: str) -> bool:
-    """Whether a name can only mean a model of the Hub: no folder, and of the Hub's form."""
+def is_hub_name(name: str) -> bool:
+    """Return whether `name` can only mean a model of the Hub: it has that form, and is no folder.
+    """
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -51,7 +60,7 @@ def asks_hub(name: str) -> bool:
 
 
 def quiet_transformers() -> None:
-    """Keep its loading bars and its notes on unused heads off the terminal."""
+    """Keep the progress bars of transformers, and its notes on unused weights, off the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What turns a caption and a photo's file into what a trained model reads, and nothing else."""
+"""How a trained model's photos and captions are prepared, from raw files and texts to tensors."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,34 +11,53 @@ from inputs.photos import eval_pixels, load_photo, normalize
 
 
 class Preparation(NamedTuple):
-    """How photos and captions were prepared for a model, and what is known of it besides."""
+    """How photos and captions are prepared for a trained model, and what is known about it.
 
-    tokenizer: object  # of transformers, a fast one
-    image_res: int  # R, side of the photos in pixels
-    mean: list[float]  # of the three channels
+    Attributes:
+        tokenizer: A fast tokenizer of transformers.
+        image_res: R, the side of the square photos in pixels.
+        mean: The mean of the pixels' three channels, by which they are standardised.
+        std: Their standard deviation.
+        max_words: The number of words that are kept of a caption.
+        max_tokens: The number of tokens that are kept, special tokens included.
+        prefix: The text that is put before each caption.
+        padded: Whether all captions are padded to `max_tokens` and the padding is averaged too
+            (Fidelity note 2).
+        about: Plain values: "options" of the training, "recalls", and "statistics", the Gaussians
+            that FNE fitted.
+        card: The text of the folder's README.md.
+        cleaning: How captions are cleaned, "published" or "raw" (`inputs.captions.Captions`).
+    """
+
+    tokenizer: object
+    image_res: int
+    mean: list[float]
     std: list[float]
     max_words: int
     max_tokens: int
-    prefix: str  # before each caption
-    padded: bool  # captions are always `max_tokens` long, and their padding is averaged too
-    about: dict  # plain values: "options" of the training, "recalls", "statistics" that FNE fitted
-    card: str = ""  # the folder's README.md
-    cleaning: str = "published"  # of captions, as `inputs.captions.Captions` has it
+    prefix: str
+    padded: bool
+    about: dict
+    card: str = ""
+    cleaning: str = "published"
 
     def captions(self, texts: list[str]) -> Captions:
-        """Raw captions (N_t), cleaned and tokenised; `Captions.padded` makes batches of them.
+        """Clean and tokenise raw captions; `Captions.padded` makes batches of them.
+
+        Args:
+            texts: N_t captions.
 
         Raises:
-            InputError: a caption has no tokens at all.
+            InputError: If a caption has no tokens at all.
         """
         return Captions(texts, self.tokenizer, self.max_words, self.max_tokens, self.padded,
                         self.prefix, self.cleaning)
 
     def pixels(self, paths: list[Path]) -> Tensor:
-        """Return the standardised pixels (B, 3, R, R) of photos, turned as their EXIF data say.
+        """Read photo files, turned as their EXIF data say, as standardised pixels (B, 3, R, R).
 
         Raises:
-            InputError: one of them is no photo.
+            InputError: If one of the files is no photo.
         """
         pixels = torch.stack([eval_pixels(load_photo(path, upright=True), self.image_res)
                               for path in paths])  # (B, 3, R, R)

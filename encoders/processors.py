@@ -1,4 +1,7 @@
-"""What an encoder reads: the tokenizer, and mean and std of the pixels, by the encoder's name."""
+"""What an encoder reads: its tokenizer, and mean and deviation by which pixels are standardised.
+
+Both follow from the encoder's name, or come from the checkpoint of a trained model.
+"""
 
 import functools
 from pathlib import Path
@@ -7,11 +10,11 @@ from typing import NamedTuple
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from common.errors import InputError, pass_on
+from common.errors import InputError, reraise_out_of_memory
 from common.options import EncodingOptions
 from common.presets import IMAGE_ENCODER
-from encoders.hub import fetch, why_not
-from encoders.towers import BUILT_IN, unknown_encoder
+from encoders.hub import fetch, fetch_error_message
+from encoders.loading import BUILT_IN, unknown_encoder_error
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).parent.parent
@@ -21,26 +24,41 @@ PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
 
 
 def load_tokenizer(name: str, vocab: Path | str):
-    """The tokenizer of text encoder `name`; a built-in one reads the WordPiece file `vocab`.
+    """Load the tokenizer of a text encoder.
 
-    It has a padding token: where its file names none, as GPT-2's, another, which the mask hides.
+    The tokenizer always has a padding token. Where its file names none, as GPT-2's does not,
+    another token takes its place, which the attention mask hides.
+
+    Args:
+        name: The text encoder: a built-in name, a local folder, or a name on the Hub.
+        vocab: The WordPiece vocabulary of a built-in encoder; a relative path is looked for in the
+            working folder, then beside the code. Other encoders bring their own.
 
     Raises:
-        InputError: it cannot be had, or has no words.
+        InputError: If there is no such tokenizer, or it has no words.
     """
-    if name not in BUILT_IN:
-        try:
-            tokenizer = fetch(transformers.AutoTokenizer, name)
-        except Exception as error:
-            pass_on(error)
-            raise unknown_encoder(name, "text", error) from error
-        # transformers 5 makes one without words for a folder that has no tokenizer files.
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise InputError(f"--text_encoder {name}: has no tokenizer files; save its tokenizer "
-                             "there too")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        return tokenizer
+    if name in BUILT_IN:
+        return wordpiece_tokenizer(vocab)
+    try:
+        tokenizer = fetch(transformers.AutoTokenizer, name)
+    except Exception as error:
+        reraise_out_of_memory(error)
+        raise unknown_encoder_error(name, "text", error) from error
+    # transformers 5 makes a tokenizer without words for a folder that has no tokenizer files.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"--text_encoder {name}: has no tokenizer files; save its tokenizer "
+                         "there too")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def wordpiece_tokenizer(vocab: Path | str) -> transformers.PreTrainedTokenizerFast:
+    """Build BERT's uncased tokenizer from a WordPiece vocabulary, one token on each line.
+
+    Raises:
+        InputError: If the file cannot be read, or lacks one of BERT's special tokens.
+    """
     path = Path(vocab) if Path(vocab).is_file() else ROOT / vocab
     try:
         if not path.is_file():
@@ -48,7 +66,7 @@ def load_tokenizer(name: str, vocab: Path | str):
         words = models.WordPiece.read_file(str(path))
         core = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     except Exception as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise InputError(f"--vocab {vocab}: not a WordPiece vocabulary ({error})") from error
     missing = [token for token in SPECIAL_TOKENS.values() if token not in words]
     if missing:
@@ -56,13 +74,19 @@ def load_tokenizer(name: str, vocab: Path | str):
                          "vocab/build_vocab.py")
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(token, words[token]) for token in ("[SEP]", "[CLS]")]
-    core.post_processor = processors.BertProcessing(*ends)
+    core.post_processor = processors.BertProcessing(
+        ("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"]))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL_TOKENS)
 
 
 class PixelStatistics(NamedTuple):
-    """What pixels in [0, 1] are standardised with, three numbers each, and where that is from."""
+    """The mean and standard deviation by which pixels in [0, 1] are standardised.
+
+    Attributes:
+        mean: Three numbers, one for each channel.
+        std: Three numbers, one for each channel.
+        source: Whose statistics they are, in words.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -70,42 +94,51 @@ class PixelStatistics(NamedTuple):
 
 
 def pixel_statistics(options: EncodingOptions) -> PixelStatistics:
-    """Of --image_stats: auto is the encoder's own where it has them, but CLIP's as published.
+    """Return the statistics that --image_stats means for the image encoder of the options.
+
+    "auto" takes those of the encoder's own image processor. It takes CLIP's for the published
+    encoder, which was trained with them, and for encoders that have no image processor.
 
     Raises:
-        InputError: the encoder has none, or they cannot be had.
+        InputError: If the encoder has no image processor, or it cannot be loaded.
     """
-    return statistics_of(options.image_encoder, options.image_stats)
+    return pixel_statistics_of(options.image_encoder, options.image_stats)
 
 
-@functools.cache  # each validation asks, and the Hub can be gone by then
-def statistics_of(name: str, choice: str) -> PixelStatistics:
-    """`pixel_statistics` of encoder `name` under --image_stats `choice`."""
+@functools.cache  # each validation needs them, and the Hub may not answer any more by then
+def pixel_statistics_of(name: str, choice: str) -> PixelStatistics:
+    """Return the statistics that --image_stats `choice` means for the image encoder `name`.
+
+    Raises:
+        InputError: If the encoder has no image processor, or it cannot be loaded.
+    """
     clip = tuple(CLIP_MEAN), tuple(CLIP_STD)
     if choice == "clip":
         return PixelStatistics(*clip, "CLIP's")
-    if choice == "auto" and name == IMAGE_ENCODER:  # was trained with CLIP's, not its own
+    if choice == "auto" and name == IMAGE_ENCODER:
         return PixelStatistics(*clip, "CLIP's, as published")
-    fault = OSError("a built-in encoder has none")
+    load_error = OSError("a built-in encoder has none")
     if name not in BUILT_IN:
         try:
-            return PixelStatistics(*own_statistics(name), f"those of {name}")
+            return PixelStatistics(*image_processor_statistics(name), f"those of {name}")
         except Exception as error:
-            pass_on(error)
-            fault = error
-    if choice == "auto" and (name in BUILT_IN or folder_without_processor(name)):
+            reraise_out_of_memory(error)
+            load_error = error
+    if choice == "auto" and (name in BUILT_IN or is_folder_without_processor(name)):
         return PixelStatistics(*clip, f"CLIP's, since {name} has none of its own")
+    reason = fetch_error_message(name, load_error)
     raise InputError(f"--image_stats {choice}: {name} has no image processor to take mean and std "
-                     f"from; use --image_stats clip ({why_not(name, fault)})") from fault
+                     f"from; use --image_stats clip ({reason})") from load_error
 
 
-def folder_without_processor(name: str) -> bool:
+def is_folder_without_processor(name: str) -> bool:
+    """Return whether `name` is a local folder that has no file of an image processor."""
     files = [Path(name) / file for file in PROCESSOR_FILES]
     return Path(name).is_dir() and not any(file.is_file() for file in files)
 
 
-def own_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the image processor of encoder `name`."""
+def image_processor_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation in the image processor of the encoder `name`."""
     processor = fetch(transformers.AutoImageProcessor, name)
     if hasattr(processor, "data_config"):  # timm's
         return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
@@ -115,16 +148,30 @@ def own_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def tokenizer_of(options: EncodingOptions):
-    """The tokenizer that a checkpoint brought along (`encoders.stored`), or that of the names."""
+    """Return the tokenizer of the text encoder that the options name.
+
+    A checkpoint's own tokenizer (`options.stored_encoders`) comes before that of the name.
+
+    Raises:
+        InputError: If there is no such tokenizer.
+    """
     stored = options.stored_encoders
-    own = stored.read_tokenizer() if stored is not None else None
-    return load_tokenizer(options.text_encoder, options.vocab) if own is None else own
+    tokenizer = stored.read_tokenizer() if stored is not None else None
+    if tokenizer is None:
+        tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+    return tokenizer
 
 
 def image_statistics(options: EncodingOptions) -> tuple[list[float], list[float]]:
-    """Mean and std that a checkpoint brought along, or those of `pixel_statistics`."""
+    """Return mean and standard deviation of the pixels' three channels for the options.
+
+    A checkpoint's own statistics (`options.stored_encoders`) come before those of --image_stats.
+
+    Raises:
+        InputError: If the encoder has no image processor, or it cannot be loaded.
+    """
     stored = options.stored_encoders
     if stored is not None and stored.pixel_statistics is not None:
         return stored.pixel_statistics
-    mean, std, _ = pixel_statistics(options)
-    return list(mean), list(std)
+    statistics = pixel_statistics(options)
+    return list(statistics.mean), list(statistics.std)

@@ -1,7 +1,8 @@
-"""A folder's files that `sentence_transformers` reads: a router with a route for each side.
+"""The files of an exported folder that `sentence_transformers` reads: a router, one route a side.
 
-Each route is an encoder, pooling, and the projection where there is one; unit norm is after both.
-Cleaning of captions goes into the tokenizer's normaliser, resizing into the image processor.
+Each route is an encoder, its pooling, and the projection where there is one. The router's output is
+normalised to unit length. Captions are cleaned by the tokenizer's normaliser, and photos resized by
+the image processor.
 """
 
 import re
@@ -10,99 +11,129 @@ import sys
 from encoders.families import SUPPORTED
 from inputs.captions import CLEANING
 
-BASE, OURS = "sentence_transformers.base.modules", "sentence_transformers.sentence_transformer"
-TYPES = {"Transformer": f"{BASE}.transformer.Transformer",
-         "Pooling": f"{OURS}.modules.pooling.Pooling", "Dense": f"{BASE}.dense.Dense"}
+BASE_MODULES = "sentence_transformers.base.modules"
+SENTENCE_MODULES = "sentence_transformers.sentence_transformer.modules"
+MODULE_TYPES = {"Transformer": f"{BASE_MODULES}.transformer.Transformer",
+                "Pooling": f"{SENTENCE_MODULES}.pooling.Pooling",
+                "Dense": f"{BASE_MODULES}.dense.Dense"}
+# Names of files and folders that `layout` may add.
 LAYOUT = ("modules.json", "router_config.json", "config_sentence_transformers.json",
           "sentence_bert_config.json", "image_1_Pooling", "text_1_Pooling", "text_1_Dense",
           "1_Normalize")
 IMAGE_PROCESSOR = "preprocessor_config.json"
-# Ours: of the poolings there. "padded" is a mean without the mask.
-POOLINGS = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls", "last": "lasttoken"}
-BICUBIC = 3
+# Our poolings to those of sentence_transformers. "padded" is a mean without the attention mask.
+POOLING_MODES = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls",
+                 "last": "lasttoken"}
+BICUBIC = 3  # PIL's number of it
 
 
 def layout(model, preparation) -> tuple[dict[str, object], str]:
-    """JSON files by name, and why there are none, or ""."""
-    reason = inexpressible(model)
+    """Return the JSON files with which `sentence_transformers` reads an exported folder.
+
+    Args:
+        model: The `DualEncoder`.
+        preparation: Its `encoders.preparation.Preparation`.
+
+    Returns:
+        The files' contents by their names in the folder, and the reason why there are none. One of
+        the two is empty.
+    """
+    reason = unsupported_reason(model)
     if reason:
         return {}, reason
     files, types, structure = {}, {}, {}
     for side in "image", "text":
-        pooling = getattr(model, f"{side}_pooling")
-        width = (model.embed_size if not has_projection(model, side)
-                 else getattr(model, f"{side}_projection").in_features)
-        modules = [(f"{side}_0_Transformer", "sentence_bert_config.json",
-                    transformer(side, pooling, preparation))]
-        if pooling == "padded":
-            # It writes ones of another shape in place of the mask, so that what follows has none.
-            modules.append((f"{side}_1_Dense", "config.json", dense(width, 1) | {
-                "module_input_name": "token_embeddings", "module_output_name": "attention_mask"}))
-        if pooling != "own":
-            modules.append((f"{side}_1_Pooling", "config.json", {
-                "embedding_dimension": width, "pooling_mode": POOLINGS[pooling],
-                "include_prompt": True}))
-        if has_projection(model, side):
-            modules.append((f"{side}_2_Dense", "config.json", dense(width, model.embed_size)))
-        files |= {f"{name}/{file}": content for name, file, content in modules}
-        structure[side] = [name for name, _, _ in modules]
-        types |= {name: TYPES[name.split("_")[-1]] for name in structure[side]}
-    files[f"image_0_Transformer/{IMAGE_PROCESSOR}"] = image_processor(preparation)
+        structure[side] = []
+        for name, file, content in route_modules(model, side, preparation):
+            files[f"{name}/{file}"] = content
+            structure[side].append(name)
+            types[name] = MODULE_TYPES[name.split("_")[-1]]
+    files[f"image_0_Transformer/{IMAGE_PROCESSOR}"] = image_processor_config(preparation)
     files["router_config.json"] = {"types": types, "structure": structure, "parameters": {
         "default_route": None, "allow_empty_key": False, "route_mappings": {}}}
     files["1_Normalize/config.json"] = {"module_input_name": "sentence_embedding",
                                         "module_output_name": "sentence_embedding"}
     files["modules.json"] = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{BASE}.router.Router"},
-        {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{BASE}.normalize.Normalize"}]
+        {"idx": 0, "name": "0", "path": "", "type": f"{BASE_MODULES}.router.Router"},
+        {"idx": 1, "name": "1", "path": "1_Normalize",
+         "type": f"{BASE_MODULES}.normalize.Normalize"}]
     files["config_sentence_transformers.json"] = {
         "model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None,
         "similarity_fn_name": "cosine"}
     return files, ""
 
 
+def route_modules(model, side: str, preparation) -> list[tuple[str, str, dict]]:
+    """Return the modules of one side's route in their order: folder, file and content of each."""
+    pooling = getattr(model, f"{side}_pooling")
+    projects = has_projection(model, side)
+    width = model.embed_size
+    if projects:
+        width = getattr(model, f"{side}_projection").in_features
+    modules = [(f"{side}_0_Transformer", "sentence_bert_config.json",
+                transformer_config(side, pooling, preparation))]
+    if pooling == "padded":
+        # A layer that writes ones in place of the attention mask, so that padding is averaged too.
+        ones = dense_config(width, 1) | {"module_input_name": "token_embeddings",
+                                         "module_output_name": "attention_mask"}
+        modules.append((f"{side}_1_Dense", "config.json", ones))
+    if pooling != "own":
+        modules.append((f"{side}_1_Pooling", "config.json", {
+            "embedding_dimension": width, "pooling_mode": POOLING_MODES[pooling],
+            "include_prompt": True}))
+    if projects:
+        modules.append((f"{side}_2_Dense", "config.json", dense_config(width, model.embed_size)))
+    return modules
+
+
 def has_projection(model, side: str) -> bool:
+    """Return whether a `DualEncoder` projects the features of a side."""
     return hasattr(getattr(model, f"{side}_projection"), "weight")
 
 
-def inexpressible(model) -> str:
-    """Why a model has no such layout, or ""."""
+def unsupported_reason(model) -> str:
+    """Return why `sentence_transformers` cannot express a `DualEncoder`, or "" if it can."""
     for side in "image", "text":
-        encoder, pooling = getattr(model, f"{side}_encoder"), getattr(model, f"{side}_pooling")
-        kind = encoder.config.model_type
-        family = SUPPORTED[kind]
-        if hasattr(encoder, "clip") or kind == "timm_wrapper":
-            return f"its {side} encoder is one half of a {kind}, or has a pooling of its own"
-        if side == "image" and pooling == "mean" and family.left_out(encoder.config):
-            return f"its image encoder, a {kind}, leaves tokens at the front out of the mean"
-    if model.image_call:
+        encoder = getattr(model, f"{side}_encoder")
+        pooling = getattr(model, f"{side}_pooling")
+        model_type = encoder.config.model_type
+        excluded = SUPPORTED[model_type].excluded_tokens(encoder.config)
+        if hasattr(encoder, "clip") or model_type == "timm_wrapper":
+            return f"its {side} encoder is one half of a {model_type}, or has a pooling of its own"
+        if side == "image" and pooling == "mean" and excluded:
+            return f"its image encoder, a {model_type}, leaves tokens at the front out of the mean"
+    if model.image_encoder_kwargs:
         return "its photos have another side than its image encoder was made for"
     return ""
 
 
-def transformer(side: str, pooling: str, preparation) -> dict:
-    """sentence_bert_config.json of an encoder."""
-    own = pooling == "own"
-    content = {"transformer_task": "feature-extraction", "modality_config": {side: {
-        "method": "forward",
-        "method_output_name": "pooler_output" if own else "last_hidden_state"}},
-        "module_output_name": "sentence_embedding" if own else "token_embeddings",
-        "unpad_inputs": False}
+def transformer_config(side: str, pooling: str, preparation) -> dict:
+    """Return the content of a side's sentence_bert_config.json: how its encoder is called."""
+    own_pooling = pooling == "own"
+    method = {"method": "forward",
+              "method_output_name": "pooler_output" if own_pooling else "last_hidden_state"}
+    content = {"transformer_task": "feature-extraction", "modality_config": {side: method},
+               "module_output_name": "sentence_embedding" if own_pooling else "token_embeddings",
+               "unpad_inputs": False}
     if side == "image":
         return content | {"processor_kwargs": {"backend": "pil"}}
-    text = {"max_length": preparation.max_tokens, "truncation": True,
-            "padding": "max_length" if preparation.padded else True}
-    return content | {"processing_kwargs": {"text": text}}
+    tokenizer_kwargs = {"max_length": preparation.max_tokens, "truncation": True,
+                        "padding": "max_length" if preparation.padded else True}
+    return content | {"processing_kwargs": {"text": tokenizer_kwargs}}
 
 
-def dense(width: int, output: int) -> dict:
-    return {"in_features": width, "out_features": output, "bias": True,
+def dense_config(in_features: int, out_features: int) -> dict:
+    """Return the config.json of a linear layer."""
+    return {"in_features": in_features, "out_features": out_features, "bias": True,
             "activation_function": "torch.nn.modules.linear.Identity",
             "module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
-def image_processor(preparation) -> dict:
-    """preprocessor_config.json: what `inputs.photos.eval_pixels` and `normalize` do."""
+def image_processor_config(preparation) -> dict:
+    """Return the preprocessor_config.json that prepares photos as evaluation does.
+
+    It repeats `inputs.photos.eval_pixels` and `normalize`.
+    """
     side = preparation.image_res
     return {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": True,
             "do_resize": True, "size": {"height": side, "width": side}, "resample": BICUBIC,
@@ -111,18 +142,27 @@ def image_processor(preparation) -> dict:
 
 
 def cleaning_tokenizer(tokenizer: dict, prefix: str, cleaning: str = "published") -> dict:
-    """tokenizer.json that cleans first, as `inputs.captions.clean_caption` but for the number of
-    words, and puts the prefix before."""
-    def replace(pattern: str, content: str) -> dict:
-        return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+    """Return a tokenizer.json that cleans captions before its own normaliser.
 
-    gone = "".join(chr(code) for code, other in CLEANING.items() if other is None)
+    It repeats `inputs.captions.clean_caption`, but does not cut captions to a number of words.
+
+    Args:
+        tokenizer: The content of the text encoder's tokenizer.json.
+        prefix: The text that is put before each cleaned caption.
+        cleaning: "published", or "raw": captions are left as they are.
+    """
+    removed = "".join(chr(code) for code, other in CLEANING.items() if other is None)
     spaces = "".join(chr(code) for code, other in CLEANING.items() if other is not None)
-    white = "".join(f"\\x{{{code:x}}}" for code in range(sys.maxunicode + 1)
-                    if chr(code).isspace())  # what Python's \s is
-    steps = [{"type": "Lowercase"}, replace(f"[{re.escape(gone)}]", ""),
-             replace(f"[{re.escape(spaces)}]", " "), replace("<person>", "person"),
-             replace(f"[{white}]{{2,}}", " "), replace(r"\n\z", ""), replace(r"\A +| +\z", "")]
+    # The characters that \s means in Python, one by one: the tokenizer's \s means others.
+    whitespace = "".join(f"\\x{{{code:x}}}" for code in range(sys.maxunicode + 1)
+                         if chr(code).isspace())
+    steps = [{"type": "Lowercase"},
+             replacement(f"[{re.escape(removed)}]", ""),
+             replacement(f"[{re.escape(spaces)}]", " "),
+             replacement("<person>", "person"),
+             replacement(f"[{whitespace}]{{2,}}", " "),
+             replacement(r"\n\z", ""),
+             replacement(r"\A +| +\z", "")]
     if cleaning == "raw":
         steps = []
     if prefix:
@@ -131,3 +171,8 @@ def cleaning_tokenizer(tokenizer: dict, prefix: str, cleaning: str = "published"
         steps.append(tokenizer["normalizer"])
     return tokenizer | {"normalizer": {"type": "Sequence", "normalizers": steps},
                         "truncation": None, "padding": None}
+
+
+def replacement(pattern: str, content: str) -> dict:
+    """Return a step of a tokenizer's normaliser that replaces a regular expression."""
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}

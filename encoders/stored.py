@@ -1,10 +1,12 @@
-"""What a checkpoint holds of its encoders beside their weights: configurations, the tokenizer, and
-the statistics of the pixels. With them it loads where the encoders' own files are gone.
+"""What a checkpoint holds about its encoders beside their weights, and how they are built from it.
 
-A checkpoint may come from anywhere. So a configuration is looked at first: its type must be one of
-`families.SUPPORTED`, it is built without memory, and each of its shapes must be that of a weight,
-before anything of its size is made. It never leads to another file, and code that it names is not
-looked for.
+A checkpoint holds both encoders' configurations, the tokenizer and the statistics of the pixels.
+With these it loads where the encoders' own folders are gone.
+
+A checkpoint may come from anywhere, so a configuration is checked before it is used: its type must
+be one of `families.SUPPORTED`, it is first built on the meta device, and each of its shapes must be
+that of a weight, before memory of its size is taken. A configuration never leads to another file,
+and code that it names is not looked for.
 """
 
 import json
@@ -17,286 +19,391 @@ import transformers
 from tokenizers import Tokenizer
 from torch import nn
 
-from common.errors import InputError, Stopped, one_line, pass_on
+from common.errors import InputError, Stopped, one_line, reraise_out_of_memory
 from common.weights import check_tensors
 from encoders.families import find_family
-from encoders.towers import from_config
+from encoders.loading import encoder_from_config
 
-KEY = "encoders"  # of a checkpoint's state
+ENCODERS_KEY = "encoders"  # of a checkpoint's state
 SIDES = "image", "text"
-# What a configuration says of the machine, of heads that towers have not, or of how to compute.
-LEFT_OUT = {"auto_map", "attn_implementation", "experts_implementation", "quantization_config",
-            "num_labels", "id2label", "label2id", "problem_type", "transformers_version", "dtype",
-            "torch_dtype", "pruned_heads", "name_or_path", "custom_pipelines"}
-# Numbers of modules, which cost memory even where their weights do not.
-COUNTS = {"num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers", "depth",
-          "num_stages", "depths", "num_hidden_groups", "inner_group_num"}
-ROOM = 2**28  # bytes that an encoder may hold beside its weights
-HALVES = {"image": "vision_config", "text": "text_config"}
-# In place of the half of a pair that the tower leaves out, but for the width of its projection.
-NO_HALF = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
-               image_size=8, patch_size=8, vocab_size=8, max_position_embeddings=8)
+# Keys of a configuration that are not stored: they speak of the machine, of heads that an encoder
+# does not have, or of how to compute.
+DROPPED_KEYS = {
+    "auto_map", "attn_implementation", "experts_implementation", "quantization_config",
+    "num_labels", "id2label", "label2id", "problem_type", "transformers_version", "dtype",
+    "torch_dtype", "pruned_heads", "name_or_path", "custom_pipelines"}
+# Keys that are numbers of modules, which take memory even on the meta device.
+LAYER_COUNT_KEYS = {
+    "num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers", "depth",
+    "num_stages", "depths", "num_hidden_groups", "inner_group_num"}
+MAX_BUFFER_BYTES = 2**28  # that an encoder may hold beyond the size of its weights
+CONFIG_KEYS_OF_HALVES = {"image": "vision_config", "text": "text_config"}
+# The configuration of a CLIP-style pair's other half, which the encoder does not have.
+SMALLEST_HALF = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
+                     image_size=8, patch_size=8, vocab_size=8, max_position_embeddings=8)
 
 
-def describe(model: nn.Module, tokenizer, mean: list[float], std: list[float]) -> dict:
-    """What `read_stored` takes: texts and numbers that go into a checkpoint under `KEY`.
+def describe_encoders(model: nn.Module, tokenizer, mean: list[float], std: list[float]) -> dict:
+    """Return the texts and numbers about a model's encoders that go into a checkpoint.
+
+    They stand under `ENCODERS_KEY`, and `read_stored_encoders` reads them.
 
     Args:
-        model: a `DualEncoder`.
-        tokenizer: a slow one is left out, and is then had by name.
+        model: A `DualEncoder`.
+        tokenizer: The text encoder's tokenizer. A slow one cannot be stored, and is then found by
+            the text encoder's name.
+        mean: Mean of the pixels' three channels.
+        std: Standard deviation of the pixels' three channels.
     """
     return {
-        "image": config_text(model.image_encoder.config, "image"),
-        "text": config_text(model.text_encoder.config, "text"),
-        "tokenizer": tokenizer_text(tokenizer, words_of(model.text_encoder)),
+        "image": config_to_json(model.image_encoder.config, "image"),
+        "text": config_to_json(model.text_encoder.config, "text"),
+        "tokenizer": tokenizer_to_json(tokenizer, vocabulary_size(model.text_encoder)),
         "pixel_statistics": [list(map(float, mean)), list(map(float, std))],
     }
 
 
-def config_text(config, side: str) -> str:
-    """A configuration as JSON, without paths of this machine, and next to nothing of the other
-    half of a pair."""
-    content = plain(config.to_dict())
-    leave_half_out(content, side)
+def config_to_json(config, side: str) -> str:
+    """Return an encoder's configuration as JSON, without paths of this machine.
+
+    Of a CLIP-style pair the half that is not `side` is cut down to its smallest.
+    """
+    content = without_dropped_keys(config.to_dict())
+    shrink_other_half(content, side)
     return json.dumps(content, sort_keys=True)
 
 
-def leave_half_out(content: dict, side: str) -> None:
-    """Change the configuration of a pair so that the half that `side` is not costs nothing.
+def shrink_other_half(content: dict, side: str) -> None:
+    """Change a pair's configuration in place so that building the half not of `side` costs nothing.
 
-    A CLIP keeps the projections of both halves, so that their widths must stay.
+    Configurations of single encoders stay as they are. A CLIP keeps the projections of both halves,
+    so that the other half's width must stay.
     """
-    other = HALVES["text" if side == "image" else "image"]
-    if HALVES[side] in content or other in content:
-        half = content.get(other)
-        width = half.get("hidden_size") if isinstance(half, dict) else None
-        keeps = isinstance(width, int) and content.get("model_type") != "siglip"
-        content[other] = NO_HALF | ({"hidden_size": width} if keeps else {})
+    key = CONFIG_KEYS_OF_HALVES[side]
+    other_key = CONFIG_KEYS_OF_HALVES["text" if side == "image" else "image"]
+    if key not in content and other_key not in content:
+        return
+    other_half = content.get(other_key)
+    width = other_half.get("hidden_size") if isinstance(other_half, dict) else None
+    content[other_key] = dict(SMALLEST_HALF)
+    if isinstance(width, int) and content.get("model_type") != "siglip":
+        content[other_key]["hidden_size"] = width
 
 
-def plain(value: object) -> object:
-    """The same content, without what `LEFT_OUT` names and what is private."""
+def without_dropped_keys(value: object) -> object:
+    """Return a copy of JSON content without `DROPPED_KEYS` and keys that begin with "_"."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()
-                if str(key) not in LEFT_OUT and not str(key).startswith("_")}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): without_dropped_keys(item) for key, item in value.items()
+                if str(key) not in DROPPED_KEYS and not str(key).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [without_dropped_keys(item) for item in value]
+    return value
 
 
-def words_of(encoder: nn.Module) -> int:
-    """Rows of a text encoder's table of words."""
+def vocabulary_size(encoder: nn.Module) -> int:
+    """Return the number of rows in a text encoder's table of token embeddings."""
     clip = getattr(encoder, "clip", None)
-    inner = encoder if clip is None else clip.text_model
-    return inner.get_input_embeddings().num_embeddings
+    model = encoder if clip is None else clip.text_model
+    return model.get_input_embeddings().num_embeddings
 
 
-def tokenizer_text(tokenizer, words: int) -> str | None:
-    """A fast tokenizer as JSON; None of one that is slow, or has more words than its encoder."""
+def tokenizer_to_json(tokenizer, words: int) -> str | None:
+    """Return a fast tokenizer as JSON, or None if it cannot be stored.
+
+    Args:
+        tokenizer: A tokenizer of transformers. A slow one has no JSON form.
+        words: The text encoder's vocabulary size. A tokenizer with larger token ids is not stored.
+    """
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return None
-    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()
-               if isinstance(value, str)}
-    text = json.dumps({"tokenizer": json.loads(core.to_str()), "special_tokens": special},
-                      ensure_ascii=False)
-    return text if largest_id(core, text) < words else None
+    special_tokens = {name: str(value) for name, value in tokenizer.special_tokens_map.items()
+                      if isinstance(value, str)}
+    content = {"tokenizer": json.loads(core.to_str()), "special_tokens": special_tokens}
+    text = json.dumps(content, ensure_ascii=False)
+    return text if largest_token_id(core, text) < words else None
 
 
-def largest_id(core: Tokenizer, text: str) -> int:
-    """The largest token id that a tokenizer, or what it adds at the ends, can give."""
-    def numbers(value):
-        if isinstance(value, dict | list):
-            items = value.values() if isinstance(value, dict) else value
-            return [number for item in items for number in numbers(item)]
-        return [value] if type(value) is int else []
+def largest_token_id(core: Tokenizer, text: str) -> int:
+    """Return the largest token id that a tokenizer can give.
 
-    ends = numbers(json.loads(text)["tokenizer"].get("post_processor"))
-    return max([0, *core.get_vocab(with_added_tokens=True).values(), *ends])
+    Args:
+        core: The tokenizer.
+        text: Its JSON from `tokenizer_to_json`, whose post-processor adds tokens by their ids.
+    """
+    vocabulary = core.get_vocab(with_added_tokens=True).values()
+    post_processor = json.loads(text)["tokenizer"].get("post_processor")
+    return max([0, *vocabulary, *integers_in(post_processor)])
 
 
-class Stored(NamedTuple):
-    """What is taken from a checkpoint; None for what it lacks or the command line replaces."""
+def integers_in(value: object) -> list[int]:
+    """Return all integers in JSON content, at any depth."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in integers_in(item)]
+    return [value] if type(value) is int else []
+
+
+class StoredEncoders(NamedTuple):
+    """What is taken over from a checkpoint about its encoders.
+
+    A field is None if the checkpoint lacks it, or if a flag of the command line replaces it. What
+    is None is found by the encoder's name instead.
+
+    Attributes:
+        source: The checkpoint's file, with which error messages begin.
+        shapes: The shapes of all weights of the `DualEncoder`, by name.
+        image: The image encoder's configuration as JSON.
+        text: The text encoder's configuration as JSON.
+        tokenizer: The tokenizer as JSON.
+        pixel_statistics: Mean and standard deviation of the pixels' three channels.
+    """
 
     source: str
-    shapes: dict[str, torch.Size]  # of all weights of the `DualEncoder`
+    shapes: dict[str, torch.Size]
     image: str | None = None
     text: str | None = None
     tokenizer: str | None = None
     pixel_statistics: tuple[list[float], list[float]] | None = None
 
-    def encoder(self, side: str, tokenizer) -> nn.Module | None:
-        """The encoder of a side, with random weights; None where it is to be had by name.
+    def build_encoder(self, side: str, tokenizer) -> nn.Module | None:
+        """Build the encoder of a side with random weights; None if it is to be found by name.
+
+        Args:
+            side: "image" or "text".
+            tokenizer: The text encoder's tokenizer, or None.
 
         Raises:
-            InputError: its configuration is none, or is not that of the weights.
+            InputError: If the configuration is not valid, or is not that of the weights.
         """
-        text = getattr(self, side)
+        text = self.image if side == "image" else self.text
         if text is None:
             return None
         prefix = f"{side}_encoder."
         shapes = {name.removeprefix(prefix): shape for name, shape in self.shapes.items()
                   if name.startswith(prefix)}
-        told = f"{self.source}: the configuration of its {side} encoder"
-        config = read_config(text, side, len(shapes), told)
+        source = f"{self.source}: the configuration of its {side} encoder"
+        config = config_from_json(text, side, len(shapes), source)
         pad_id = tokenizer.pad_token_id if tokenizer is not None else None
         try:
-            with torch.device("meta"):
-                trial = from_config(config, side, pad_id)
-            check_shapes(trial, shapes, told)
-            encoder = from_config(config, side, pad_id)
+            with torch.device("meta"):  # takes no memory for the weights
+                trial = encoder_from_config(config, side, pad_id)
+            check_shapes(trial, shapes, source)
+            encoder = encoder_from_config(config, side, pad_id)
         except InputError:
             raise
-        except Exception as error:  # of any kind, as its numbers come
-            pass_on(error)
-            raise InputError(f"{told} makes none ({one_line(error)[:200]})") from error
+        except Exception as error:  # of any type: the numbers may be anything
+            reraise_out_of_memory(error)
+            raise InputError(f"{source} makes none ({one_line(error)[:200]})") from error
         if side == "text" and self.tokenizer is not None:
-            check_words(self.read_tokenizer(), self.tokenizer, words_of(encoder), self.source)
+            check_token_ids(self.read_tokenizer(), self.tokenizer, vocabulary_size(encoder),
+                            self.source)
         return encoder
 
     def read_tokenizer(self):
-        """The tokenizer; None where it is to be had by name.
+        """Build the tokenizer; return None if it is to be found by name.
 
         Raises:
-            InputError: it does not parse, or has no padding token.
+            InputError: If the JSON is not that of a tokenizer, or has no padding token.
         """
         if self.tokenizer is None:
             return None
-        told = f"{self.source}: its tokenizer"
+        source = f"{self.source}: its tokenizer"
         try:
             content = json.loads(self.tokenizer)
-            special = content["special_tokens"]
-            if not all(re.fullmatch(r"[a-z]+_token", name) and isinstance(value, str)
-                       for name, value in special.items()):
-                raise ValueError("special tokens that are none")
+            special_tokens = content["special_tokens"]
+            for name, value in special_tokens.items():
+                if not re.fullmatch(r"[a-z]+_token", name) or not isinstance(value, str):
+                    raise ValueError("special tokens that are none")
             core = Tokenizer.from_str(json.dumps(content["tokenizer"]))
-            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special)
-            unknown = tokenizer.pad_token_id is None or len(tokenizer) > core.get_vocab_size()
+            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core,
+                                                             **special_tokens)
+            adds_tokens = len(tokenizer) > core.get_vocab_size()
+            has_padding = tokenizer.pad_token_id is not None
         except (KeyboardInterrupt, SystemExit, Stopped):
             raise
-        except BaseException as error:  # what `tokenizers` panics with is no Exception
-            pass_on(error)
-            raise InputError(f"{told} cannot be read ({one_line(error)[:200]})") from error
-        if unknown:
-            raise InputError(f"{told} has no padding token, or special ones that are no words")
+        except BaseException as error:  # a panic of `tokenizers` is no Exception
+            reraise_out_of_memory(error)
+            raise InputError(f"{source} cannot be read ({one_line(error)[:200]})") from error
+        if adds_tokens or not has_padding:
+            raise InputError(f"{source} has no padding token, or special ones that are no words")
         return tokenizer
 
 
-def read_stored(state: dict, weights: dict, source: str, named: set[str]) -> Stored | None:
-    """What a checkpoint holds of its encoders; None of one from before it held any.
+def read_stored_encoders(
+    state: dict, weights: dict, source: str, given: set[str]
+) -> StoredEncoders | None:
+    """Read what a checkpoint holds about its encoders; None if it is too old to hold anything.
 
     Args:
-        state: its content, or anything else that has `KEY`.
-        weights: of the `DualEncoder`.
-        source: the file, to begin an error with.
-        named: flags of the command line, which come before what is stored.
+        state: The checkpoint's content, or any dictionary with `ENCODERS_KEY`.
+        weights: The weights of the `DualEncoder`, by name.
+        source: The checkpoint's file, with which error messages begin.
+        given: Names of the flags that the command line gives; they replace what is stored.
 
     Raises:
-        InputError: it is not what `describe` gives.
+        InputError: If the content is not what `describe_encoders` returns.
     """
-    content = state.get(KEY)
+    content = state.get(ENCODERS_KEY)
     if content is None:
         return None
+    names = "image", "text", "tokenizer"
     if not isinstance(content, dict) or not all(
-            isinstance(content.get(name), str | None) for name in (*SIDES, "tokenizer")):
+            isinstance(content.get(name), str | None) for name in names):
         raise InputError(f"{source}: what it holds of its encoders is not what a run saves")
-    taken = {name: content.get(name) for name in (*SIDES, "tokenizer")}
-    taken["pixel_statistics"] = read_statistics(content.get("pixel_statistics"), source)
-    for flags, names in (({"image_encoder"}, ("image", "pixel_statistics")),
-                         ({"image_stats"}, ("pixel_statistics",)),
-                         ({"text_encoder", "vocab"}, ("text", "tokenizer"))):
-        if flags & named:
-            taken |= dict.fromkeys(names)
+    fields = {name: content.get(name) for name in names}
+    fields["pixel_statistics"] = read_pixel_statistics(content.get("pixel_statistics"), source)
+    replaced_by = {"image_encoder": ("image", "pixel_statistics"),
+                   "image_stats": ("pixel_statistics",),
+                   "text_encoder": ("text", "tokenizer"),
+                   "vocab": ("text", "tokenizer")}
+    for flag, replaced in replaced_by.items():
+        if flag in given:
+            fields |= dict.fromkeys(replaced)
     check_tensors(weights, source)
     shapes = {name: value.shape for name, value in weights.items()}
-    return Stored(source, shapes, **taken)
+    return StoredEncoders(source, shapes, **fields)
 
 
-def read_statistics(value: object, source: str) -> tuple[list[float], list[float]] | None:
-    """Mean and std of the pixels, three numbers each.
+def read_pixel_statistics(
+    value: object, source: str
+) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation of three channels each; None if `value` is None.
 
     Raises:
-        InputError: they are none that pixels can have.
+        InputError: If `value` is anything but two lists of three numbers that pixels can have.
     """
     if value is None:
         return None
-    good = isinstance(value, list | tuple) and len(value) == 2 and all(
-        isinstance(part, list | tuple) and len(part) == 3
-        and all(type(number) in (int, float) and math.isfinite(number) for number in part)
-        for part in value) and all(1e-6 < number < 1e6 for number in value[1])
-    if not good:
+
+    def is_triple(numbers: object) -> bool:
+        return isinstance(numbers, list | tuple) and len(numbers) == 3 and all(
+            type(number) in (int, float) and math.isfinite(number) for number in numbers)
+
+    valid = (isinstance(value, list | tuple) and len(value) == 2
+             and is_triple(value[0]) and is_triple(value[1])
+             and all(1e-6 < number < 1e6 for number in value[1]))
+    if not valid:
         raise InputError(f"{source}: its mean and std of the pixels are none")
-    return list(value[0]), list(value[1])
+    mean, std = value
+    return list(mean), list(std)
 
 
-def read_config(text: str, side: str, weights: int, told: str):
-    """The configuration that `config_text` wrote, for an encoder with so many weights.
+def config_from_json(text: str, side: str, weights: int, source: str):
+    """Build the configuration that `config_to_json` wrote.
+
+    Args:
+        text: The configuration as JSON.
+        side: "image" or "text".
+        weights: The number of the encoder's weight tensors; it bounds the number of layers.
+        source: What error messages begin with.
 
     Raises:
-        InputError: it is none, of a type that is not supported, or of more layers than weights.
+        InputError: If the text is no configuration, its type is not supported, or it has more
+            layers than there are weights.
     """
     try:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("it is no object")
-        kind = str(content.get("model_type"))
+        model_type = str(content.get("model_type"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{told} is no JSON ({one_line(error)})") from error
-    find_family(Kind(kind), side, told=told)
-    content = plain(content)
-    check_counts(content, weights, told)
-    leave_half_out(content, side)
+        raise InputError(f"{source} is no JSON ({one_line(error)})") from error
+    find_family(ModelType(model_type), side, source=source)
+    content = without_dropped_keys(content)
+    check_config_values(content, weights, source)
+    shrink_other_half(content, side)
     del content["model_type"]
     try:
-        known = transformers.CONFIG_MAPPING[kind]
-        methods = [name for name in content if callable(getattr(known, name, None))]
+        config_class = transformers.CONFIG_MAPPING[model_type]
+        methods = [name for name in content if callable(getattr(config_class, name, None))]
         if methods:
             raise ValueError(f"it sets {methods[0]}")
-        return known(**content)
-    except Exception as error:  # of any kind, as its values come
-        pass_on(error)
-        raise InputError(f"{told} is none ({one_line(error)[:200]})") from error
+        return config_class(**content)
+    except Exception as error:  # of any type: the values may be anything
+        reraise_out_of_memory(error)
+        raise InputError(f"{source} is none ({one_line(error)[:200]})") from error
 
 
-class Kind(NamedTuple):
-    """Of a configuration, what `find_family` looks at."""
+class ModelType(NamedTuple):
+    """Stands for a configuration in `families.find_family`, which reads its type alone."""
 
     model_type: str
 
 
-def check_counts(value: object, weights: int, told: str) -> None:
-    """Raise InputError where a number of modules is above that of the weights, or a text could
-    be read as a file: timm's models take names of files among their arguments."""
+def check_config_values(value: object, weights: int, source: str) -> None:
+    """Check a configuration, at any depth, for numbers of layers and for names of files.
+
+    timm's models take names of files among their arguments, so these may be plain numbers only.
+
+    Args:
+        value: The configuration, or any part of it.
+        weights: The number of the encoder's weight tensors; a layer has at least one.
+        source: What error messages begin with.
+
+    Raises:
+        InputError: If a number of layers is above `weights`, or a text could be read as a file.
+    """
     if not isinstance(value, dict):
         return
-    for name, item in value.items():
-        items = item if isinstance(item, list) else [item]
-        if name in COUNTS and not sum(
-                number for number in items if isinstance(number, int)) <= weights:
-            raise InputError(f"{told} has {name} {str(item)[:40]}, more than its {weights} weights")
-        if name == "model_args" and isinstance(item, dict) and any(
-                isinstance(argument, str | dict | list) for argument in item.values()) or (
-                    name == "architecture" and not re.fullmatch(r"[\w.]+", str(item))):
-            raise InputError(f"{told} has {name} that are no plain numbers or names")
-        check_counts(item, weights, told)
+    for key, item in value.items():
+        if key in LAYER_COUNT_KEYS:
+            counts = item if isinstance(item, list) else [item]
+            layers = sum(count for count in counts if isinstance(count, int))
+            if layers > weights:
+                raise InputError(f"{source} has {key} {str(item)[:40]}, more than its {weights} "
+                                 "weights")
+        unsafe_arguments = key == "model_args" and isinstance(item, dict) and any(
+            isinstance(argument, str | dict | list) for argument in item.values())
+        unsafe_name = key == "architecture" and not re.fullmatch(r"[\w.]+", str(item))
+        if unsafe_arguments or unsafe_name:
+            raise InputError(f"{source} has {key} that are no plain numbers or names")
+        check_config_values(item, weights, source)
 
 
-def check_shapes(trial: nn.Module, shapes: dict[str, torch.Size], told: str) -> None:
-    """Raise InputError unless an encoder on the meta device has weights of just these shapes."""
-    own = {name: value.shape for name, value in trial.state_dict().items()}
-    other = sorted(own.keys() ^ shapes.keys()) or sorted(
-        name for name in own if own[name] != shapes[name])
-    if other:
-        shown = [f"{name} {' and '.join(map(str, parts))}" for name in other[:3]
-                 for parts in [[tuple(part[name]) for part in (own, shapes) if name in part]]]
-        raise InputError(f"{told} is not that of its weights: {', '.join(shown)}"
-                         + (f" and {len(other) - 3} more" if len(other) > 3 else ""))
-    sizes = [buffer.numel() * buffer.element_size() for buffer in trial.buffers()]
-    if sum(sizes) > ROOM + sum(4 * shape.numel() for shape in shapes.values()):
-        raise InputError(f"{told} asks for {sum(sizes) / 1e9:.1f} GB beside its weights")
+def check_shapes(trial: nn.Module, shapes: dict[str, torch.Size], source: str) -> None:
+    """Check that an encoder on the meta device has just the weights of a checkpoint.
+
+    Args:
+        trial: The encoder that the configuration describes.
+        shapes: The shapes of the checkpoint's weights, by name.
+        source: What error messages begin with.
+
+    Raises:
+        InputError: If a name or a shape differs, or if the encoder's buffers are far larger than
+            its weights.
+    """
+    trial_shapes = {name: value.shape for name, value in trial.state_dict().items()}
+    differing = sorted(trial_shapes.keys() ^ shapes.keys())
+    if not differing:
+        differing = sorted(name for name in shapes if trial_shapes[name] != shapes[name])
+    if differing:
+        listed = []
+        for name in differing[:3]:
+            found = [str(tuple(known[name])) for known in (trial_shapes, shapes) if name in known]
+            listed.append(f"{name} {' and '.join(found)}")
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(f"{source} is not that of its weights: {', '.join(listed)}{more}")
+    buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in trial.buffers())
+    weight_bytes = sum(4 * shape.numel() for shape in shapes.values())
+    if buffer_bytes > MAX_BUFFER_BYTES + weight_bytes:
+        raise InputError(f"{source} asks for {buffer_bytes / 1e9:.1f} GB beside its weights")
 
 
-def check_words(tokenizer, text: str, words: int, source: str) -> None:
-    """Raise InputError where a token has no row in the encoder's table."""
-    largest = largest_id(tokenizer.backend_tokenizer, text)
+def check_token_ids(tokenizer, text: str, words: int, source: str) -> None:
+    """Check that every token of a tokenizer has a row in the text encoder's table.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        text: Its JSON.
+        words: The text encoder's vocabulary size.
+        source: The checkpoint's file, with which the error message begins.
+
+    Raises:
+        InputError: If a token id is not below `words`.
+    """
+    largest = largest_token_id(tokenizer.backend_tokenizer, text)
     if largest >= words:
         raise InputError(f"{source}: its tokenizer has a token {largest}, and its text encoder "
                          f"{words} words")

@@ -25,7 +25,7 @@ from common import files
 from common.errors import InputError, exit_on_input_error, printable
 from common.parser import Parser
 from common.presets import AMBIGUITIES
-from common.terminal import tell, warn
+from common.terminal import print_result, warn
 from experiments.flags import LOSSES, USES
 from experiments.plan import (
     AGAIN_OFFSET,
@@ -180,8 +180,8 @@ def train_all(options, protocol: Protocol) -> None:
             if error:
                 failed.append(run)
                 warn(f"{run.name} failed: {error}")
-            tell(f"{done}/{total} {run.name}{rsum_text(run, protocol)}; about "
-                 f"{seconds_left / 60:.0f} minutes to go")
+            print_result(f"{done}/{total} {run.name}{rsum_text(run, protocol)}; about "
+                         f"{seconds_left / 60:.0f} minutes to go")
     if failed:
         raise InputError(f"{len(failed)} of {total} runs failed, first {failed[0].name}: look at "
                          f"{failed[0].folder(protocol)}.log; the same command tries them again")
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
         reason = f"--results {protocol.results} holds no two runs with and without the oracle yet"
         if table is None and options.report:
             raise InputError(reason)
-        tell(table or f"No table: {reason}. What ran is kept there.")
+        print_result(table or f"No table: {reason}. What ran is kept there.")
 
 
 if __name__ == "__main__":

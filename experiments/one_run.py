@@ -39,7 +39,7 @@ from experiments.plan import (
 )
 from experiments.uses import use_in_place
 from fne_loss import RunningBivariateGaussian
-from metrics.true_matches import true_share
+from metrics.true_matches import true_match_share
 from training import storage
 
 KEPT = ["rsum", *(f"{side}_{key}" for side in ("i2t", "t2i")
@@ -109,7 +109,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
         "command": ("python -m experiments.dose --losses --again 0 --doses "
                     f"{configuration.dose} --seeds {configuration.seed} --uses {configuration.use}"
                     if configuration.use else command_text(command)),
-        "true_matches": true_share(read_split("shapes", "train", data).matches),
+        "true_matches": true_match_share(read_split("shapes", "train", data).matches),
         "false_negatives": false_negatives(configuration, folder),
         "val": scores(folder, data, "val"), "test": scores(folder, data, "test"),
         "seconds": round(time.monotonic() - began, 1),

@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, exit_on_input_error, printable, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error, printable
 from experiments.flags import build_posterior_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_posterior_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import numpy as np
@@ -32,7 +32,7 @@ from torch import Tensor
 from common import files
 from common.memory import keep_freed_memory
 from common.presets import PRIOR_OF_EVIDENCE
-from common.terminal import tell
+from common.terminal import print_result
 from fne_loss import (
     RunningBivariateGaussian,
     RunningGaussian,
@@ -41,7 +41,7 @@ from fne_loss import (
 )
 from inputs.splits import read_matches
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
-from metrics.evidence import doubles, fit_evidence
+from metrics.evidence import fit_evidence, moments_in_float64
 from metrics.judgements import auroc, average_precision, read_judgements
 
 PRIORS = 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2
@@ -92,7 +92,7 @@ def pairs_of_judgements(embeddings: Embeddings, path: Path) -> Pairs:
         path: the file of people's answers.
     """
     judgements = read_judgements(path, embeddings.split)
-    return Pairs(judgements.images, judgements.texts, judgements.yes > 0.5)
+    return Pairs(judgements.images, judgements.texts, judgements.yes_share > 0.5)
 
 
 # ------------------------------------------------------------------------------- forms of evidence
@@ -148,8 +148,8 @@ def fit_split_evidence(embeddings: Embeddings, pairs: Pairs, to_mean: bool) -> E
         for image, texts in enumerate(texts_of):
             s, r = photo_similarity[image], caption_similarity[texts]  # (N_t,), (K, N_t)
             foreign = image_of_text != image  # (N_t,)
-            same.add(doubles(s[texts].expand(count, -1)[others], r[:, texts][others]))
-            different.add(doubles(s[foreign].repeat(count), r[:, foreign].flatten()))
+            same.add(moments_in_float64(s[texts].expand(count, -1)[others], r[:, texts][others]))
+            different.add(moments_in_float64(s[foreign].repeat(count), r[:, foreign].flatten()))
     images, texts = torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)
     s = photo_similarity[images, texts]  # (J,)
     r = caption_similarity[texts_of[images], texts[:, None]]  # (J, K)
@@ -323,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
             if not 0 < pairs.is_match.sum() < len(pairs.is_match):
                 raise InputError(f"{printable(str(path))}: its pairs are all matches or all none")
             results[path.stem] = measure(embeddings, pairs, options.margin)
-        tell(tables(results))
+        print_result(tables(results))
         if options.output:
             text = json.dumps(results, indent=1)
             files.write(options.output, f"{text}\n".encode(), "--output")

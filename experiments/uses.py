@@ -12,11 +12,11 @@ evidence` does.
 import contextlib
 from collections.abc import Iterator
 
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from experiments.flags import USES, build_uses_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 import train
 from common.presets import PRIOR_OF_EVIDENCE
-from common.ranks import world
+from common.ranks import world_size
 from data import Batch, Split
 from experiments.likely_options import LIKELY_OPTIONS
 from fne_loss import (
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{arguments.use} takes the place of --loss {use.loss}: give that")
         if options.resume is not None:
             raise InputError("--resume: no checkpoint holds what a use has learned; start anew")
-        if use.loss != "fne" and (options.oracle != "off" or world() > 1):
+        if use.loss != "fne" and (options.oracle != "off" or world_size() > 1):
             raise InputError(f"{arguments.use} takes no --oracle, and trains in one process")
         with use_in_place(arguments.use, options.loss, arguments.after) as more:
             train.main([*flags, *more])

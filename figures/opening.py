@@ -15,11 +15,11 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from figures.flags import build_opening_parser
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_opening_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import torch
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common import files
-from common.terminal import tell
+from common.terminal import print_result
 from data import Split, read_split
 from figures.galleries import probability
 from figures.pages import jpeg_bytes, thumbnail
@@ -278,7 +278,7 @@ def make_opening(arguments: argparse.Namespace) -> str:
     """
     if not 1 <= arguments.rows <= MOST_ROWS:
         raise InputError(f"--rows {arguments.rows}: must be at least 1, and at most {MOST_ROWS}")
-    place = files.output_place(arguments.output, "--output", is_jpeg, [arguments.embeddings])
+    place = files.resolve_output(arguments.output, "--output", is_jpeg, [arguments.embeddings])
     embeddings = read_embeddings(arguments.embeddings)
     criterion = fitted_criterion(embeddings)
     if criterion is None or not {"dataset", "split"} <= embeddings.facts.keys():
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with the arguments `argv`, or with those of the process."""
     arguments = build_opening_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
-        tell(make_opening(arguments))
+        print_result(make_opening(arguments))
 
 
 if __name__ == "__main__":

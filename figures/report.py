@@ -22,13 +22,13 @@ from figures.plots import calibration_figure, distribution_figure, svg_element
 from fne_loss import FNELoss, cosine, cut_down_bound, rank_batch
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import (
-    Evidence,
+    FittedEvidence,
     fit_evidence,
     posterior_by_evidence,
     score_by_evidence,
 )
-from metrics.facts import KINDS, METHOD, run_text
-from metrics.judgements import AGREEMENT, calibration, fitted_posterior
+from metrics.facts import FACT_TYPES, METHOD_FACTS, run_summary
+from metrics.judgements import AGREEMENT_LABELS, calibration, fitted_posterior
 from metrics.true_matches import metric_label
 from training.objectives.fne import BINS, FNE, build_criterion, count_similarities
 
@@ -90,8 +90,8 @@ def report_place(folder: Path, inputs: list[Path]) -> Path:
     Raises:
         InputError: a file that is no report is there already, or the folder cannot be made.
     """
-    return files.output_place(folder / "report.html", "--report",
-                              lambda path: is_page(path, GENERATOR), inputs)
+    return files.resolve_output(folder / "report.html", "--report",
+                                lambda path: is_page(path, GENERATOR), inputs)
 
 
 def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
@@ -101,9 +101,9 @@ def fitted_criterion(embeddings: Embeddings) -> FNELoss | None:
         The loss, or None where the embeddings carry no statistics or not all options of the loss.
     """
     gaussians, facts = fitted_gaussians(embeddings), embeddings.facts
-    if not gaussians or not all(name in facts for name in METHOD):
+    if not gaussians or not all(name in facts for name in METHOD_FACTS):
         return None
-    options = {name: facts[name] for name in METHOD}
+    options = {name: facts[name] for name in METHOD_FACTS}
     # Embeddings carry only the statistics of the published posterior, whatever the training used.
     criterion = build_criterion(Namespace(prior=embeddings.prior, posterior="published", **options))
     criterion.positive, criterion.negative = gaussians
@@ -114,11 +114,11 @@ def report_facts(embeddings: Embeddings) -> dict[str, str]:
     """Return the list at the top of a report: split, checkpoint, options of the run, versions."""
     facts, split = embeddings.facts, embeddings.split
     rows = {"scored": f"{len(split.images):,} photos, {len(split.captions):,} captions"}
-    checkpoint = run_text(facts)
+    checkpoint = run_summary(facts)
     if checkpoint:
         step = f", step {facts['step']:,}" if "step" in facts else ""
         rows["checkpoint"] = checkpoint + step
-    options = [f"{name} {facts[name]}" for name in KINDS
+    options = [f"{name} {facts[name]}" for name in FACT_TYPES
                if name in facts and name not in FACTS_ELSEWHERE]
     if embeddings.prior is not None:
         options.append(f"prior {embeddings.prior:g}")
@@ -169,7 +169,7 @@ def judgement_section(metrics: dict) -> str:
     scores = [name for name in ("similarity", "posterior", "captions", "evidence")
               if name in result]
     rows = []
-    for key, label in AGREEMENT.items():
+    for key, label in AGREEMENT_LABELS.items():
         # The space before an interval's upper end does not break: an interval stays in one line.
         cells = ["{:.3f} [{:.3f},\xa0{:.3f}]".format(*result[name][key]) for name in scores]
         rows.append([label, *cells])
@@ -225,8 +225,8 @@ def warm_up_note(phase: str) -> str:
 
 
 def negative_section(
-    direction: str, embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None,
-    library: Library,
+    direction: str, embeddings: Embeddings, criterion: FNELoss | None,
+    evidence: FittedEvidence | None, library: Library,
 ) -> str:
     """Return the gallery of what FNE would draw if the whole split were its memory bank."""
     split = embeddings.split
@@ -339,7 +339,8 @@ def true_match_note(direction: str, split: Split, wrong: Tensor, best: Tensor) -
 
 
 def calibration_section(
-    embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None, metrics: dict
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None,
+    metrics: dict,
 ) -> str:
     """Return how often the posterior is right, by known true matches and by people's judgements.
 
@@ -360,7 +361,7 @@ def calibration_section(
 
 
 def true_match_calibrations(
-    embeddings: Embeddings, criterion: FNELoss | None, evidence: Evidence | None
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None
 ) -> list[str]:
     """Return the calibration of each posterior by all true matches; none where they are not known.
     """
@@ -376,7 +377,7 @@ def true_match_calibrations(
     is_match = split.matches[counted.numpy()].astype(float)  # (P,)
     posteriors = {"By": fitted_posterior(similarity[counted], embeddings)}
     if evidence is not None:
-        captions = embeddings.text_embeds @ evidence.mean_texts.T  # (N_t, N_i)
+        captions = embeddings.text_embeds @ evidence.mean_text_embeds.T  # (N_t, N_i)
         posteriors["The posterior by evidence, by"] = posterior_by_evidence(
             evidence, similarity[counted], captions[counted].double())
     return [calibration_html(f"{title} the known true matches", "All pairs above the cut-down",

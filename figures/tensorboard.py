@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import InputError, printable
 from common.ranks import is_main
-from common.terminal import progress, say
+from common.terminal import print_status, progress
 from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries, pages
@@ -86,12 +86,12 @@ class Board:
         run = self.run
         for name, value in metrics.items():
             self.writer.add_scalar(f"val/{name}", value, run.global_step)
-        say(validation_lines(run, metrics, self.loss))
+        print_status(validation_lines(run, metrics, self.loss))
         if not run.options.no_figures:
             try:
                 self.write_figures(*embeds)
             except InputError as error:  # a figure is not worth a run
-                say(f"no galleries at step {run.global_step}: {error}")
+                print_status(f"no galleries at step {run.global_step}: {error}")
 
     def pause(self) -> None:
         """Leave the time since the last step, such as that of a validation, out of the bar's rate.

@@ -1,5 +1,4 @@
-"""What becomes a batch: captions files, photos, tar shards, arrays of all pairs, the loader,
-`shapes`.
+"""What becomes a batch: sources of pairs, photos, captions, the loader, `shapes`.
 
 May import `common`. Knows no model or loss. Must never import `data`, which builds on it.
 """

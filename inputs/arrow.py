@@ -12,6 +12,7 @@ import glob
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import leads_out_of_folder
-from common.hub import hub_fault
+from common.hub import hub_error
 from common.options import SourceOptions
-from common.terminal import say, warn
+from common.terminal import print_status, warn
 from inputs.photos import PhotoSequence
 from inputs.records import (
     IMAGE_COLUMNS,
@@ -68,7 +69,7 @@ def library(what: object):
         raise InputError(f"{what}: Parquet and Arrow files and the Hub are read by the package "
                          f"datasets, which is missing: {WAY_OUT}") from error
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors are told in a line here
     return datasets
 
 
@@ -162,7 +163,7 @@ def parts_of_hub(options: SourceOptions, place: Path) -> list[Part]:
     """
     datasets = library(f"--dataset hub --data_path {place}")
     name, _, config = str(place).partition(":")
-    if not Path(name).is_dir() and (fault := hub_fault()) is not None:
+    if not Path(name).is_dir() and (fault := hub_error()) is not None:
         datasets.config.HF_HUB_OFFLINE = True  # or the library would try again and again
     else:
         fault = None
@@ -186,7 +187,7 @@ def told_of(place: Path, more: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of dozens of kinds
-        pass_on(error)
+        reraise_out_of_memory(error)
         text = one_line(error)
         if "script" in text.lower():
             raise InputError(f"--data_path {place} is a script, which would run code, and is "
@@ -275,7 +276,7 @@ def split_of_table(
     good[rows[~missing]] = True
     kept = good[row_of_text]
     captions, row_of_text = captions.take(np.flatnonzero(kept)), row_of_text[kept]
-    announce_keys(keys, columns, place, say)
+    announce_keys(keys, columns, place, print_status)
     group, firsts = photos.groups(rows[~missing])
     number_of_row = np.full(len(data), -1, dtype=np.int64)
     number_of_row[rows[~missing]] = group
@@ -374,6 +375,16 @@ class ArrowTexts(Sequence):
         return ArrowTexts(self.columns, self.column_of[indices], self.place_of[indices])
 
 
+def are_missing(texts) -> np.ndarray:
+    """Return (N,) whether each text of an Arrow column stands for a missing value."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    stands_for_none = pc.is_in(pc.utf8_trim_whitespace(texts),
+                               pyarrow.array(sorted(MISSING), texts.type))
+    return np.asarray(pc.or_kleene(pc.is_null(texts), stands_for_none))
+
+
 def flat_captions(data, keys: Keys, rows: np.ndarray) -> tuple[ArrowTexts, np.ndarray, np.ndarray]:
     """Return the captions of rows of a table, in the rows' order; the row of each; and (n,) whether
     a row has none, or one in a list that stands for a missing value.
@@ -393,8 +404,7 @@ def flat_captions(data, keys: Keys, rows: np.ndarray) -> tuple[ArrowTexts, np.nd
             owners = np.repeat(np.arange(len(data)), counts)
         else:
             texts, owners = column, np.arange(len(data))
-        absent = np.asarray(pc.fill_null(pc.is_in(
-            pc.utf8_trim_whitespace(texts), pyarrow.array(sorted(MISSING), texts.type)), True))
+        absent = are_missing(texts)
         if texts is not column:
             bad[owners[absent]] = True  # a text of a list
         present = np.flatnonzero(~absent)
@@ -454,15 +464,13 @@ class PhotoColumn:
 
     def missing(self) -> np.ndarray:
         """Return (rows,) whether a row has neither bytes nor a path."""
-        import pyarrow
         import pyarrow.compute as pc
 
         absent = np.ones(len(self.bytes if self.bytes is not None else self.paths), dtype=bool)
         if self.bytes is not None:
             absent &= np.asarray(pc.is_null(self.bytes))
         if self.paths is not None:
-            absent &= np.asarray(pc.fill_null(pc.is_in(pc.utf8_trim_whitespace(
-                self.paths), pyarrow.array(sorted(MISSING), self.paths.type)), True))
+            absent &= are_missing(self.paths)
         return absent
 
     def groups(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

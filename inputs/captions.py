@@ -13,9 +13,9 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.locks import wait_for_lock
-from common.terminal import note, progress, warn
+from common.terminal import print_note, progress, warn
 
 MANY = 100_000  # captions whose token ids are kept
 CHUNK = 4096  # captions that are tokenised together
@@ -103,7 +103,7 @@ def kept_arrays(
     made = None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # captions may be private
-        lock = wait_for_lock(folder / f"{key}.lock", lambda holder: note(
+        lock = wait_for_lock(folder / f"{key}.lock", lambda holder: print_note(
             f"--cache {folder}: waiting for {holder}, which makes the same token ids"))
         try:
             arrays = mapped_arrays(folder, key)  # another process may have made them meanwhile
@@ -141,7 +141,7 @@ def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | Non
             if f"{crc32(array):08x}" != path.stem.rpartition("-")[2]:
                 raise ValueError("it has changed")
         except Exception as error:  # of many kinds, as bytes come
-            pass_on(error)
+            reraise_out_of_memory(error)
             warn(f"{path} is damaged ({one_line(error)}), and made anew")
             return None
         arrays.append(array.view(np.ndarray))
@@ -150,9 +150,9 @@ def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | Non
 
 def texts_digest(texts: Sequence[str]) -> str:
     """Return a digest of texts; a sequence that knows of its own is asked for it."""
-    own = getattr(texts, "fingerprint", None)
-    if own is not None:
-        return own()
+    fingerprint = getattr(texts, "fingerprint", None)
+    if fingerprint is not None:
+        return fingerprint()
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -169,7 +169,7 @@ def tokenizer_digest(tokenizer, max_tokens: int) -> str | None:
     try:
         return hashlib.sha256(core.to_str().encode()).hexdigest()
     except Exception as error:  # of parts that are written in Python
-        pass_on(error)
+        reraise_out_of_memory(error)
         return None
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import InputError, one_line
-from common.ranks import local_world
+from common.ranks import local_world_size
 from common.terminal import warn
 
 SHARED = "/dev/shm"  # where workers put a batch for the main process
@@ -127,7 +127,7 @@ def make_loader(
     Args:
         batch_bytes: of a batch's pixels.
     """
-    workers = min(workers, max(1, usable_cores() // local_world()),
+    workers = min(workers, max(1, usable_cores() // local_world_size()),
                   workers_with_room(workers, batch_bytes))
     # Its own generator: the loader must not take a number from the stream that dropout uses.
     return Loader(dataset, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
@@ -149,7 +149,7 @@ def workers_with_room(workers: int, batch_bytes: int) -> int:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     room = os.statvfs(SHARED)
-    by_memory = room.f_bavail * room.f_frsize // (AHEAD * max(1, batch_bytes) * local_world())
+    by_memory = room.f_bavail * room.f_frsize // (AHEAD * max(1, batch_bytes) * local_world_size())
     by_files = (files - FILES_OF_OURS) // FILES_OF_WORKER
     can = max(0, min(workers, by_memory, workers if files < 0 else by_files))
     if can < workers:

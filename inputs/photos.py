@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import leads_out_of_folder
-from common.terminal import progress, say
+from common.terminal import print_status, progress
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
@@ -245,9 +245,9 @@ def check_photos(photos: PhotoSequence, source: object, every: bool = True) -> N
     if not every and count > MANY:
         rows = rows[:: -(-count // SAMPLE)]
         photos.asks_links = True
-        say(f"{Path(str(source)).name}: {len(rows):,} of {count:,} photos are checked before the "
-            "run; others that are broken will be told of, and replaced, as it meets them "
-            "(--max_bad_photos)")
+        print_status(f"{Path(str(source)).name}: {len(rows):,} of {count:,} photos are checked "
+                     "before the run; others that are broken will be told of, and replaced, as it "
+                     "meets them (--max_bad_photos)")
     faults = list(photos.faults(rows, f"checking photos of {Path(str(source)).name}"))
     if faults:
         first, fault = faults[0]
@@ -460,7 +460,7 @@ def open_photo(path: Photo) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooLarge(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -542,7 +542,7 @@ def load_photo(path: Photo, upright: bool = False) -> Image.Image:
         try:
             return rgb(image, upright)
         except Exception as error:  # as above
-            pass_on(error)
+            reraise_out_of_memory(error)
             failure = error
         if image.format == "PNG":  # a text behind the pixels
             try:
@@ -552,7 +552,7 @@ def load_photo(path: Photo, upright: bool = False) -> Image.Image:
                     warnings.simplefilter("ignore")
                     return rgb(Image.open(io.BytesIO(content), formats=("PNG",)), upright)
             except Exception as error:
-                pass_on(error)
+                reraise_out_of_memory(error)
         raise undecodable(path, failure) from failure
 
 
@@ -573,7 +573,7 @@ def turned(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         return image
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from common.errors import InputError, one_line
 from common.files import is_unicode, leads_out_of_folder, read_bytes, read_json
-from common.terminal import say, warn
+from common.terminal import print_status, warn
 
 TRIPLE = "image", "caption"
 # The names of columns, or keys, that people give to photos and to captions. Capitals, spaces and
@@ -91,7 +91,7 @@ class Record(NamedTuple):
 
 def read_records(
     path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse",
-    announce: Callable[[str], None] = say,
+    announce: Callable[[str], None] = print_status,
 ) -> list[Record]:
     """Read all records of a captions file, in the file's order.
 
@@ -112,7 +112,7 @@ def read_records(
 
 def each_record(
     path: Path, split: str | None = None, columns: Columns = USUAL, bad_rows: str = "refuse",
-    announce: Callable[[str], None] = say,
+    announce: Callable[[str], None] = print_status,
 ) -> Iterator[Record]:
     """Yield the records of `read_records` one after another.
 
@@ -443,7 +443,7 @@ def own_files(split: str, folder: Path) -> list[Path]:
 
 def json_records(
     content: object, path: Path, split: str | None = None, columns: Columns = USUAL,
-    skip: bool = False, announce: Callable[[str], None] = say,
+    skip: bool = False, announce: Callable[[str], None] = print_status,
 ) -> Iterator[Record]:
     """Yield the records of a parsed json file: triples, Karpathy's format or COCO's."""
     if isinstance(content, dict):
@@ -585,7 +585,7 @@ def token_records(path: Path, skip: bool) -> Iterator[Record]:
                             f"of line {where}", path)
 
     yield from check_rows(numbered_lines(raw_lines(path)), read, "line", skip, path)
-    repairs.say()
+    repairs.warn_of_repairs()
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -620,7 +620,7 @@ class Repairs:
         self.first = self.first or where
         self.count += 1
 
-    def say(self) -> None:
+    def warn_of_repairs(self) -> None:
         """Say in a warning how many rows were repaired, if any."""
         if self.count:
             warn(f"{self.path}: {self.count:,} {self.kind}s lack or have too many delimiters and "
@@ -629,7 +629,7 @@ class Repairs:
 
 def table_records(
     lines: Callable[[], Iterator[str]], path: Path, columns: Columns, skip: bool = False,
-    announce: Callable[[str], None] = say,
+    announce: Callable[[str], None] = print_status,
 ) -> Iterator[Record]:
     """Yield the records of a table, one a row.
 
@@ -662,7 +662,7 @@ def table_records(
     if not count:
         raise InputError(f"{path} has a header and no row under it")
     announce_keys(table.keys, columns, path, announce)
-    repairs.say()
+    repairs.warn_of_repairs()
 
 
 def read_header(lines: Callable[[], Iterator[str]], path: Path, columns: Columns) -> Table:

@@ -21,10 +21,10 @@ from zlib import crc32
 import numpy as np
 
 from common import files
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.locks import wait_for_lock
-from common.pools import in_processes
-from common.terminal import note, progress, warn
+from common.pools import map_in_processes
+from common.terminal import print_note, progress, warn
 from inputs.loader import usable_cores
 from inputs.photos import SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
 from inputs.records import is_blank, listed
@@ -306,7 +306,7 @@ def shard_index(
             arrays = [read_rows(place) if array is None else array
                       for place, array in zip(places, arrays)]
             lacking = [number for number, array in enumerate(arrays) if array is None]
-            made = in_processes(
+            made = map_in_processes(
                 functools.partial(scan_shard, caption_column=caption_column),
                 [shards[number] for number in lacking], min(len(lacking), usable_cores()),
                 "indexing shards")
@@ -335,7 +335,7 @@ def lock_of(folder: Path | None) -> IO | None:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return wait_for_lock(folder / "index.lock", lambda holder: note(
+        return wait_for_lock(folder / "index.lock", lambda holder: print_note(
             f"{folder}: waiting for {holder}, which indexes the same shards"))
     except OSError as error:
         warn(f"{folder} cannot be written ({one_line(error)}): the index of shards is in memory, "
@@ -363,7 +363,7 @@ def read_rows(place: Path | None) -> np.ndarray | None:
             raise ValueError("it is not what was written")
         return array[:-1]
     except Exception as error:  # of many kinds, as bytes come
-        pass_on(error)
+        reraise_out_of_memory(error)
         warn(f"{place} is damaged ({one_line(error)}), and made anew")
         return None
 
@@ -426,7 +426,7 @@ def scan_shard(shard: Shard, caption_column: str | None) -> np.ndarray:
                     for row in rows_of(shard, file, sample, caption_column)]
             return np.sort(np.array(rows, dtype=ROW), order="header")
     except OSError as error:
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise InputError(f"shard {shard.path} cannot be read: {one_line(error)}") from error
 
 

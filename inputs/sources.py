@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from common.errors import InputError
-from common.files import read_json, user_cache
+from common.errors import InputError, one_line
+from common.files import read_json, user_cache_folder
 from common.options import SourceOptions
-from common.terminal import progress
+from common.terminal import print_status, progress, warn
 from inputs import arrow
 from inputs.photos import Photos, PhotoSequence
 from inputs.records import (
@@ -83,15 +83,33 @@ def split_of_files(
     """Return the split that a captions file names, whose photos are in a folder or in shards."""
     place = photos_place(options, name)
     path = find_split_file(options.dataset, name, place, options.json_path)
-    records = progress(split_file_records(path, options, name), f"reading {path.name}")
-    if is_large(path) and arrow.has_library():
-        table = arrow.mapped_records(records, records_key(path, options, name), options.cache)
-        split = arrow.split_of_table(table, path, Columns("image", "caption"), options, None, place,
-                                     captions_per_image=captions_per_image)
-    else:
+    split = mapped_split(path, options, name, captions_per_image) if is_large(path) else None
+    if split is None:
+        records = progress(split_file_records(path, options, name), f"reading {path.name}")
         split = split_of_records(records, path, captions_per_image)
     split.photos = photos_at(split.images, place, options)
     return split
+
+
+def mapped_split(
+    path: Path, options: SourceOptions, name: str, captions_per_image: int | None
+) -> Split | None:
+    """Return the split of a large captions file with its texts mapped from the cache, and not in
+    lists; None, and a line that says why, where that cannot be done."""
+    if not arrow.has_library():
+        print_status(f"{path.name}: its captions are in memory; {arrow.WAY_OUT} has them mapped, "
+                     "and shared by all processes")
+        return None
+    records = progress(split_file_records(path, options, name), f"reading {path.name}")
+    try:
+        table = arrow.mapped_records(records, records_key(path, options, name),
+                                     cache_folder(options.cache))
+    except OSError as error:
+        warn(f"--cache {cache_folder(options.cache)} cannot be used ({one_line(error)}): captions "
+             "are in memory, for this run alone")
+        return None
+    return arrow.split_of_table(table, path, Columns("image", "caption"), options, None, path,
+                                captions_per_image=captions_per_image)
 
 
 def is_large(path: Path) -> bool:
@@ -170,7 +188,7 @@ def turns_photos(options: SourceOptions) -> bool:
 
 def cache_folder(asked: Path | None) -> Path | None:
     """Return where what takes long to make is kept: `asked`, or in the user's cache, if any."""
-    return asked if asked is not None else user_cache("fne")
+    return asked if asked is not None else user_cache_folder("fne")
 
 
 def columns_of(options: SourceOptions) -> Columns:

@@ -1,4 +1,4 @@
-"""What embeddings are worth: ranks and recalls, all true matches, people's judgements.
+"""Metrics of embeddings: ranks and recalls, all true matches, and people's judgements.
 
 May import `data`, `fne_loss`, `negative_sampling` and `common`. Must never import a model or the
 training: whatever is measured here is an array that any program could have written.

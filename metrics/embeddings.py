@@ -1,9 +1,10 @@
-"""Embeddings of a split, and the file that keeps them.
+"""Embeddings of a split, and the file that holds them.
 
 An embeddings file is an npz of `image_embeds` (N_i, D), `text_embeds` (N_t, D), `image_of_text`
-(N_t,), `images` (N_i,) and `captions` (N_t,), names and texts. Anybody's model can be measured from
-one. Optional are `statistics` (2, 3) and `prior` (), count, mean and m2 of the two Gaussians of
-FNE, and `facts` (), a json text of the run behind it: see `metrics/facts.py`.
+(N_t,), `images` (N_i,), the photos' names, and `captions` (N_t,), their texts. Any program can
+write one, to have its model scored. Three arrays are optional: `statistics` (2, 3), the count, mean
+and m2 of FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JSON text about the
+run behind it, see `metrics/facts.py`.
 """
 
 import zipfile
@@ -15,37 +16,62 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, one_line, pass_on
+from common.errors import InputError, reraise_out_of_memory
 from data import Split
 from fne_loss import RunningGaussian
 from metrics.facts import facts_array, read_facts
 
-SMALL, UNPACKS_TO = 2**31, 20  # bytes, and times a file's size, that an npz may unpack to
+# An npz may unpack to either: so many bytes, or so many times its size.
+MAX_UNPACKED_BYTES, MAX_UNPACKED_FACTOR = 2**31, 20
+# Number of dimensions and numpy's kinds of number or text, of each array of the file.
+ARRAYS = {"image_embeds": (2, "f"), "text_embeds": (2, "f"), "image_of_text": (1, "iu"),
+          "images": (1, "U"), "captions": (1, "U"), "statistics": (2, "f"), "prior": (0, "f"),
+          "facts": (0, "U")}
+REQUIRED_ARRAYS = "image_embeds", "text_embeds", "image_of_text", "images", "captions"
 
 
 @dataclass
 class Embeddings:
-    """What an embeddings file holds; see the top of this module. `split` names photos and texts."""
+    """The content of an embeddings file.
 
-    image_embeds: Tensor  # (N_i, D)
-    text_embeds: Tensor  # (N_t, D)
+    Attributes:
+        image_embeds: (N_i, D).
+        text_embeds: (N_t, D).
+        split: The photos' names, the captions, and the photo of each caption.
+        statistics: (2, 3) count, mean and m2 of FNE's positive and negative Gaussian, or None.
+        prior: The prior of FNE's posterior, or None.
+        facts: About the run behind the embeddings, by names of `metrics.facts.FACT_TYPES`.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
     split: Split
-    statistics: np.ndarray | None = None  # (2, 3)
+    statistics: np.ndarray | None = None
     prior: float | None = None
-    facts: dict[str, object] = field(default_factory=dict)  # of `metrics.facts.KINDS`
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
-    """The positive and the negative Gaussian of FNE beside the embeddings; an empty list where
-    there are none, or no prior, or where they rest on fewer than two values."""
+    """Return FNE's positive and negative Gaussian that stand beside embeddings.
+
+    Returns:
+        Two Gaussians; an empty list if there are no statistics or no prior, or if a Gaussian rests
+        on fewer than two values.
+    """
     if embeddings.statistics is None or embeddings.prior is None:
         return []
-    return gaussians_of(embeddings.statistics)
+    return gaussians_from_statistics(embeddings.statistics)
 
 
-def gaussians_of(statistics: np.ndarray) -> list[RunningGaussian]:
-    """The positive and the negative Gaussian of (2, 3) count, mean and m2; an empty list where
-    they rest on fewer than two values."""
+def gaussians_from_statistics(statistics: np.ndarray) -> list[RunningGaussian]:
+    """Return FNE's positive and negative Gaussian of given statistics.
+
+    Args:
+        statistics: (2, 3) count, mean and m2 of each.
+
+    Returns:
+        Two Gaussians; an empty list if one of them rests on fewer than two values.
+    """
     if not (statistics[:, 0] > 1).all():
         return []
     gaussians = []
@@ -59,44 +85,64 @@ def gaussians_of(statistics: np.ndarray) -> list[RunningGaussian]:
 
 
 def check_declared_size(path: Path) -> None:
-    """Raise OSError where an npz would unpack to far more than embeddings can: before it does."""
+    """Check, before an npz file is read, that it does not unpack to far more than embeddings can.
+
+    Raises:
+        OSError: If it does, or there is no such file.
+    """
     if not path.is_file():
         raise OSError("no file")
     with zipfile.ZipFile(path) as file:
-        declared = sum(part.file_size for part in file.infolist())
-    if declared > max(SMALL, UNPACKS_TO * path.stat().st_size):
+        declared = sum(member.file_size for member in file.infolist())
+    if declared > max(MAX_UNPACKED_BYTES, MAX_UNPACKED_FACTOR * path.stat().st_size):
         raise OSError("it would unpack to far more than it is")
 
 
 def check_statistics(
-    statistics: np.ndarray | None, prior: float | np.ndarray | None, told: str
+    statistics: np.ndarray | None, prior: float | np.ndarray | None, source: str
 ) -> None:
-    """Raise InputError, which begins with `told`, unless both are there or neither, and are what
-    FNE could have fitted."""
+    """Check that statistics and prior are both given or neither, and that FNE can have made them.
+
+    Args:
+        statistics: (2, 3) count, mean and m2 of the positive and negative Gaussian, or None.
+        prior: The prior of the posterior, or None.
+        source: What the error message begins with.
+
+    Raises:
+        InputError: If one of them is missing, or a value is out of range.
+    """
     if statistics is None and prior is None:
         return
-    if statistics is None or prior is None or not 0 < prior < 1 or statistics.shape != (2, 3) or (
-            not np.isfinite(statistics).all()) or (statistics[:, [0, 2]] < 0).any() or (
-            statistics[:, 0] % 1).any() or statistics[:, 0].max() > 2**53:
-        raise InputError(f"{told}: prior must lie between 0 and 1, and statistics be "
+    is_valid = (statistics is not None and prior is not None and 0 < prior < 1
+                and statistics.shape == (2, 3) and bool(np.isfinite(statistics).all()))
+    if is_valid:
+        counts, m2 = statistics[:, 0], statistics[:, 2]
+        is_valid = not ((counts < 0).any() or (m2 < 0).any() or (counts % 1).any()
+                        or counts.max() > 2**53)
+    if not is_valid:
+        raise InputError(f"{source}: prior must lie between 0 and 1, and statistics be "
                          "(2, 3): counts, means and sums of squares; both or neither")
 
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> None:
-    """Write an embeddings file, whole or not at all; InputError where that cannot be done."""
+    """Write an embeddings file, whole or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
     split = embeddings.split
-    optional = {} if embeddings.statistics is None else {
-        "statistics": embeddings.statistics, "prior": embeddings.prior}
-    if embeddings.facts:
-        optional["facts"] = facts_array(embeddings.facts)
     arrays = {"image_embeds": embeddings.image_embeds.numpy(),
               "text_embeds": embeddings.text_embeds.numpy(), "images": np.array(split.images),
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
-    files.write(path, lambda file: np.savez(file, **arrays, **optional), "--save_embeddings")
+    if embeddings.statistics is not None:
+        arrays |= {"statistics": embeddings.statistics, "prior": embeddings.prior}
+    if embeddings.facts:
+        arrays["facts"] = facts_array(embeddings.facts)
+    files.write(path, lambda file: np.savez(file, **arrays), "--save_embeddings")
 
 
 def is_embeddings_file(path: Path) -> bool:
-    """Whether there is an npz file of embeddings."""
+    """Return whether there is an npz file of embeddings at `path`."""
     try:
         with zipfile.ZipFile(path) as file:
             return "image_embeds.npy" in file.namelist()
@@ -107,44 +153,66 @@ def is_embeddings_file(path: Path) -> bool:
 def read_embeddings(path: Path) -> Embeddings:
     """Read an embeddings file.
 
+    Returns:
+        The embeddings in float32, or in float64 if the file has more digits.
+
     Raises:
-        InputError: it cannot be read, lacks an array, or the counts do not agree.
+        InputError: If the file cannot be read, lacks an array, or its arrays do not match.
+    """
+    source = f"--embeddings {path}"
+    arrays = read_arrays(path, source)
+    images, texts = arrays["image_embeds"], arrays["text_embeds"]
+    names, captions = arrays["images"], arrays["captions"]
+    image_of_text = arrays["image_of_text"]
+    for name, (dimensions, kinds) in ARRAYS.items():
+        array = arrays.get(name)
+        if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
+            raise InputError(f"{source}: {name} is {array.dtype} of shape {array.shape}")
+    if not (len(images) == len(names) and len(texts) == len(image_of_text) == len(captions)):
+        raise InputError(
+            f"{source}: {len(images)} image_embeds for {len(names)} images, "
+            f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
+            "image_of_text do not agree")
+    if images.shape[1] == 0 or images.shape[1] != texts.shape[1]:
+        raise InputError(f"{source}: image_embeds {images.shape} and text_embeds "
+                         f"{texts.shape} need one width above 0")
+    if not files.is_unicode("".join(captions.tolist())):
+        raise InputError(f"{source}: captions holds a text that is no Unicode")
+    split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
+    prior, statistics = arrays.get("prior"), arrays.get("statistics")
+    check_statistics(statistics, prior, source)
+    facts = read_facts(arrays.get("facts"), source)
+    return Embeddings(as_float_tensor(images), as_float_tensor(texts), split, statistics,
+                      None if prior is None else float(prior), facts)
+
+
+def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz file, and check that those of `REQUIRED_ARRAYS` are there.
+
+    Args:
+        path: The file.
+        source: What error messages begin with.
+
+    Raises:
+        InputError: If the file is no npz of plain arrays, or lacks one.
     """
     try:
         check_declared_size(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("a part that is no array")  # such is handed over as bytes
-        required = ("image_embeds", "text_embeds", "image_of_text", "images", "captions")
-        images, texts, image_of_text, names, captions = (arrays[name] for name in required)
-    except KeyError as error:
-        raise InputError(f"--embeddings {path} lacks an array: {one_line(error)}") from error
-    except Exception as error:  # of a dozen kinds, as bytes come
-        pass_on(error)
-        raise InputError(f"--embeddings {path} is no npz file of plain arrays, or is cut short or "
+            raise ValueError("a part that is no array")  # numpy returns its bytes
+    except Exception as error:  # of a dozen types: the bytes may be anything
+        reraise_out_of_memory(error)
+        raise InputError(f"{source} is no npz file of plain arrays, or is cut short or "
                          f"damaged ({type(error).__name__})") from error
-    for name, dimensions, kinds in (
-            ("image_embeds", 2, "f"), ("text_embeds", 2, "f"), ("image_of_text", 1, "iu"),
-            ("images", 1, "U"), ("captions", 1, "U"), ("statistics", 2, "f"), ("prior", 0, "f"),
-            ("facts", 0, "U")):
-        array = arrays.get(name)
-        if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
-            raise InputError(f"--embeddings {path}: {name} is {array.dtype} of shape {array.shape}")
-    if not len(images) == len(names) or not len(texts) == len(image_of_text) == len(captions):
-        raise InputError(
-            f"--embeddings {path}: {len(images)} image_embeds for {len(names)} images, "
-            f"{len(texts)} text_embeds for {len(captions)} captions and {len(image_of_text)} "
-            "image_of_text do not agree")
-    if images.shape[1] == 0 or images.shape[1] != texts.shape[1]:
-        raise InputError(f"--embeddings {path}: image_embeds {images.shape} and text_embeds "
-                         f"{texts.shape} need one width above 0")
-    if not files.is_unicode("".join(captions.tolist())):
-        raise InputError(f"--embeddings {path}: captions holds a text that is no Unicode")
-    split = Split(Path(path), names.tolist(), captions.tolist(), image_of_text.astype(np.int64))
-    prior, statistics = arrays.get("prior"), arrays.get("statistics")
-    check_statistics(statistics, prior, f"--embeddings {path}")
-    images, texts = (torch.from_numpy(array.astype(f"f{min(max(array.itemsize, 4), 8)}"))
-                     for array in (images, texts))
-    return Embeddings(images, texts, split, statistics, None if prior is None else float(prior),
-                      read_facts(arrays.get("facts"), f"--embeddings {path}"))
+    for name in REQUIRED_ARRAYS:
+        if name not in arrays:
+            raise InputError(f"{source} lacks an array: {name!r}")
+    return arrays
+
+
+def as_float_tensor(array: np.ndarray) -> Tensor:
+    """Return an array of floats as a tensor: half precision as float32, long doubles as float64."""
+    bytes_per_number = min(max(array.itemsize, 4), 8)
+    return torch.from_numpy(array.astype(f"f{bytes_per_number}"))

@@ -1,6 +1,6 @@
 """People's answers to "does this caption describe this photo?", against a model's similarity.
 
-Reads a json list of {"image", "caption_of", "caption_no", "yes", "no"} and Flickr8k's own
+Reads a JSON list of {"image", "caption_of", "caption_no", "yes", "no"} and Flickr8k's own
 `CrowdFlowerAnnotations.txt` and `ExpertAnnotations.txt`. Only pairs that are *not* annotated as
 matches are scored: those that people nevertheless call a match are the false negatives.
 """
@@ -19,71 +19,114 @@ from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import fit_evidence, score_by_evidence
 
-AGREEMENT = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}  # keys of `agreement`
+# How the keys of `agreement` are printed.
+AGREEMENT_LABELS = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}
 POSTERIOR_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)  # of the calibration table
 
 
 class Judgements(NamedTuple):
-    """J judged pairs of a photo and another photo's caption."""
+    """J judged pairs of a photo and another photo's caption.
 
-    images: np.ndarray  # (J,) photo's index in the split
-    texts: np.ndarray  # (J,) caption's index in the split
-    yes: np.ndarray  # (J,) share of people who call it a match
-    left_out: dict[str, int]  # pairs that are not scored, by reason
+    Attributes:
+        images: (J,) the photos' indices in the split.
+        texts: (J,) the captions' indices in the split.
+        yes_share: (J,) the share of people who call the pair a match, in [0, 1].
+        left_out: The number of pairs that are not scored, by reason.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    yes_share: np.ndarray
+    left_out: dict[str, int]
+
+
+class JudgedPair(NamedTuple):
+    """One line or record of a file of judgements.
+
+    Attributes:
+        image: The photo's file name.
+        caption_image: The file name of the photo that the caption belongs to.
+        caption_number: The caption's number among those of its photo, from 0.
+        yes_share: The share of people who call the pair a match, in [0, 1].
+    """
+
+    image: str
+    caption_image: str
+    caption_number: int
+    yes_share: float
 
 
 def read_judgements(path: Path, split: Split) -> Judgements:
-    """The judged pairs of `path` whose photo and caption are in the split.
+    """Read the judged pairs whose photo and caption are in a split.
+
+    Args:
+        path: A JSON file, or a text file of Flickr8k.
+        split: Names the photos, with or without folders, and their captions.
 
     Raises:
-        InputError: the file cannot be read, or none of its pairs is in the split.
+        InputError: If the file cannot be read, or none of its pairs can be scored.
     """
-    pairs = json_pairs(path) if path.suffix == ".json" else text_pairs(path)
-    image_of = {name.rsplit("/", 1)[-1]: index for index, name in enumerate(split.images)}
-    texts_of = [[] for _ in split.images]
+    pairs = read_json_pairs(path) if path.suffix == ".json" else read_text_pairs(path)
+    index_of_image = {name.rsplit("/", 1)[-1]: index for index, name in enumerate(split.images)}
+    texts_of_image = [[] for _ in split.images]
     for text, image in enumerate(split.image_of_text.tolist()):
-        texts_of[image].append(text)
-    kept, left_out = [], {"annotated as matches": 0, "photo not in the split": 0,
-                          "caption not in the split": 0}
-    for image, caption_of, number, yes in pairs:
-        if image == caption_of:
+        texts_of_image[image].append(text)
+    images, texts, yes_shares = [], [], []
+    left_out = {"annotated as matches": 0, "photo not in the split": 0,
+                "caption not in the split": 0}
+    for pair in pairs:
+        caption_image = index_of_image.get(pair.caption_image)
+        captions = [] if caption_image is None else texts_of_image[caption_image]
+        if pair.image == pair.caption_image:
             left_out["annotated as matches"] += 1
-        elif image not in image_of:
+        elif pair.image not in index_of_image:
             left_out["photo not in the split"] += 1
-        elif caption_of not in image_of or not 0 <= number < len(texts_of[image_of[caption_of]]):
+        elif not 0 <= pair.caption_number < len(captions):
             left_out["caption not in the split"] += 1
         else:
-            kept.append((image_of[image], texts_of[image_of[caption_of]][number], yes))
-    if not kept:
+            images.append(index_of_image[pair.image])
+            texts.append(captions[pair.caption_number])
+            yes_shares.append(pair.yes_share)
+    if not images:
         raise InputError(f"--judgements {path}: none of its {len(pairs)} pairs is an unannotated "
                          f"pair of {split.source}")
-    images, texts, yes = (np.array(column) for column in zip(*kept))
-    return Judgements(images, texts, yes, left_out)
+    return Judgements(np.array(images), np.array(texts), np.array(yes_shares), left_out)
 
 
-def json_pairs(path: Path) -> list[tuple[str, str, int, float]]:
-    """(photo, photo of the caption, the caption's number there, share of yes) of a json file."""
-    pairs, records = [], read_json(path)
+def read_json_pairs(path: Path) -> list[JudgedPair]:
+    """Read judged pairs from a JSON list of {"image", "caption_of", "caption_no", "yes", "no"}.
+
+    Raises:
+        InputError: If the file is no such list; the message names the record.
+    """
+    records = read_json(path)
     if not isinstance(records, list):
         raise InputError(f"--judgements {path} is not a list of records")
+    pairs = []
     for number, record in enumerate(records):
         try:
             yes, no = float(record["yes"]), float(record["no"])
             if not (yes >= 0 and no >= 0 and yes + no < np.inf):
                 raise ValueError("counts must be finite and not negative")
-            names = str(record["image"]), str(record["caption_of"])
-            pairs.append((*names, int(record["caption_no"]), yes / (yes + no)))
+            image, caption_image = str(record["image"]), str(record["caption_of"])
+            pairs.append(JudgedPair(image, caption_image, int(record["caption_no"]),
+                                    yes / (yes + no)))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"--judgements {path}: record {number} needs image, caption_of, "
                              f"caption_no, and answers in yes and no ({error!r})") from error
     return pairs
 
 
-def text_pairs(path: Path) -> list[tuple[str, str, int, float]]:
-    """The same of Flickr8k's text files: photo, `photo#number`, then counts or scores.
+def read_text_pairs(path: Path) -> list[JudgedPair]:
+    """Read judged pairs from one of Flickr8k's text files.
 
-    Counts are the share of yes, yes and no; scores are three experts' from 1 to 4, of which 3 and 4
-    call the caption a match.
+    A line is photo, `photo#number` of the caption, and three numbers, separated by tabs. In
+    CrowdFlowerAnnotations.txt the numbers are the share of yes, and the counts of yes and no. In
+    ExpertAnnotations.txt they are the scores of three experts from 1 to 4, of which 3 and 4 call
+    the pair a match.
+
+    Raises:
+        InputError: If the file has another format; the message names the line.
     """
     try:
         lines = read_bytes(path).decode().splitlines()
@@ -92,16 +135,16 @@ def text_pairs(path: Path) -> list[tuple[str, str, int, float]]:
     pairs = []
     for number, line in enumerate(lines, 1):
         try:
-            image, caption, *values = line.split("\t")
-            caption_of, caption_no = caption.rsplit("#", 1)
-            first, second, third = map(float, values)
-            if min(first, second, third) >= 1:
-                yes = np.mean([score >= 3 for score in (first, second, third)])
+            image, caption, *numbers = line.split("\t")
+            caption_image, caption_number = caption.rsplit("#", 1)
+            first, second, third = map(float, numbers)
+            if min(first, second, third) >= 1:  # scores of experts
+                yes_share = np.mean([score >= 3 for score in (first, second, third)])
             else:
-                yes = second / (second + third)
-            if not 0 <= yes <= 1:
+                yes_share = second / (second + third)
+            if not 0 <= yes_share <= 1:
                 raise ValueError("counts must not be negative")
-            pairs.append((image, caption_of, int(caption_no), float(yes)))
+            pairs.append(JudgedPair(image, caption_image, int(caption_number), float(yes_share)))
         except (ValueError, ArithmeticError) as error:
             raise InputError(f"--judgements {path}: line {number} is not photo, caption#number and "
                              f"three numbers, parted by tabs ({error})") from error
@@ -109,120 +152,189 @@ def text_pairs(path: Path) -> list[tuple[str, str, int, float]]:
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under precision over recall; ties share the precision at their end."""
+    """Return the area under precision over recall, for scores that should find the true labels.
+
+    Equal scores share the precision at the end of their run.
+
+    Args:
+        labels: (J,) bool, at least one of them true.
+        scores: (J,).
+    """
     order = np.argsort(-scores, kind="stable")
     labels, scores = labels[order], scores[order]
-    last = np.append(np.diff(scores) != 0, True)  # ends of runs of equal scores
-    hits = labels.cumsum()[last]
-    precision = hits / (np.flatnonzero(last) + 1)
+    ends_run = np.append(np.diff(scores) != 0, True)  # the last of each run of equal scores
+    hits = labels.cumsum()[ends_run]
+    precision = hits / (np.flatnonzero(ends_run) + 1)
     return float((np.diff(hits, prepend=0) * precision).sum() / labels.sum())
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """P(a match scores above a non-match); ties count half."""
+    """Return the probability that a true label scores above a false one; equal scores count half.
+
+    Args:
+        labels: (J,) bool, both values among them.
+        scores: (J,).
+    """
     from scipy import stats  # takes a second to load, which most commands need not wait for
 
-    ranks, positives = stats.rankdata(scores), labels.sum()
-    return float((ranks[labels].sum() - positives * (positives + 1) / 2)
-                 / (positives * (len(labels) - positives)))
+    ranks = stats.rankdata(scores)
+    positives = labels.sum()
+    negatives = len(labels) - positives
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def agreement(yes: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """AP and AUROC for "most people say yes", Spearman's rho with the share of yes; all (J,)."""
-    from scipy import stats  # as above
+def agreement(yes_share: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Return how far scores agree with people.
 
-    labels = yes > 0.5
+    Args:
+        yes_share: (J,) the share of people who call each pair a match.
+        scores: (J,).
+
+    Returns:
+        "ap" and "auroc" for the label "most people say yes", and "spearman", the rank correlation
+        with `yes_share`.
+    """
+    from scipy import stats  # takes a second to load
+
+    labels = yes_share > 0.5
     return {"ap": average_precision(labels, scores), "auroc": auroc(labels, scores),
-            "spearman": float(stats.spearmanr(scores, yes).statistic)}
+            "spearman": float(stats.spearmanr(scores, yes_share).statistic)}
 
 
-def with_intervals(
+def agreement_with_intervals(
     judgements: Judgements, scores: np.ndarray, resamples: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """`agreement` as [value, low, high]: 95 % bootstrap intervals over photos, not pairs.
+    """Return `agreement` with 95 % bootstrap intervals over photos.
 
-    The pairs of a photo are not independent, so photos are drawn with replacement.
+    The pairs of a photo are not independent, so photos are drawn with replacement, not pairs.
+
+    Args:
+        judgements: J judged pairs.
+        scores: (J,).
+        resamples: The number of times that photos are drawn.
+        seed: Of the random numbers.
+
+    Returns:
+        [value, low, high] by the keys of `agreement`.
     """
-    value = agreement(judgements.yes, scores)
+    value = agreement(judgements.yes_share, scores)
     order = np.argsort(judgements.images, kind="stable")
-    pairs_of = np.split(order, np.flatnonzero(np.diff(judgements.images[order])) + 1)
-    generator, samples = np.random.default_rng(seed), []
+    first_of_photo = np.flatnonzero(np.diff(judgements.images[order])) + 1
+    pairs_of_photo = np.split(order, first_of_photo)
+    generator = np.random.default_rng(seed)
+    samples = []
     for _ in range(resamples):
-        drawn = generator.integers(len(pairs_of), size=len(pairs_of))
-        pairs = np.concatenate([pairs_of[photo] for photo in drawn])
-        if 0 < (judgements.yes[pairs] > 0.5).sum() < len(pairs):
-            samples.append(agreement(judgements.yes[pairs], scores[pairs]))
-    return {key: [value[key], *np.percentile([sample[key] for sample in samples], (2.5, 97.5))]
-            for key in value}
+        photos = generator.integers(len(pairs_of_photo), size=len(pairs_of_photo))
+        pairs = np.concatenate([pairs_of_photo[photo] for photo in photos])
+        matches = (judgements.yes_share[pairs] > 0.5).sum()
+        if 0 < matches < len(pairs):
+            samples.append(agreement(judgements.yes_share[pairs], scores[pairs]))
+    intervals = {}
+    for key in value:
+        low, high = np.percentile([sample[key] for sample in samples], (2.5, 97.5))
+        intervals[key] = [value[key], low, high]
+    return intervals
 
 
-def calibration(yes: np.ndarray, posterior: np.ndarray) -> list[dict[str, float]]:
-    """For bins of the posterior: pairs, its mean, the share called a match, mean share of yes."""
+def calibration(yes_share: np.ndarray, posterior: np.ndarray) -> list[dict[str, float]]:
+    """Compare the posterior with people's answers in the bins of `POSTERIOR_BINS`.
+
+    Args:
+        yes_share: (J,) the share of people who call each pair a match.
+        posterior: (J,) P(false negative).
+
+    Returns:
+        For each bin that is not empty: "low" and "high", the number of "pairs", "mean_posterior",
+        "match_share", the share of pairs that most people call a match, and "mean_yes".
+    """
     rows = []
     for low, high in itertools.pairwise(POSTERIOR_BINS):
         inside = (posterior >= low) & ((posterior < high) | (high == 1.0))
         if inside.any():
             rows.append({"low": low, "high": high, "pairs": int(inside.sum()),
                          "mean_posterior": float(posterior[inside].mean()),
-                         "match_share": float((yes[inside] > 0.5).mean()),
-                         "mean_yes": float(yes[inside].mean())})
+                         "match_share": float((yes_share[inside] > 0.5).mean()),
+                         "mean_yes": float(yes_share[inside].mean())})
     return rows
 
 
 def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
-    """How far a model's similarity, and the posterior where it is known, agree with people.
+    """Return how far a model's similarity and posteriors agree with people.
+
+    Args:
+        embeddings: Embeddings of a split.
+        path: A file of judgements, see `read_judgements`.
+        resamples: See `agreement_with_intervals`.
 
     Returns:
-        pairs, photos, false_negatives (called a match by most), left_out; `similarity`, and
-        `posterior` if the embeddings carry FNE's statistics, each ap, auroc and spearman as [value,
-        low, high]; and the posterior's `calibration`. Where photos have several captions also
-        `captions`, the similarity of captions, `evidence`, the posterior by both, and its
-        `evidence_calibration`.
+        "pairs", "photos", "false_negatives" (pairs that most people call a match) and "left_out";
+        "similarity", and where the embeddings have FNE's statistics "posterior", each as
+        `agreement_with_intervals` returns it; and the posterior's "calibration". Where photos have
+        several captions also "captions", for the similarity of captions, "evidence", for the
+        posterior by evidence, and its "evidence_calibration".
+
+    Raises:
+        InputError: If the file cannot be read, or people agree on every pair.
     """
     judgements = read_judgements(path, embeddings.split)
-    similarity = (embeddings.image_embeds[judgements.images]
-                  * embeddings.text_embeds[judgements.texts]).sum(dim=1).double()  # (J,)
-    false_negatives = int((judgements.yes > 0.5).sum())
-    if false_negatives in (0, len(judgements.yes)):
+    image_embeds = embeddings.image_embeds[judgements.images]  # (J, D)
+    text_embeds = embeddings.text_embeds[judgements.texts]  # (J, D)
+    similarity = (image_embeds * text_embeds).sum(dim=1).double()  # (J,)
+    false_negatives = int((judgements.yes_share > 0.5).sum())
+    if false_negatives in (0, len(judgements.yes_share)):
         raise InputError(f"--judgements {path}: people agree on every pair, so there is nothing to "
                          "rank")
-    result = {"pairs": len(judgements.yes), "photos": len(np.unique(judgements.images)),
+    result = {"pairs": len(judgements.yes_share), "photos": len(np.unique(judgements.images)),
               "false_negatives": false_negatives, "left_out": judgements.left_out,
-              "similarity": with_intervals(judgements, similarity.numpy(), resamples)}
+              "similarity": agreement_with_intervals(judgements, similarity.numpy(), resamples)}
     if fitted_gaussians(embeddings):
         posterior = fitted_posterior(similarity, embeddings).numpy()
-        result["posterior"] = with_intervals(judgements, posterior, resamples)
-        result["calibration"] = calibration(judgements.yes, posterior)
-    if evidence := fit_evidence(embeddings):
-        captions, posterior = (scores.numpy() for scores in score_by_evidence(
-            embeddings, evidence, *map(torch.from_numpy, (judgements.images, judgements.texts))))
-        result["captions"] = with_intervals(judgements, captions, resamples)
-        result["evidence"] = with_intervals(judgements, posterior, resamples)
-        result["evidence_calibration"] = calibration(judgements.yes, posterior)
+        result["posterior"] = agreement_with_intervals(judgements, posterior, resamples)
+        result["calibration"] = calibration(judgements.yes_share, posterior)
+    evidence = fit_evidence(embeddings)
+    if evidence is not None:
+        captions, posterior = score_by_evidence(
+            embeddings, evidence, torch.from_numpy(judgements.images),
+            torch.from_numpy(judgements.texts))
+        posterior = posterior.numpy()
+        result["captions"] = agreement_with_intervals(judgements, captions.numpy(), resamples)
+        result["evidence"] = agreement_with_intervals(judgements, posterior, resamples)
+        result["evidence_calibration"] = calibration(judgements.yes_share, posterior)
     return result
 
 
 def fitted_posterior(similarity: torch.Tensor, embeddings: Embeddings) -> torch.Tensor:
-    """P(false negative) of similarities (J,), from the statistics beside the embeddings."""
-    return false_negative_posterior(similarity, *fitted_gaussians(embeddings), embeddings.prior)
+    """Return P(false negative) by the statistics that stand beside embeddings.
+
+    Args:
+        similarity: (J,) similarities of photo and caption.
+        embeddings: Embeddings with statistics, see `fitted_gaussians`.
+
+    Returns:
+        (J,) probabilities.
+    """
+    positive, negative = fitted_gaussians(embeddings)
+    return false_negative_posterior(similarity, positive, negative, embeddings.prior)
 
 
 def judgement_lines(result: dict) -> str:
-    """What a test prints of it."""
-    skipped = ", ".join(f"{n:,} {reason}" for reason, n in result["left_out"].items() if n)
+    """Return the result of `judge` as the lines that a test prints."""
+    skipped = ", ".join(f"{count:,} {reason}"
+                        for reason, count in result["left_out"].items() if count)
     lines = [f"people: {result['pairs']:,} unannotated pairs of {result['photos']:,} photos",
              f"  {result['false_negatives']:,} called a match (false negatives); left out:",
              f"  {skipped or 'none'}",
              "                     AP                 AUROC              Spearman"]
     for name in "similarity", "posterior", "captions", "evidence":
         if name in result:
-            cells = "  ".join("{:.3f} [{:.3f}, {:.3f}]".format(*result[name][key])
-                              for key in ("ap", "auroc", "spearman"))
-            lines.append(f"  {name:11} {cells}")
+            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*result[name][key])
+                     for key in ("ap", "auroc", "spearman")]
+            lines.append(f"  {name:11} {'  '.join(cells)}")
     for name, key in (("posterior", "calibration"), ("evidence", "evidence_calibration")):
-        if key in result:
-            lines.append(f"  {name:18} pairs   mean    called a match   mean share of yes")
-            lines += [f"  {row['low']:7.4f}-{row['high']:<7.4f} {row['pairs']:8} "
-                      f"{row['mean_posterior']:7.4f} {row['match_share']:12.3f} "
-                      f"{row['mean_yes']:16.3f}" for row in result[key]]
+        if key not in result:
+            continue
+        lines.append(f"  {name:18} pairs   mean    called a match   mean share of yes")
+        lines += [f"  {row['low']:7.4f}-{row['high']:<7.4f} {row['pairs']:8} "
+                  f"{row['mean_posterior']:7.4f} {row['match_share']:12.3f} "
+                  f"{row['mean_yes']:16.3f}" for row in result[key]]
     return "\n".join(lines)

@@ -15,18 +15,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import tell_of_imports
+from common.errors import exit_on_import_error
 from common.options import CheckingOptions, check_paths, parse_checking
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     parse_checking(__doc__)  # --help need not wait for the imports below
 
 from PIL import Image
 
 from common.errors import InputError, exit_on_input_error
-from common.pools import in_processes
-from common.terminal import progress, tell
+from common.pools import map_in_processes
+from common.terminal import print_result, progress
 from data import Split, check_places
 from inputs.captions import clean_caption
 from inputs.loader import usable_cores
@@ -120,7 +120,7 @@ def odd_kinds(image: Image.Image) -> list[str]:
 
 def examine_all(photos: list[PhotoPlace | str], workers: int) -> list[Findings]:
     """Call `examine` for each photo, in as many processes, behind a bar."""
-    found = in_processes(examine, photos, min(workers, usable_cores()), "examining photos", 16)
+    found = map_in_processes(examine, photos, min(workers, usable_cores()), "examining photos", 16)
     return list(progress(found, "examining photos", len(photos)))
 
 
@@ -199,20 +199,21 @@ def main(argv: list[str] | None = None) -> None:
         check_places(options)
         splits = {part: read_split(options, part) for part in SPLITS}
         for part, split in splits.items():
-            tell(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} captions  "
-                 f"{split.source}")
+            print_result(f"{part:5} {len(split.images):8,} photos {len(split.captions):9,} "
+                         f"captions  {split.source}")
         photos, captions = check_photos(splits, options), check_captions(
             splits, options.max_words, options.captions)
         for line in [*finding_lines("photos that cannot be used", FATAL, photos),
                      *finding_lines("photos that are used, but are unusual", ODD, photos),
                      *finding_lines("photos that are there twice", BETWEEN, photos),
                      *finding_lines("captions", CAPTIONS, captions)]:
-            tell(line)
+            print_result(line)
         bad = sum(len(photos.get(kind, ())) for kind in FATAL)
-        tell(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
+        print_result(f"{bad:,} photos cannot be used" if bad else "every photo can be used")
         leak = options.dataset == "custom" and bool(photos["same name"])
         if leak:
-            tell("no run starts on these splits: split by photo, as python -m scripts.split does")
+            print_result("no run starts on these splits: split by photo, as python -m "
+                         "scripts.split does")
         sys.exit(2 if bad or leak else 0)
 
 

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.errors import InputError, exit_on_input_error, tell_of_imports
+from common.errors import InputError, exit_on_import_error, exit_on_input_error
 from common.parser import Parser
-from common.terminal import tell
+from common.terminal import print_result
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     Parser(description=__doc__).parse_args()  # --help need not wait for the import below
 
 import torch
@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         if not torch.cuda.is_available():
             raise InputError("no GPU is visible to PyTorch: there is nothing to check; the tests "
                              "that need none are run by: pytest")
-        tell(describe_gpu())
+        print_result(describe_gpu())
         all_passed = True
         for title, command in CHECKS.items():
             output, passed = run_check(command)
             all_passed = all_passed and passed
-            tell(f"\n{title}: {'ok' if passed else 'FAILED'}\n{output}")
+            print_result(f"\n{title}: {'ok' if passed else 'FAILED'}\n{output}")
         sys.exit(0 if all_passed else 1)
 
 

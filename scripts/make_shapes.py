@@ -10,7 +10,7 @@ from common.errors import exit_on_input_error
 from common.files import check_path
 from common.parser import Parser
 from common.presets import AMBIGUITIES, USUAL_AMBIGUITY
-from common.terminal import tell
+from common.terminal import print_result
 from inputs.shapes import make_shapes
 
 
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with exit_on_input_error():
         check_path(Path(options.root), "ROOT")
-        tell(str(make_shapes(options.root, options.seed, image_size=options.image_size,
-                             ambiguity=float(options.ambiguity))))
+        print_result(str(make_shapes(options.root, options.seed, image_size=options.image_size,
+                                     ambiguity=float(options.ambiguity))))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from common import files
 from common.errors import InputError, exit_on_input_error
 from common.options import SourceOptions
 from common.parser import Parser, add_flags
-from common.terminal import tell, warn
+from common.terminal import print_result, warn
 from inputs.records import (
     SPLIT_NAMES,
     Columns,
@@ -129,7 +129,7 @@ def output_places(out: Path, captions: Path) -> dict[str, Path]:
             if other.name != f"{part}.json" and other.exists():
                 raise InputError(f"--out {out} has {other.name} already, and can have only one "
                                  f"{part} split: name another folder")
-    return {part: files.output_place(out / f"{part}.json", "--out", is_own, [captions])
+    return {part: files.resolve_output(out / f"{part}.json", "--out", is_own, [captions])
             for part in SPLITS}
 
 
@@ -180,10 +180,12 @@ def main(argv: list[str] | None = None) -> None:
             split_of = drawn(list(captions_of), options.val, options.test, options.seed)
         places = output_places(options.out, options.captions)
         for part, place in places.items():
-            own = {image: texts for image, texts in captions_of.items() if split_of[image] == part}
-            files.write(place, as_json(own), "--out")
-            tell(f"{part:5} {len(own):8,} photos {sum(map(len, own.values())):9,} captions  "
-                 f"{options.out / part}.json")
+            captions_of_part = {image: texts for image, texts in captions_of.items()
+                                if split_of[image] == part}
+            files.write(place, as_json(captions_of_part), "--out")
+            count = sum(map(len, captions_of_part.values()))
+            print_result(f"{part:5} {len(captions_of_part):8,} photos {count:9,} captions  "
+                         f"{options.out / part}.json")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common import files
 from common.errors import InputError, one_line
-from common.terminal import note, warn
+from common.terminal import print_note, warn
 from searching.exact import Best, best_rows
 from searching.index import Index, read_header
 
@@ -113,10 +113,10 @@ def open_clusters(index_path: Path, index: Index, queries: Tensor, count: int) -
     files.write(path, save(tensors, header), "--faiss")
     random = torch.Generator().manual_seed(0)
     photos = index.embeds[torch.randperm(len(index.embeds), generator=random)[:RECALL_PHOTOS]]
-    note(f"--faiss: {len(clusters.centroids):,} clusters of {len(index.embeds):,} photos; recall@"
-         f"{count} against exact search {recall(clusters, queries, index.embeds, count):.3f} of "
-         f"this search, {recall(clusters, photos, index.embeds, count):.3f} of {len(photos):,} "
-         "photos")
+    print_note(f"--faiss: {len(clusters.centroids):,} clusters of {len(index.embeds):,} photos; "
+               f"recall@{count} against exact search "
+               f"{recall(clusters, queries, index.embeds, count):.3f} of this search, "
+               f"{recall(clusters, photos, index.embeds, count):.3f} of {len(photos):,} photos")
     return clusters
 
 

@@ -90,17 +90,17 @@ def index_place(path: Path | None, origin: Origin, inputs: list[Path]) -> Path:
         InputError: something else is there, or there is no cache folder outside of the photos.
     """
     if path is not None:
-        return files.output_place(path, "--index", is_index, inputs)
-    cache, folder = files.user_cache("fne-search"), os.path.realpath(origin.folder)
+        return files.resolve_output(path, "--index", is_index, inputs)
+    cache, folder = files.user_cache_folder("fne-search"), os.path.realpath(origin.folder)
     if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
         raise InputError(f"the index would lie in {cache and cache.parent}, inside --photos or "
                          "nowhere: say where with --index")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
     place = cache / f"{digest[:16]}-{origin.model[:16]}.safetensors"
-    # Names are private, so nobody else may read the folder. `output_place` tells of an error.
+    # Names are private, so nobody else may read the folder. `resolve_output` tells of an error.
     with contextlib.suppress(OSError):
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return files.output_place(place, "--index", is_index, inputs)
+    return files.resolve_output(place, "--index", is_index, inputs)
 
 
 # ----------------------------------------------------------------------------------------- writing

@@ -9,8 +9,8 @@ from huggingface_hub import snapshot_download
 from common.errors import InputError
 from common.weights import add_to_digest
 from encoders.folder import PATTERNS
-from encoders.hub import asks_hub, from_cache, quiet_transformers, why_not
-from encoders.stored import config_text
+from encoders.hub import fetch_error_message, is_hub_name, quiet_transformers, use_cache_only
+from encoders.stored import config_to_json
 from model import DualEncoder
 
 
@@ -24,15 +24,15 @@ def model_place(name: Path) -> Path:
     Raises:
         InputError: there is neither.
     """
-    if name.exists() or not asks_hub(str(name)):
+    if name.exists() or not is_hub_name(str(name)):
         return name
     quiet_transformers()
     try:
         return Path(snapshot_download(str(name), allow_patterns=PATTERNS,
-                                      local_files_only=from_cache(str(name))))
+                                      local_files_only=use_cache_only(str(name))))
     except Exception as error:  # the Hub's client raises errors of a dozen kinds
         raise InputError(f"{name} is no file or folder, and none can be had from the Hub by that "
-                         f"name ({why_not(str(name), error)[:200]})") from error
+                         f"name ({fetch_error_message(str(name), error)[:200]})") from error
 
 
 def fingerprint(model: DualEncoder) -> str:
@@ -42,7 +42,7 @@ def fingerprint(model: DualEncoder) -> str:
     its projection, and the precision. A checkpoint and its export have the same fingerprint.
     """
     preparation = model.preparation
-    config = json.loads(config_text(model.image_encoder.config, "image"))
+    config = json.loads(config_to_json(model.image_encoder.config, "image"))
     config.pop("architectures", None)  # only a name, which an export adds
     settings = [preparation.image_res, list(preparation.mean), list(preparation.std),
                 model.image_pooling, model.bf16, config]

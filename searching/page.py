@@ -25,7 +25,7 @@ def page_place(path: Path, inputs: list[Path]) -> Path:
     Raises:
         InputError: a file that is no such page is there already, or the folder cannot be made.
     """
-    return files.output_place(path, "--html", lambda place: is_page(place, GENERATOR), inputs)
+    return files.resolve_output(path, "--html", lambda place: is_page(place, GENERATOR), inputs)
 
 
 def write_page(place: Path, answers: list[Answer], facts: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files import check_path, is_unicode
-from common.terminal import note, warn
+from common.terminal import print_note, warn
 from evaluation import encode_captions
 from inputs.captions import clean_caption
 from inputs.records import (
@@ -127,7 +127,7 @@ def read_captions(path: Path, columns: Columns) -> list[str]:
     elif path.suffix.lower() == ".txt":
         texts = nonblank_lines(read_text(path))
     else:
-        records = read_records(path, columns=columns, announce=note)
+        records = read_records(path, columns=columns, announce=print_note)
         texts = [text for record in records for text in record.captions]
     unique = dict.fromkeys(texts)
     captions = [text for text in unique if clean_caption(text)]

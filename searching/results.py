@@ -11,7 +11,7 @@ import torch
 
 from common.errors import InputError
 from fne_loss import RunningGaussian, cut_down_bound, false_negative_posterior
-from metrics.embeddings import check_statistics, gaussians_of
+from metrics.embeddings import check_statistics, gaussians_from_statistics
 from searching.exact import Best
 from searching.queries import Query
 from training.objectives.options import FNEOptions
@@ -90,7 +90,7 @@ def fitted_posterior(
     gaussians = []
     if statistics is not None:
         check_statistics(statistics, options.prior, name)
-        gaussians = gaussians_of(statistics)
+        gaussians = gaussians_from_statistics(statistics)
     if not gaussians:
         raise InputError(f"--posterior: {name} holds no statistics that FNE has fitted (a released "
                          "checkpoint, a control without FNE and a model that was not trained yet "

@@ -15,7 +15,7 @@ import torch
 
 from common.errors import InputError, one_line
 from common.locks import wait_for_lock
-from common.terminal import note, progress, warn
+from common.terminal import print_note, progress, warn
 from searching.encoding import EncodedBatch
 from searching.index import Index, Origin, Table, make_table, read_index, write_index
 from searching.scan import Stat
@@ -49,7 +49,7 @@ def update_index(
         return index
     lock = wait_for_lock(
         place.with_name(f"{place.name[:200]}.lock"),
-        lambda holder: note(f"{holder} is at work on {place}: waiting for its end"))
+        lambda holder: print_note(f"{holder} is at work on {place}: waiting for its end"))
     with lock or contextlib.nullcontext():
         index = read_index(place, origin, dim)  # the lock's last holder may have done it all
         if index is not None and is_current(index, found):
@@ -143,8 +143,8 @@ class IndexUpdate:
                 self.save()
         seconds = time.monotonic() - started
         if self.missing:
-            note(f"encoded {self.encoded:,} photos in {seconds:,.1f} s, "
-                 f"{self.encoded / max(seconds, 1e-9):,.1f} a second")
+            print_note(f"encoded {self.encoded:,} photos in {seconds:,.1f} s, "
+                       f"{self.encoded / max(seconds, 1e-9):,.1f} a second")
 
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of embeddings to the index in memory, and warn of photos without one.

@@ -16,7 +16,7 @@ from tensorboard.summary.writer import event_file_writer  # noqa: E402
 import export  # noqa: E402
 import negative_sampling  # noqa: E402
 import train  # noqa: E402
-from encoders.towers import BUILT_IN  # noqa: E402
+from encoders.loading import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
 
 

@@ -73,8 +73,8 @@ def unit(*shape):
 @pytest.mark.parametrize("block", [2**24, 2000])
 def test_ranks_on_a_gpu_are_those_of_the_cpu(monkeypatch, block):
     """Also where scores are as good as equal."""
-    monkeypatch.setattr(retrieval, "BLOCK_ON_GPU", block)
-    monkeypatch.setattr(retrieval, "WIDTH_ON_GPU", 100)
+    monkeypatch.setattr(retrieval, "GPU_BLOCK", block)
+    monkeypatch.setattr(retrieval, "GPU_BLOCK_TEXTS", 100)
     torch.manual_seed(0)
     image_of_text = torch.arange(60).repeat_interleave(5)
     spread = unit(60, 16), unit(300, 16)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fne_loss
 import model
 import train
-from common.device import be_deterministic
+from common.device import set_deterministic
 from common.errors import NOT_DETERMINISTIC, exit_on_input_error
 
 # "will throw a RuntimeError" (PyTorch 2.14), by the names that operations have below Python.
@@ -34,9 +34,9 @@ WITHOUT_KERNEL = (
 
 @pytest.fixture
 def deterministic():
-    be_deterministic(True)
+    set_deterministic(True)
     yield
-    be_deterministic(False)
+    set_deterministic(False)
 
 
 class Operations(TorchDispatchMode):
@@ -111,7 +111,7 @@ def test_a_run_with_the_flag_repeats_and_goes_on_with_it(data, tmp_path, capsys)
         train.main(["--resume", path, "--data_path", str(data), "--no_deterministic", "--test"])
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
-        be_deterministic(False)
+        set_deterministic(False)
 
 
 def refuses(*arguments, **keywords):
@@ -129,14 +129,14 @@ def test_an_encoder_without_such_a_gradient_is_refused_before_the_first_step(
                             "--image_encoder", "--freeze image"])
         assert "You can" not in line and not (tmp_path / "checkpoint.pth.tar").exists()
     finally:
-        be_deterministic(False)
+        set_deterministic(False)
 
 
 def test_the_trial_leaves_no_trace(tmp_path):
     run, _ = run_on_its_way(tmp_path)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    model.try_gradients(run.model, run.options, run.device)
+    model.check_deterministic_gradients(run.model, run.options, run.device)
     assert_same(before, dict(run.model.state_dict()))
     assert torch.equal(random, torch.get_rng_state()) and run.model.training
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -154,4 +154,4 @@ def test_another_error_of_the_trial_is_not_taken_for_that(tmp_path, monkeypatch)
     run, _ = run_on_its_way(tmp_path)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        model.try_gradients(run.model, run.options, run.device)
+        model.check_deterministic_gradients(run.model, run.options, run.device)

@@ -97,6 +97,7 @@ def test_every_command_parses(page, command, monkeypatch):
                          ["pip", "install", "-r", "requirements-dev.txt"],
                          ["pip", "install", "-r", "requirements-export.txt"],
                          ["pip", "install", "-r", "requirements-search.txt"],
+                         ["pip", "install", "-r", "requirements-datasets.txt"],
                          ["tensorboard", "--logdir", "runs"],
                          ["tensorboard", "--logdir", "runs", "--samples_per_plugin", "images=100"])
         assert words[0] != "pip" or (ROOT / words[3]).is_file()

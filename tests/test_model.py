@@ -1,4 +1,4 @@
-"""The dual encoder on small encoders of every kind: embeddings, freezing, speed and memory."""
+"""The dual encoder on small encoders of several types: embeddings, freezing, speed and memory."""
 
 import re
 
@@ -18,8 +18,8 @@ from helpers.encoders import (
 )
 
 from common.errors import InputError
-from encoders.towers import load_encoder
-from model import DualEncoder, checkpoint_gradients, compile_encoders, momentum_copy
+from encoders.loading import load_encoder
+from model import DualEncoder, compile_encoders, enable_gradient_checkpointing, momentum_copy
 
 # --------------------------------------------------------------------------------------- embeddings
 
@@ -27,7 +27,7 @@ from model import DualEncoder, checkpoint_gradients, compile_encoders, momentum_
 @pytest.mark.parametrize("image", IMAGE_KINDS)
 @pytest.mark.parametrize("text", TEXT_KINDS)
 @torch.no_grad()
-def test_both_sides_are_unit_rows_of_one_width(dual, image, text):
+def test_embeddings_of_both_sides_are_unit_rows_of_one_width(dual, image, text):
     model = dual(image, text, embed_size=16)
     images, texts = model.encode_image(photos()), model.encode_text(IDS, MASK)
     assert images.shape == texts.shape == (3, 16) and model.embed_size == 16
@@ -39,7 +39,7 @@ def test_both_sides_are_unit_rows_of_one_width(dual, image, text):
 
 
 @torch.no_grad()
-def test_a_vit_is_averaged_over_all_tokens(dual):
+def test_vit_features_are_the_mean_over_all_tokens(dual):
     model = dual()
     tokens = model.image_encoder(pixel_values=photos()).last_hidden_state  # (3, 1 + 16, W)
     assert tokens.shape == (3, 17, WIDTH) and model.embed_size == WIDTH
@@ -49,7 +49,7 @@ def test_a_vit_is_averaged_over_all_tokens(dual):
 
 @pytest.mark.parametrize("text", TEXT_KINDS)
 @torch.no_grad()
-def test_a_caption_in_a_batch_is_the_caption_alone(dual, text):
+def test_a_caption_has_the_same_embedding_in_a_batch_and_alone(dual, text):
     model = dual(text=text, embed_size=16)
     alone = torch.cat([model.encode_text(ids[mask][None], mask[mask][None].long())
                        for ids, mask in zip(IDS, MASK.bool())])
@@ -59,7 +59,7 @@ def test_a_caption_in_a_batch_is_the_caption_alone(dual, text):
 @pytest.mark.parametrize("text", TEXT_KINDS)
 @pytest.mark.parametrize("pad", [PAD, 0])
 @torch.no_grad()
-def test_the_amount_of_padding_changes_nothing(dual, text, pad):
+def test_the_amount_of_padding_does_not_change_an_embedding(dual, text, pad):
     model, ids = dual(text=text, embed_size=16), IDS.masked_fill(MASK == 0, pad)
     got = [model.encode_text(F.pad(ids, (0, more), value=pad), F.pad(MASK, (0, more)))
            for more in (0, 3, 7)]
@@ -68,7 +68,7 @@ def test_the_amount_of_padding_changes_nothing(dual, text, pad):
 
 
 @torch.no_grad()
-def test_bert_is_averaged_over_real_tokens(dual):
+def test_bert_features_are_the_mean_over_real_tokens(dual):
     model = dual()
     for ids, mask, got in zip(IDS, MASK.bool(), model.encode_text(IDS, MASK)):
         tokens = model.text_encoder(input_ids=ids[mask][None]).last_hidden_state[0]
@@ -90,19 +90,19 @@ def test_fidelity_note_2_padded_pooling_averages_all_tokens(dual):
 @pytest.mark.parametrize("kind", ["vit", "clip", "siglip"])
 @pytest.mark.parametrize("res", [24, 48])
 @torch.no_grad()
-def test_transformers_take_photos_of_another_size(dual, kind, res):
+def test_vision_transformers_take_photos_of_another_size(dual, kind, res):
     model = dual(kind, embed_size=16, res=res)
     got = model.encode_image(photos(res=res))
-    tower = model.image_encoder
     if kind == "vit":
-        states = tower(photos(res=res), interpolate_pos_encoding=True).last_hidden_state
+        output = model.image_encoder(photos(res=res), interpolate_pos_encoding=True)
+        states = output.last_hidden_state
         assert states.shape[1] == 1 + (res // 8) ** 2
         same(got, F.normalize(model.image_projection(states.mean(dim=1))))
     assert got.shape == (3, 16) and got.isfinite().all()
 
 
-def test_widths_that_differ_need_a_projection(dual):
-    with pytest.raises(InputError, match="24 wide and the text encoder 32: .* --embed_size"):
+def test_encoders_of_different_width_need_a_projection(dual):
+    with pytest.raises(InputError, match="24 .*32.*--embed_size"):
         dual("clip", "bert")
 
 
@@ -111,7 +111,7 @@ def test_widths_that_differ_need_a_projection(dual):
 
 @pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
 @torch.no_grad()
-def test_convolutions_are_averaged_over_places_in_any_memory_format(dual, folders, kind):
+def test_feature_maps_are_averaged_over_positions_in_any_memory_format(dual, folders, kind):
     model = dual(kind, embed_size=16)
     plain = transformers.AutoModel.from_pretrained(folders / kind).eval()
     features = plain(pixel_values=photos()).last_hidden_state.mean(dim=(2, 3))
@@ -137,7 +137,7 @@ def test_batch_norm_keeps_its_statistics_in_training(dual, kind):
     assert any(parameter.requires_grad for parameter in model.image_encoder.parameters())
 
 
-def test_real_mobilenet_gives_1280_features(shared, dual, folders):
+def test_the_real_mobilenet_gives_1280_features(shared, dual, folders):
     folder = str(shared / "encoders" / "mobilenet_v2")
     encoder = load_encoder(folder, "image", 64, pretrained=True)
     text = load_encoder(str(folders / "bert"), "text", 64, pretrained=True)
@@ -149,16 +149,16 @@ def test_real_mobilenet_gives_1280_features(shared, dual, folders):
 # ---------------------------------------------------------------------------------------- freezing
 
 
-@pytest.mark.parametrize(("freeze", "kept"), [("image", "text"), ("text", "image")])
+@pytest.mark.parametrize(("freeze", "trained_side"), [("image", "text"), ("text", "image")])
 @pytest.mark.parametrize("embed_size", [0, 16])
-def test_a_frozen_encoder_stays_as_it_is(dual, freeze, kept, embed_size):
+def test_a_frozen_encoder_gets_no_gradient(dual, freeze, trained_side, embed_size):
     model = dual(freeze=freeze, embed_size=embed_size).train()
-    frozen, free = (getattr(model, f"{side}_encoder") for side in (freeze, kept))
+    frozen, trained = (getattr(model, f"{side}_encoder") for side in (freeze, trained_side))
     assert model.training and not any(module.training for module in frozen.modules())
-    assert all(module.training for module in free.modules())
+    assert all(module.training for module in trained.modules())
     (model.encode_image(photos()) * model.encode_text(IDS, MASK)).sum().backward()
     assert all(not p.requires_grad and p.grad is None for p in frozen.parameters())
-    assert sum(p.grad is not None for p in free.parameters()) > 10
+    assert sum(p.grad is not None for p in trained.parameters()) > 10
     for projection in model.image_projection, model.text_projection:
         assert all(p.grad.abs().sum() > 0 for p in projection.parameters())
 
@@ -168,19 +168,20 @@ def test_a_frozen_encoder_stays_as_it_is(dual, freeze, kept, embed_size):
 
 @pytest.mark.parametrize("image", IMAGE_KINDS)
 @pytest.mark.parametrize("text", TEXT_KINDS)
-def test_bf16_runs_the_encoders_alone_and_stays_near(dual, image, text):
-    model, seen = dual(image, text, embed_size=16), set()
+def test_bf16_runs_the_encoders_alone_and_changes_embeddings_little(dual, image, text):
+    model, dtypes = dual(image, text, embed_size=16), set()
     wanted = model.encode_image(photos()), model.encode_text(IDS, MASK)
     for encoder in model.image_encoder, model.text_encoder:
         for name, module in encoder.named_modules():
-            # What a CLIP-style tower ends with is pooling, which is float32.
-            end = re.search(r"(visual|text)_projection$|_model\.head(\.|$)", name)
-            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and not end:
-                module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+            # The last layers of CLIP-style encoders belong to the pooling, which is float32.
+            is_pooling = re.search(r"(visual|text)_projection$|_model\.head(\.|$)", name)
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and not is_pooling:
+                module.register_forward_hook(
+                    lambda module, inputs, output: dtypes.add(output.dtype))
     model.bf16 = True
     assert model.image_features(photos()).dtype == torch.float32
     got = model.encode_image(photos()), model.encode_text(IDS, MASK)
-    assert seen == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
     for rows, exact in zip(got, wanted):
         assert rows.dtype == torch.float32
         same(rows.norm(dim=1), torch.ones(3))
@@ -191,35 +192,36 @@ def test_bf16_runs_the_encoders_alone_and_stays_near(dual, image, text):
 
 
 @pytest.mark.parametrize(("image", "text"), [("vit", "bert"), ("clip", "clip")])
-def test_gradients_with_checkpointing_are_the_gradients(dual, image, text):
-    """With dropout on, too: the second forward pass drops what the first did."""
-    model, kept = dual(image, text, embed_size=16).train(), []
+def test_gradient_checkpointing_does_not_change_the_gradients(dual, image, text):
+    """Dropout is on: the second forward pass drops what the first one did."""
+    model, saved_tensors = dual(image, text, embed_size=16).train(), []
 
     def gradients():
         model.zero_grad()
         torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1],
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved_tensors.append(x), x)[1],
                                                       lambda x: x):
             loss = (model.encode_image(photos()) * model.encode_text(IDS, MASK)).sum()
         loss.backward()
-        count = len(kept)
-        kept.clear()
+        count = len(saved_tensors)
+        saved_tensors.clear()
         return count, [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    plain, wanted = gradients()
-    checkpoint_gradients(model)
-    saved, got = gradients()
-    assert saved < 0.7 * plain
+    plain_count, wanted = gradients()
+    enable_gradient_checkpointing(model)
+    count, got = gradients()
+    assert count < 0.7 * plain_count
     same(got, wanted, 1e-6)
 
 
-def test_checkpointing_is_refused_where_an_encoder_has_none(dual):
-    with pytest.raises(InputError, match="--grad_checkpointing: the image encoder, a MobileNetV2"):
-        checkpoint_gradients(dual("mobilenet", embed_size=16))
-    checkpoint_gradients(dual("mobilenet", embed_size=16, freeze="image"))  # which needs none
+def test_gradient_checkpointing_is_refused_where_an_encoder_has_none(dual):
+    with pytest.raises(InputError, match="--grad_checkpointing: .*image encoder.*MobileNetV2"):
+        enable_gradient_checkpointing(dual("mobilenet", embed_size=16))
+    # An encoder that is frozen needs none.
+    enable_gradient_checkpointing(dual("mobilenet", embed_size=16, freeze="image"))
 
 
-def test_compiled_encoders_keep_their_names(dual):
+def test_compiled_encoders_keep_the_names_of_their_weights(dual):
     model = dual()
     names = list(model.state_dict())
     compile_encoders(model)

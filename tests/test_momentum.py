@@ -1,4 +1,4 @@
-"""The momentum copy, and the update by which it follows the online model."""
+"""The momentum encoder: how it is copied, and how an update moves it towards the online model."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from model import MomentumUpdate, momentum_copy, update_momentum
 
 
 @pytest.mark.parametrize("freeze", [None, "image", "text"])
-def test_the_momentum_copy_shares_what_is_frozen_and_copies_the_rest(dual, freeze):
+def test_the_momentum_copy_shares_a_frozen_encoder_and_copies_the_rest(dual, freeze):
     model = dual(freeze=freeze, embed_size=16)
     copy = momentum_copy(model)
     for side in "image", "text":
-        ours, theirs = (getattr(m, f"{side}_encoder") for m in (model, copy))
-        assert (ours is theirs) == (side == freeze)
-        pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+        online, momentum = (getattr(m, f"{side}_encoder") for m in (model, copy))
+        assert (online is momentum) == (side == freeze)
+        pairs = list(zip(online.parameters(), momentum.parameters(), strict=True))
         assert all((p.data_ptr() == k.data_ptr()) == (side == freeze) for p, k in pairs)
         assert all(torch.equal(p, k) for p, k in pairs)
     assert copy.image_projection is not model.image_projection
@@ -26,7 +26,7 @@ def test_the_momentum_copy_shares_what_is_frozen_and_copies_the_rest(dual, freez
 
 @pytest.mark.parametrize("m", [0.0, 0.9, 0.995])
 @pytest.mark.parametrize(("image", "freeze"), [("vit", None), ("resnet", None), ("resnet", "text")])
-def test_momentum_follows_by_the_formula(dual, m, image, freeze):
+def test_the_momentum_encoder_is_the_exponential_moving_average(dual, m, image, freeze):
     model = dual(image, freeze=freeze)
     copy = momentum_copy(model)
     wanted = {name: value.clone() for name, value in copy.state_dict().items()}
@@ -49,8 +49,8 @@ def test_momentum_follows_by_the_formula(dual, m, image, freeze):
 
 
 @pytest.mark.parametrize("image", ["vit", "resnet"])
-def test_an_update_made_before_weights_are_loaded_sees_them(dual, image):
-    """As when a run is built first and its checkpoint read into it then; buffers too."""
+def test_an_update_made_before_weights_are_loaded_uses_the_loaded_ones(dual, image):
+    """A resumed run is built first, and then reads its checkpoint. Buffers count too."""
     model = dual(image)
     copy = momentum_copy(model)
     update = MomentumUpdate(copy, model)

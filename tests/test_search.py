@@ -23,7 +23,7 @@ import search
 from common import terminal
 from encoders import hub
 from fne_loss import false_negative_posterior
-from metrics.embeddings import gaussians_of
+from metrics.embeddings import gaussians_from_statistics
 from searching import encoding, models
 
 RELEASED = GOLDEN / "released_checkpoint"
@@ -93,7 +93,7 @@ def test_it_finds_what_evaluation_ranks_first(find, kind, finished, exported, da
     """For every caption of the test split, with a checkpoint, a folder and a name of the Hub."""
     model = {"checkpoint": finished / "model_best.pth.tar", "folder": exported,
              "hub": "somebody/model"}[kind]
-    monkeypatch.setattr(hub, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_error", lambda: None)
     monkeypatch.setattr(models, "snapshot_download", lambda name, **settings: str(exported))
     (tmp_path / "test").mkdir()
     for name in embedded["images"]:
@@ -174,7 +174,7 @@ def test_the_posterior_is_that_of_the_models_statistics(find, exported, photos, 
     found, told = find(model, "a red circle", "--photos", photos, "--posterior", "--top", "100")
     results = found["queries"][0]["results"]
     scores = torch.tensor([result["score"] for result in results], dtype=torch.float64)
-    wanted = false_negative_posterior(scores, *gaussians_of(np.array(statistics)), 0.2)
+    wanted = false_negative_posterior(scores, *gaussians_from_statistics(np.array(statistics)), 0.2)
     assert [result["posterior"] for result in results] == [
         pytest.approx(value) if score > -0.1 else None
         for value, score in zip(wanted.tolist(), scores.tolist())]

@@ -3,7 +3,7 @@
 import torch
 
 from common.processes import gather_several
-from common.ranks import world
+from common.ranks import world_size
 from data import Batch
 
 
@@ -17,7 +17,7 @@ def exchange_ids(batch: Batch, signal: int) -> tuple[Batch, int]:
     Returns:
         The batch with the ids of all B pairs, and the largest number of all processes.
     """
-    if world() == 1:
+    if world_size() == 1:
         return batch, signal
     ids = torch.stack([batch.image_ids, batch.text_ids, batch.bad_photos], dim=1)  # (b, 3)
     ids, signals = gather_several(ids, torch.tensor([[signal]]))  # (B, 3), (N, 1)

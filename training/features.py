@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from common import files
 from common.errors import InputError
 from common.options import ModelOptions
-from common.processes import from_main
+from common.processes import broadcast_from_main
 from common.ranks import is_main
-from common.terminal import say, warn
+from common.terminal import print_status, warn
 from common.weights import add_to_digest
 from data import sees_photos_once
 from inputs.photos import Photo
@@ -56,7 +56,7 @@ def prepare(
         in_own_folder = found = kept_features(options.logger_name, key, count)
         if found is None and options.resume and options.resume.parent != options.logger_name:
             found = kept_features(options.resume.parent, key, count)
-    found = from_main(found)
+    found = broadcast_from_main(found)
     if found is None:
         found = encode(run.model, run.photos, options, False)
     run.image_features = found.to(run.device)
@@ -106,12 +106,12 @@ def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
     try:
         state = storage.load(path)
     except InputError:
-        say(f"{path} is damaged, and not used")
+        print_status(f"{path} is damaged, and not used")
         return None
     if not fits(state, key, photos):
-        say(f"{path} is of other photos or another encoder, and not used")
+        print_status(f"{path} is of other photos or another encoder, and not used")
         return None
-    say(f"features of {photos:,} photos as kept in {path}")
+    print_status(f"features of {photos:,} photos as kept in {path}")
     return state["features"].clone()  # no longer mapped from a file that may change
 
 

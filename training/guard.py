@@ -40,7 +40,7 @@ def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, 
     norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
     taken = all_finite(norm, *values)
     run.skips.update(taken, image_ids, run.global_step)
-    processes.own_optimizer(run.optimizer).found_inf = (~taken).float()
+    processes.local_optimizer(run.optimizer).found_inf = (~taken).float()
     run.optimizer.step()
     return norm, taken
 
@@ -59,7 +59,7 @@ def check_alike(run: Run) -> None:
             tensors |= {f"{part}.{name}": tensor for name, tensor in value.state_dict().items()}
         else:
             tensors[part] = value
-    name = processes.first_difference(tensors)
+    name = processes.first_differing_tensor(tensors)
     if name is not None:
         raise InputError(f"step {run.global_step}: the processes no longer have the same {name}: "
                          "use machines of one kind with the same versions, and go on with --resume "

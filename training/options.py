@@ -21,7 +21,7 @@ from common.options import (
 )
 from common.parser import Parser, build_parser, given_values
 from common.presets import USUAL_AMBIGUITY, presets_help
-from common.ranks import world
+from common.ranks import world_size
 from training.objectives import OBJECTIVES, objective_class
 from training.objectives.options import FNEOptions, InfoNCEOptions, SigmoidOptions, set_prior
 
@@ -186,10 +186,10 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--ambiguity {options.ambiguity}: --dataset {options.dataset} has the "
                          "captions that it has; leave the flag out, or give --dataset shapes")
     check_exclusive(options)
-    if not options.test and options.batch_size_train % world():
-        below = options.batch_size_train // world() * world()
-        sizes = f"{below} or {below + world()}" if below else str(world())
-        raise InputError(f"--batch_size_train {options.batch_size_train}: {world()} processes "
+    if not options.test and options.batch_size_train % world_size():
+        below = options.batch_size_train // world_size() * world_size()
+        sizes = f"{below} or {below + world_size()}" if below else str(world_size())
+        raise InputError(f"--batch_size_train {options.batch_size_train}: {world_size()} processes "
                          f"cannot share it alike; make it {sizes}")
     objective_class(options.loss).check_options(options)
 

@@ -8,8 +8,8 @@ import torch
 
 from common.errors import InputError
 from common.presets import PRESETS, default_data_path, preset_lines
-from common.ranks import world
-from common.terminal import say, warn
+from common.ranks import world_size
+from common.terminal import print_status, warn
 from training.objectives import objective_class
 from training.objectives.base import phases
 from training.options import TrainOptions, default_folder
@@ -26,7 +26,7 @@ def tell(run: Run, given: set[str], resume: Path | None) -> None:
         resume: the checkpoint that the run goes on from, with its options.
     """
     for line in outline(run, given, resume):
-        say(line)
+        print_status(line)
     warn_without_fne(run.options)
 
 
@@ -80,7 +80,7 @@ def device_text(run: Run) -> str:
     else:
         threads = torch.get_num_threads()
         name = f"the CPU, {threads} thread{'s' * (threads > 1)}"
-    each = f"{world()} processes, each on " if world() > 1 else ""
+    each = f"{world_size()} processes, each on " if world_size() > 1 else ""
     same = ", deterministic" if run.options.deterministic else ""
     return f"{each}{name}, encoders in {'bf16' if run.model.bf16 else 'fp32'}{same}"
 
@@ -103,7 +103,7 @@ def warn_without_fne(options: TrainOptions) -> None:
 def tell_phase(run: Run) -> None:
     """Print a line at the start of an epoch if its loss differs from that of the epoch before."""
     if run.epoch and run.phase != run.objective.phase(run.options, run.epoch - 1):
-        say(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
+        print_status(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
 
 
 def check_default_places(options: TrainOptions) -> None:

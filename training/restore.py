@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.weights import check_tensors, fault
+from common.weights import check_tensors, check_weights_match
 from training.run import Run
 
 # Where a run stands, beside its tensors.
@@ -31,8 +31,9 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     unlike = [f"{key} {shape_and_type(weights[key])}, expected {shape_and_type(expected[key])}"
               for key in expected.keys() & weights.keys()
               if shape_and_type(weights[key]) != shape_and_type(expected[key])]
-    fault(path, sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()),
-          sorted(unlike))
+    missing = sorted(expected.keys() - weights.keys())
+    left_over = sorted(weights.keys() - expected.keys())
+    check_weights_match(path, missing, left_over, sorted(unlike))
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise InputError(f"{path} holds NaN or infinity in {broken[0]}: take an earlier "

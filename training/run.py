@@ -7,12 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.device import place
-from common.processes import adam, spread, summing_gradients
+from common.device import place_on_device
+from common.processes import broadcast_tensors, make_adam, with_summed_gradients
 from data import LoadedSplit
 from encoders.processors import image_statistics
-from encoders.stored import describe
-from model import DualEncoder, checkpoint_gradients, compile_encoders, try_gradients
+from encoders.stored import describe_encoders
+from model import (
+    DualEncoder,
+    check_deterministic_gradients,
+    compile_encoders,
+    enable_gradient_checkpointing,
+)
 from training.clock import StepClock
 from training.objectives import objective_class
 from training.objectives.base import Objective
@@ -139,14 +144,14 @@ def build_run(
         steps_per_epoch: whole batches of the training split.
         train_set: the training split; None in a trial without data.
     """
-    device = place(model, options)
-    spread(*model.parameters(), *model.buffers())
+    device = place_on_device(model, options)
+    broadcast_tensors(*model.parameters(), *model.buffers())
     split = None if train_set is None else train_set.split
     objective = objective_class(options.loss)(options, model, split).to(device)
     if options.grad_checkpointing:
-        checkpoint_gradients(model)
+        enable_gradient_checkpointing(model)
     if options.deterministic:
-        try_gradients(model, options, device)
+        check_deterministic_gradients(model, options, device)
     if options.compile:
         compile_encoders(model, *(module for module in objective.modules()
                                   if isinstance(module, DualEncoder)))
@@ -154,11 +159,11 @@ def build_run(
                if parameter.requires_grad]
     statistics = image_statistics(options)
     return Run(
-        options, device, model, summing_gradients(model), objective,
+        options, device, model, with_summed_gradients(model), objective,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
-        adam(trained, options.shard, lr=options.learning_rate, fused=True),
+        make_adam(trained, options.shard, lr=options.learning_rate, fused=True),
         torch.tensor(statistics, device=device), steps_per_epoch,
         () if train_set is None else train_set.photos,
         None if train_set is None else len(train_set.captions),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe(model, tokenizer, *statistics))
+        describe_encoders(model, tokenizer, *statistics))

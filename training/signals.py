@@ -38,7 +38,7 @@ class Signals:
         Raises:
             Stopped: a signal has come.
         """
-        stop_if(processes.agree(self.number))
+        stop_if(processes.max_over_processes(self.number))
 
 
 def stop_if(number: int) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from common import files, processes
-from common.errors import NO_ROOM, InputError, one_line, pass_on
-from common.locks import Held, lock
-from common.ranks import is_main, world
-from common.terminal import say, warn
+from common.errors import NOT_WRITABLE, InputError, one_line, reraise_out_of_memory
+from common.locks import LockHeld, lock
+from common.ranks import is_main, world_size
+from common.terminal import print_status, warn
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
 RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
@@ -89,7 +89,7 @@ def load(path: Path, way_out: str = "train first, or name one with --resume") ->
     except InputError:
         raise
     except Exception as error:  # of two dozen kinds, as bytes come: all mean the same
-        pass_on(error)
+        reraise_out_of_memory(error)
         raise unlike_a_checkpoint(path, error) from error
 
 
@@ -131,7 +131,7 @@ class FolderLock:
             return
         try:
             self.file = lock(folder / LOCK)
-        except Held as holder:
+        except LockHeld as holder:
             raise InputError(f"--logger_name {folder}: {holder} trains in this folder now; wait "
                              "for its end, or name another folder") from holder
 
@@ -220,23 +220,23 @@ def prepare_run_folder(run, lock: FolderLock, goes_on_from: Path | None) -> None
             warn(f"{goes_on_from} goes on without its best checkpoint, which is not beside it: "
                  "the best is found anew from here on")
             run.best_rsum = -1.0
-    run.best_rsum = processes.from_main(run.best_rsum)
+    run.best_rsum = processes.broadcast_from_main(run.best_rsum)
     check_shared(folder)
 
 
 def check_shared(folder: Path) -> None:
     """Raise InputError where not every process of the run sees the first one's `folder`: all read
     their checkpoints there."""
-    if world() == 1:
+    if world_size() == 1:
         return
-    mark = processes.from_main(folder / f".{uuid.uuid4().hex}.part")
+    mark = processes.broadcast_from_main(folder / f".{uuid.uuid4().hex}.part")
     if is_main():
         mark.touch()
-    processes.wait_for_all()
+    processes.barrier()
     if not mark.exists():
         raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the folder "
                          "of the first process: name one on a disk that all machines share")
-    processes.wait_for_all()
+    processes.barrier()
     if is_main():
         mark.unlink(missing_ok=True)
 
@@ -247,7 +247,7 @@ def written_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NOT_WRITABLE:
             raise
         raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free some "
                          "space, and go on with --resume auto") from error
@@ -261,4 +261,4 @@ def move_aside(folder: Path) -> None:
     aside.mkdir()
     for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
         path.rename(aside / path.name)
-    say(f"{folder} held a run already: its files are now in {aside}")
+    print_status(f"{folder} held a run already: its files are now in {aside}")

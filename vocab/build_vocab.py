@@ -17,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
 from common import files  # noqa: E402
-from common.errors import InputError, exit_on_input_error, tell_of_imports  # noqa: E402
+from common.errors import InputError, exit_on_import_error, exit_on_input_error  # noqa: E402
 from common.options import SourceOptions  # noqa: E402
 from common.parser import Parser, add_flags  # noqa: E402
-from common.terminal import tell  # noqa: E402
+from common.terminal import print_result  # noqa: E402
 
 LARGEST_SIZE = 10**7  # tokens
 
@@ -37,7 +37,7 @@ def build_vocab_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    tell_of_imports()
+    exit_on_import_error()
     build_vocab_parser().parse_args()  # --help need not wait for the imports below
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
@@ -96,10 +96,10 @@ def main(argv: list[str] | None = None) -> None:
             captions = [text for record in read_records(options.split, "train", columns,
                                                            options.bad_rows)
                         for text in record.captions]
-        place = files.output_place(options.output, "output", is_vocabulary, [options.split])
+        place = files.resolve_output(options.output, "output", is_vocabulary, [options.split])
         tokens = build_vocabulary(captions, options.size)
         files.write(place, "".join(f"{token}\n" for token in tokens).encode(), "the vocabulary")
-        tell(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
+        print_result(f"{len(tokens)} tokens from {len(captions)} captions in {options.output}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import training_step
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
-from encoders.towers import BUILT_IN
+from encoders.loading import BUILT_IN
 
 
 @pytest.mark.parametrize("length", [16, 40])

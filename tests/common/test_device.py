@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.device import be_deterministic, pick_device, place, use_bf16
+from common.device import pick_device, place_on_device, set_deterministic, use_bf16
 from common.errors import InputError
 from training.options import parse
 
@@ -43,13 +43,13 @@ def test_deterministic_mode_is_set_and_left(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     try:
-        be_deterministic(True)
+        set_deterministic(True)
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert not torch.backends.cudnn.benchmark
     finally:
-        be_deterministic(False)
+        set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -57,5 +57,5 @@ def test_deterministic_mode_is_set_and_left(monkeypatch):
 def test_a_model_is_placed_with_its_precision(precision, bf16):
     model = nn.Linear(2, 2)
     options, _ = parse("", ["--device", "cpu", "--precision", precision])
-    assert place(model, options) == model.weight.device == torch.device("cpu")
+    assert place_on_device(model, options) == model.weight.device == torch.device("cpu")
     assert model.bf16 == bf16

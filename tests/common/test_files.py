@@ -9,7 +9,7 @@ from helpers.runs import contents, expect_exit
 
 import evaluation
 from common.errors import InputError
-from common.files import check_path, output_place, read_bytes, write
+from common.files import check_path, read_bytes, resolve_output, write
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -41,7 +41,7 @@ def is_own(path):
 def test_nothing_else_is_overwritten(tmp_path, make):
     make(tmp_path / "there")
     with pytest.raises(InputError, match="--output .*there cannot be written.*name another one"):
-        output_place(tmp_path / "there", "--output", is_own, [])
+        resolve_output(tmp_path / "there", "--output", is_own, [])
 
 
 @pytest.mark.parametrize("content", [b"own", b"", None])
@@ -50,13 +50,13 @@ def test_its_own_kind_and_an_empty_file_are(tmp_path, content):
     if content is not None:
         path.parent.mkdir()
         path.write_bytes(content)
-    assert output_place(path, "--output", is_own, []) == path and path.parent.is_dir()
+    assert resolve_output(path, "--output", is_own, []) == path and path.parent.is_dir()
 
 
 def test_a_link_stays_one(tmp_path):
     (tmp_path / "target").write_bytes(b"own")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    write(output_place(tmp_path / "link", "--output", is_own, []), b"new", "--output")
+    write(resolve_output(tmp_path / "link", "--output", is_own, []), b"new", "--output")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
 
 
@@ -65,7 +65,7 @@ def test_what_is_read_is_not_written(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for path in tmp_path / "file", tmp_path / "link", tmp_path / "." / "file":
         with pytest.raises(InputError, match="is read or written by this command"):
-            output_place(path, "--output", is_own, [tmp_path / "file"])
+            resolve_output(path, "--output", is_own, [tmp_path / "file"])
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "a/" * 2500, "a\0b", "ä" * 128, "\ud800"])

@@ -11,7 +11,7 @@ import time
 import pytest
 from helpers.paths import ROOT
 
-from common.errors import InputError, out_of_memory
+from common.errors import InputError, is_out_of_memory
 from inputs.photos import load_photo
 from training import storage
 
@@ -66,7 +66,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, name):
     OSError(errno.ENOMEM, "Cannot allocate memory")])
 def test_no_file_is_called_damaged_for_want_of_memory(tmp_path, monkeypatch, error):
     """Else --resume auto would go on from an older checkpoint, and a photo be replaced."""
-    assert out_of_memory(error)
+    assert is_out_of_memory(error)
 
     def fails(*arguments, **keywords):
         raise error
@@ -88,8 +88,8 @@ def test_no_file_is_called_damaged_for_want_of_memory(tmp_path, monkeypatch, err
 COUNTED = """
 import ctypes, resource, torch
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: no huge pages, which count as one
-from common.device import place
-from common.memory import KEPT, keep_freed_memory
+from common.device import place_on_device
+from common.memory import MMAP_BYTES, keep_freed_memory
 from training.options import parse
 
 def fresh(size):
@@ -104,10 +104,10 @@ def resident():
 size = 48 * 2**20
 without = min(fresh(size) for _ in range(15))
 if {placed}:
-    place(torch.nn.Linear(2, 2), parse("", ["--dataset", "shapes", "--device", "cpu"])[0])
+    place_on_device(torch.nn.Linear(2, 2), parse("", ["--dataset", "shapes", "--device", "cpu"])[0])
 kept, before = min(fresh(size) for _ in range(15)), resident()
-torch.ones(2 * KEPT, dtype=torch.uint8)
-print(without, kept, (resident() - before) / KEPT, keep_freed_memory())
+torch.ones(2 * MMAP_BYTES, dtype=torch.uint8)
+print(without, kept, (resident() - before) / MMAP_BYTES, keep_freed_memory())
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.stopping import in_a_child, status_of
 
 from common.errors import InputError
-from common.pools import in_processes
+from common.pools import map_in_processes
 
 
 def doubled(number):
@@ -33,21 +33,21 @@ def slow(path):
 
 @pytest.mark.parametrize("processes", [0, 1, 3])
 def test_results_come_in_order(processes):
-    assert list(in_processes(doubled, range(20), processes, "doubling", 3)) == [
+    assert list(map_in_processes(doubled, range(20), processes, "doubling", 3)) == [
         2 * number for number in range(20)]
     with pytest.raises(InputError, match="three"):
-        list(in_processes(refused, range(20), processes, "counting"))
+        list(map_in_processes(refused, range(20), processes, "counting"))
 
 
 def test_a_process_that_is_killed_is_told_of():
     with pytest.raises(InputError, match="was counting was killed"):
-        list(in_processes(killed, range(4), 2, "counting"))
+        list(map_in_processes(killed, range(4), 2, "counting"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_none_outlives_the_process_that_started_it(tmp_path, number):
     places = [tmp_path / name for name in "ab"]
-    child = in_a_child(lambda: list(in_processes(slow, places, 2, "waiting")))
+    child = in_a_child(lambda: list(map_in_processes(slow, places, 2, "waiting")))
     numbers = []
     deadline = time.monotonic() + 60
     while len(numbers) < 2 and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What processes say to each other: against the same computed by one, and nothing in one."""
+"""Communication between processes, against the same computed by one process."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import export
 import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
-from common.ranks import own_rows, rank, world
+from common.ranks import local_rows, rank, world_size
 from training.options import check, parse
 
 N = 3
@@ -21,88 +21,91 @@ WHOLE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def told(one_thread, tmp_path_factory):
-    """What each of three processes got from every function."""
+def results(one_thread, tmp_path_factory):
+    """Return what every function returned in each of three processes."""
     def call():
-        own = WHOLE[own_rows(6)].clone().requires_grad_()
-        gathered = processes.gather(own)
+        local = WHOLE[local_rows(6)].clone().requires_grad_()
+        gathered = processes.gather(local)
         (gathered @ gathered.T).square().sum().backward()
         layer = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
-        processes.spread(*layer.parameters())
+        processes.broadcast_tensors(*layer.parameters())
         layer.forward = layer[0].forward  # the other has no gradient
-        towers = processes.summing_gradients(layer)
+        wrapped = processes.with_summed_gradients(layer)
         for _ in range(2):
             layer.zero_grad()
-            towers(WHOLE[own_rows(6)]).square().sum().backward()
+            wrapped(WHOLE[local_rows(6)]).square().sum().backward()
         left, right = torch.zeros(3, dtype=torch.bfloat16), torch.ones(3)
         right[2] += rank() == 1
         order = []
         processes.once_per_machine(lambda: order.append(rank()))
         return {
-            "gathered": gathered.detach(), "gradient": own.grad,
+            "gathered": gathered.detach(), "gradient": local.grad,
             "strided": [processes.gather_strided(WHOLE[rank() : count : N], count)
                         for count in (1, 3, 4, 5)],
             "several": processes.gather_several(
                 torch.full((1, 2), rank()), torch.arange(3)[None] + 10 * rank()),
-            "agreed": processes.agree(3 - rank()), "from_main": processes.from_main(rank() + 7),
+            "largest": processes.max_over_processes(3 - rank()),
+            "from_main": processes.broadcast_from_main(rank() + 7),
             "weight": layer[0].weight.detach(), "bias": layer[0].bias.detach(),
             "summed": layer[0].weight.grad,
             "without": layer[1].weight.grad, "order": order,
-            "differences": [processes.first_difference({"left": left, "right": value})
+            "differences": [processes.first_differing_tensor({"left": left, "right": value})
                             for value in (left, right)]}
 
     return run_together(N, call, tmp_path_factory.mktemp("together"))
 
 
-def test_gathered_rows_have_the_gradient_of_the_whole(told):
+def test_gathered_rows_have_the_gradient_of_the_whole(results):
     whole = WHOLE.clone().requires_grad_()
     (whole @ whole.T).square().sum().backward()
-    for number, got in enumerate(told):
+    for number, got in enumerate(results):
         assert torch.equal(got["gathered"], WHOLE)
         assert torch.allclose(got["gradient"], whole.grad[2 * number : 2 * number + 2])
 
 
-def test_gradients_are_summed_and_none_stays_none(told):
-    expected = 2 * (WHOLE @ told[0]["weight"].T + told[0]["bias"]).T @ WHOLE
-    for got in told:
-        assert torch.equal(got["weight"], told[0]["weight"])
-        assert torch.equal(got["summed"], told[0]["summed"]) and got["without"] is None
+def test_gradients_are_summed_and_a_missing_one_stays_missing(results):
+    expected = 2 * (WHOLE @ results[0]["weight"].T + results[0]["bias"]).T @ WHOLE
+    for got in results:
+        assert torch.equal(got["weight"], results[0]["weight"])
+        assert torch.equal(got["summed"], results[0]["summed"]) and got["without"] is None
         assert torch.allclose(got["summed"], expected)
 
 
-def test_every_process_gets_the_same_answer(told):
-    for got in told:
+def test_every_process_gets_the_same_result(results):
+    for got in results:
         for count, rows in zip((1, 3, 4, 5), got["strided"]):
             assert torch.equal(rows, WHOLE[:count])
         assert got["several"][0].tolist() == [[0, 0], [1, 1], [2, 2]]
         assert got["several"][1].tolist() == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
-        assert got["agreed"] == 3 and got["from_main"] == 7
+        assert got["largest"] == 3 and got["from_main"] == 7
         assert got["differences"] == [None, "right"]
-    assert [got["order"] for got in told] == [[0], [], []]  # of one machine
+    assert [got["order"] for got in results] == [[0], [], []]  # of one machine
 
 
-def test_one_process_gets_back_what_it_gives():
+def test_one_process_gets_back_its_arguments():
     rows = torch.rand(4, 2, requires_grad=True)
     layer = torch.nn.Linear(2, 2)
-    assert world() == 1 and processes.gather(rows) is rows
-    assert processes.gather_strided(rows, 4) is rows and processes.agree(5) == 5
-    assert processes.summing_gradients(layer) is layer and processes.from_main(rows) is rows
-    assert processes.first_difference({"a": rows}) is None
-    with processes.together("cpu"):
+    assert world_size() == 1 and processes.gather(rows) is rows
+    assert processes.gather_strided(rows, 4) is rows and processes.max_over_processes(5) == 5
+    assert processes.with_summed_gradients(layer) is layer
+    assert processes.broadcast_from_main(rows) is rows
+    assert processes.first_differing_tensor({"a": rows}) is None
+    with processes.process_group("cpu"):
         assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
-def test_a_bit_or_a_place_changes_the_sum(dtype):
+def test_a_bit_and_its_position_change_the_checksum(dtype):
     values = torch.tensor([[0, 1, 1], [0, 0, 1]]).to(dtype)
-    assert processes.bit_sum(values) != processes.bit_sum(values.flip(1))
-    assert processes.bit_sum(values) == processes.bit_sum(values.clone())
+    assert processes.bit_checksum(values) != processes.bit_checksum(values.flip(1))
+    assert processes.bit_checksum(values) == processes.bit_checksum(values.clone())
 
 
-def test_large_tensors_are_summed_in_parts(monkeypatch):
-    monkeypatch.setattr(processes, "PART", 5)
+def test_the_checksum_of_a_large_tensor_is_computed_in_chunks(monkeypatch):
+    monkeypatch.setattr(processes, "CHECKSUM_CHUNK", 5)
     values = torch.arange(12.0)
-    assert processes.bit_sum(values) != processes.bit_sum(values.flip(0)[[0, *range(1, 12)]])
+    moved = values.flip(0)[[0, *range(1, 12)]]
+    assert processes.bit_checksum(values) != processes.bit_checksum(moved)
 
 
 @pytest.mark.parametrize("lacking", ["MASTER_ADDR", "MASTER_PORT", "RANK"])
@@ -111,16 +114,16 @@ def test_half_an_environment_is_refused(monkeypatch, capsys, tmp_path, lacking):
                         "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(lacking)
-    told = expect_one_line(["--dataset", "shapes", "--data_path", str(tmp_path)], lacking, capsys)
-    assert "torchrun" in told
+    line = expect_one_line(["--dataset", "shapes", "--data_path", str(tmp_path)], lacking, capsys)
+    assert "torchrun" in line
 
 
-@pytest.mark.parametrize("count, told", [(3, "63 or 66"), (7, "63 or 70"), (100, "make it 100")])
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, count, told):
+@pytest.mark.parametrize("count, sizes", [(3, "63 or 66"), (7, "63 or 70"), (100, "make it 100")])
+def test_a_batch_that_the_processes_do_not_divide_is_refused(monkeypatch, count, sizes):
     options, _ = parse("", ["--dataset", "shapes", "--batch_size_train", "64"])
     check(options)
     monkeypatch.setenv("WORLD_SIZE", str(count))
-    with pytest.raises(InputError, match=f"batch_size_train 64: {count} processes .* {told}"):
+    with pytest.raises(InputError, match=f"batch_size_train 64: {count} processes .* {sizes}"):
         check(options)
     options.test = True  # which trains on no batch
     check(options)
@@ -137,9 +140,9 @@ def test_a_command_of_one_process_refuses_to_be_several(monkeypatch, capsys, mai
 
 
 def ending(call, folder, count=N):
-    """Statuses, lines on stderr, and seconds that it took, where `call` ends in an error."""
+    """Return statuses, lines on stderr and seconds of processes in which `call` raises."""
     def guarded():
-        with exit_on_input_error(), processes.together("cpu"):
+        with exit_on_input_error(), processes.process_group("cpu"):
             call()
 
     start = time.monotonic()
@@ -147,7 +150,7 @@ def ending(call, folder, count=N):
     return group.statuses(), group.printed().splitlines(), time.monotonic() - start
 
 
-def test_a_mistake_of_all_is_told_once(tmp_path):
+def test_an_error_of_all_processes_is_printed_once(tmp_path):
     def call():
         raise InputError("--flag: no")
 
@@ -155,9 +158,9 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
     assert statuses == [2] * N and lines == ["error: --flag: no"]
 
 
-def test_a_mistake_found_before_they_meet_is_told_once(tmp_path):
+def test_an_error_before_the_processes_connect_is_printed_once(tmp_path):
     def call():
-        with exit_on_input_error(), processes.together("cuda"):
+        with exit_on_input_error(), processes.process_group("cuda"):
             raise AssertionError("there is no GPU")
 
     if torch.cuda.is_available():
@@ -169,18 +172,18 @@ def test_a_mistake_found_before_they_meet_is_told_once(tmp_path):
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_an_error_of_one_ends_all_within_seconds(tmp_path, where):
+def test_an_error_of_one_process_ends_all_within_seconds(tmp_path, where):
     def call():
         if rank() == where:
             raise InputError("photo 7 is broken")
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert statuses == [2] * N and lines == ["error: photo 7 is broken"], lines
     assert seconds < 30
 
 
-def test_an_error_reaches_a_process_that_is_busy(tmp_path):
+def test_an_error_ends_a_process_that_is_busy(tmp_path):
     def call():
         if rank() == 1:
             raise InputError("no room")
@@ -194,7 +197,7 @@ def test_a_fault_of_the_program_shows_its_traceback_once(tmp_path):
     def call():
         if rank() == 1:
             raise ZeroDivisionError("a fault")
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, _ = ending(call, tmp_path)
     assert 0 not in statuses and lines.count("ZeroDivisionError: a fault") == 1, lines
@@ -205,7 +208,7 @@ def test_a_killed_process_is_named(tmp_path):
     def call():
         if rank() == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert statuses == [1, 1, -signal.SIGKILL] and len(lines) == 1 and seconds < 30, lines
@@ -218,7 +221,7 @@ def test_a_process_that_hangs_is_named(tmp_path, monkeypatch):
     def call():
         if rank() == 1:
             time.sleep(600)
-        processes.wait_for_all()
+        processes.barrier()
 
     statuses, lines, seconds = ending(call, tmp_path)
     assert 0 not in statuses and len(lines) == 1 and seconds < 40, lines

@@ -38,8 +38,8 @@ def test_closed_streams_are_no_error(monkeypatch, closed):
     for name in closed:
         monkeypatch.setattr(sys, name, None)
     with exit_on_input_error():
-        terminal.say("a line")
-        terminal.tell("a result")
+        terminal.print_status("a line")
+        terminal.print_result("a result")
         terminal.warn("a warning")
         list(terminal.progress([1], "counting"))
 
@@ -49,11 +49,11 @@ def test_any_text_is_written_in_any_encoding(monkeypatch, encoding):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     with exit_on_input_error():
-        terminal.tell("✓ ± a\udcffb")
+        terminal.print_result("✓ ± a\udcffb")
     assert raw.getvalue().endswith(b"a\\udcffb\n")
 
 
-@pytest.mark.parametrize("write, stream", [(terminal.say, 0), (terminal.tell, 0),
+@pytest.mark.parametrize("write, stream", [(terminal.print_status, 0), (terminal.print_result, 0),
                                            (terminal.warn, 1)])
 def test_a_name_moves_no_cursor(capsys, write, stream):
     """What a terminal would obey is shown as text."""

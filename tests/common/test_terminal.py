@@ -24,7 +24,7 @@ def show(monkeypatch, quiet):
     """A bar, a line and a warning."""
     monkeypatch.setattr(terminal, "quiet", quiet)
     assert list(terminal.progress([1, 2], "counting")) == [1, 2]
-    terminal.say("a line")
+    terminal.print_status("a line")
     terminal.warn("something\nodd")
 
 

@@ -1,4 +1,4 @@
-"""What costs a run time: encoders that are not compiled, and waiting for the device."""
+"""What would slow a run down: encoders that are not compiled, and waiting for the device."""
 
 import functools
 
@@ -18,7 +18,7 @@ SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, interme
 
 
 def small():
-    """The published pair of encoders, small."""
+    """Return a dual encoder of the published types, but small."""
     torch.manual_seed(0)
     vision = transformers.ViTConfig(image_size=RES, patch_size=8, **SIZES)
     text = transformers.BertConfig(vocab_size=40, max_position_embeddings=12, **SIZES)
@@ -31,23 +31,29 @@ def photos(number=3):
 
 
 def test_each_compiled_encoder_runs_as_one_graph():
-    """In warm-up, validation and FNE: the momentum encoders are compiled as the others are.
+    """Warm-up, validation and FNE run as one graph for each encoder, momentum encoders included.
 
-    In a child: compiling starts threads, after which no fork of this process could go backwards."""
+    In a child process: compiling starts threads, after which a fork of this process could not run a
+    backward pass.
+    """
     assert status_of(in_a_child(check_graphs)) == 0
 
 
-@pytest.mark.parametrize(("version", "told"), [
+@pytest.mark.parametrize(("version", "warns"), [
     ("4.57.1", False), ("5.8.0", False), ("5.9.0", True), ("5.17.2", True), ("5.18.0.dev0", False)])
-def test_a_version_whose_compiled_attention_is_slow_is_told(version, told, monkeypatch, capsys):
+def test_a_version_whose_compiled_attention_is_slow_is_warned_of(
+        version, warns, monkeypatch, capsys):
     monkeypatch.setattr(transformers, "__version__", version)
     compile_encoders()
-    assert ("transformers>=5.18" in capsys.readouterr().err) == told
+    assert ("transformers>=5.18" in capsys.readouterr().err) == warns
 
 
 def check_graphs():
-    """All four encoders share the code that PyTorch counts graphs of; past its limit they would not
-    be compiled."""
+    """Count the graphs that are made and run.
+
+    All four encoders share the code whose graphs PyTorch counts. Past its limit they would not be
+    compiled.
+    """
     graphs, runs = [], []
 
     def backend(graph, examples):
@@ -55,21 +61,21 @@ def check_graphs():
         return lambda *inputs: (runs.append(graph), graph.forward(*inputs))[1]
 
     def encode(encoder, size, length):
-        """How many graphs that makes, and how many it runs."""
+        """Return how many graphs a forward pass of both encoders makes, and how many it runs."""
         before = len(graphs), len(runs)
         encoder.encode_image(photos(size))
         encoder.encode_text(torch.full((size, length), 5), torch.ones(size, length))
         return len(graphs) - before[0], len(runs) - before[1]
 
     def epoch(momentum):
-        """Steps with captions of two lengths, and a validation whose last batch is short."""
-        told = []
+        """Run steps with captions of two lengths, and a validation whose last batch is short."""
+        counts = []
         for length in 9, 7:
-            told.append(encode(model.train(), 4, length))
+            counts.append(encode(model.train(), 4, length))
             with torch.no_grad():
-                told += [encode(copy.train(), 4, length)] if momentum else []
+                counts += [encode(copy.train(), 4, length)] if momentum else []
         with torch.no_grad():
-            return told + [encode(model.eval(), *shape) for shape in ((6, 8), (3, 6))]
+            return counts + [encode(model.eval(), *shape) for shape in ((6, 8), (3, 6))]
 
     torch.compile = functools.partial(torch.compile, backend=backend)
     model = small()
@@ -82,7 +88,7 @@ def check_graphs():
 
 
 class ReadsNothingBack(TorchDispatchMode):
-    """Fails where Python asks for a tensor's number, for which it would wait for a GPU."""
+    """Fail where Python reads a tensor's number, for which it would wait for a GPU."""
 
     def __torch_dispatch__(self, function, types, inputs=(), settings=None):
         assert function is not torch.ops.aten._local_scalar_dense.default, "a number is read back"
@@ -92,16 +98,16 @@ class ReadsNothingBack(TorchDispatchMode):
 @pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5,
                     reason="transformers 4 takes no prepared mask")
 @pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK)])
-def test_no_step_waits_for_the_mask(mask):
-    """transformers itself would read a mask (B, L) back, to see whether it has zeros."""
+def test_no_step_reads_the_mask_back(mask):
+    """transformers by itself reads a mask (B, L) back, to see whether it has zeros."""
     model, ids = small().eval(), IDS.clone()
     wanted = model.encode_text(ids, mask)
-    assert model.whole_mask
+    assert model.uses_4d_mask
     with ReadsNothingBack():
         model.train().encode_image(photos())
         got = model.eval().encode_text(ids, mask)
     assert torch.equal(got, wanted)
     with pytest.raises(AssertionError, match="read back"), ReadsNothingBack():
         model.text_encoder(input_ids=ids, attention_mask=mask)
-    model.whole_mask = False
+    model.uses_4d_mask = False
     assert torch.equal(model.encode_text(ids, mask), wanted)

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of captions: never padding, whatever its file asks for."""
+"""Token ids of captions: without padding, whatever the tokenizer's file says."""
 
 import pytest
 import transformers
@@ -13,13 +13,13 @@ from training.options import parse
 TEXTS = ["a red circle", "a blue square left of a green ring", "circle"]
 
 
-def plain():
+def shapes_tokenizer():
     return load_tokenizer("small-bert", ROOT / "vocab" / "shapes.txt")
 
 
-def test_a_tokenizer_whose_file_pads_to_128(tmp_path):
-    """As that of all-MiniLM-L6-v2 does: 116 of 128 tokens of a caption were padding."""
-    plain().save_pretrained(tmp_path)
+def test_a_tokenizer_whose_file_pads_to_128_does_not_pad(tmp_path):
+    """The file of all-MiniLM-L6-v2 does: 116 of 128 tokens of a caption would be padding."""
+    shapes_tokenizer().save_pretrained(tmp_path)
     transformers.BertConfig().save_pretrained(tmp_path)
     file = str(tmp_path / "tokenizer.json")
     core = Tokenizer.from_file(file)
@@ -30,7 +30,7 @@ def test_a_tokenizer_whose_file_pads_to_128(tmp_path):
     assert {len(encoding.ids) for encoding in tokenizer.backend_tokenizer.encode_batch(TEXTS)} \
         == {128}
     got = token_ids(TEXTS, tokenizer, 30)
-    assert got == plain()(TEXTS)["input_ids"]
+    assert got == shapes_tokenizer()(TEXTS)["input_ids"]
     captions = Captions(TEXTS, tokenizer, 30, 30)
     ids, mask = captions.padded([captions[index] for index in range(3)])
     assert mask.sum(dim=1).tolist() == [len(row) for row in got] == captions.lengths.tolist()
@@ -38,8 +38,8 @@ def test_a_tokenizer_whose_file_pads_to_128(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_tokenizer_in_python_does_not_pad_either(side):
-    """ByT5's has no core in Rust; its pad_token_id is 0, and each byte is a token."""
+def test_a_slow_tokenizer_does_not_pad(side):
+    """ByT5 has no fast tokenizer. Its pad_token_id is 0, and each byte is a token."""
     tokenizer = transformers.ByT5Tokenizer(padding_side=side)
     assert getattr(tokenizer, "backend_tokenizer", None) is None
     got = token_ids(TEXTS, tokenizer, 15)
@@ -49,21 +49,22 @@ def test_a_tokenizer_in_python_does_not_pad_either(side):
 
 
 def test_a_prefix_stands_before_each_caption():
-    """It is neither cleaned nor counted as words, but its tokens count."""
-    captions = Captions(["A Red Circle!", "circle"], plain(), 2, 6, prefix="Circle: ")
-    tokens = [plain().convert_ids_to_tokens(captions[index]) for index in range(2)]
+    """The prefix is neither cleaned nor counted as words, but its tokens count."""
+    captions = Captions(["A Red Circle!", "circle"], shapes_tokenizer(), 2, 6, prefix="Circle: ")
+    tokens = [shapes_tokenizer().convert_ids_to_tokens(captions[index]) for index in range(2)]
     start = ["circle", "[UNK]"]
     assert tokens == [["[CLS]", *start, "a", "red", "[SEP]"], ["[CLS]", *start, "circle", "[SEP]"]]
-    assert len(Captions(["a red circle"], plain(), 30, 4, prefix="Circle: ")[0]) == 4
+    assert len(Captions(["a red circle"], shapes_tokenizer(), 30, 4, prefix="Circle: ")[0]) == 4
 
 
-def test_training_and_evaluation_read_the_prefix(data):
-    """--caption_prefix, through the functions that both commands load a split with."""
+def test_training_and_evaluation_put_the_prefix_before_captions(data):
+    """Tested through the functions with which both commands load a split."""
     options = parse("", ["--dataset", "shapes", "--data_path", str(data)])[0]
     for load, name in (load_split, "train"), (load_eval_set, "val"):
         options.caption_prefix = ""
-        without = load(options, name, plain()).captions
+        without = load(options, name, shapes_tokenizer()).captions
         options.caption_prefix = "circle: "
-        loaded = load(options, name, plain())
-        wanted = plain()("circle: " + clean_caption(loaded.split.captions[0]))["input_ids"]
+        loaded = load(options, name, shapes_tokenizer())
+        caption = "circle: " + clean_caption(loaded.split.captions[0])
+        wanted = shapes_tokenizer()(caption)["input_ids"]
         assert loaded.captions[0].tolist() == wanted != without[0].tolist()

@@ -1,4 +1,4 @@
-"""Tokenizers and pixel statistics by an encoder's name: what is loaded, and what is refused."""
+"""Tokenizers and pixel statistics by an encoder's name: which are loaded, and which refused."""
 
 import json
 from argparse import Namespace
@@ -10,8 +10,8 @@ from helpers.paths import ROOT
 
 from common.errors import InputError
 from common.presets import IMAGE_ENCODER
+from encoders.loading import BUILT_IN
 from encoders.processors import image_statistics, load_tokenizer, pixel_statistics
-from encoders.towers import BUILT_IN
 from inputs.photos import CLIP_MEAN, CLIP_STD
 from training.options import TrainOptions, parse
 
@@ -30,8 +30,8 @@ CAPTIONS = [pair["clean"] for pair in PUBLISHED] + [
 
 @pytest.mark.parametrize("name", BUILT_IN_TEXT)
 @pytest.mark.parametrize("vocab", VOCABULARIES)
-def test_shipped_vocabularies_read_as_bert_reads_them(tmp_path, monkeypatch, name, vocab):
-    """From any working folder, a relative --vocab is found beside the code."""
+def test_shipped_vocabularies_give_the_token_ids_of_bert(tmp_path, monkeypatch, name, vocab):
+    """A relative --vocab is found beside the code from any working folder."""
     monkeypatch.chdir(tmp_path)
     tokenizer = load_tokenizer(name, vocab)
     words = (ROOT / vocab).read_text(encoding="utf-8").splitlines()
@@ -45,7 +45,7 @@ def test_shipped_vocabularies_read_as_bert_reads_them(tmp_path, monkeypatch, nam
     assert max(map(len, cut)) == 6 and all(row[-1] == tokenizer.sep_token_id for row in cut)
 
 
-def test_a_caption_goes_round():
+def test_a_caption_is_encoded_and_decoded_again():
     tokenizer = load_tokenizer("small-bert", "vocab/flickr30k.txt")
     text = "a man in an orange hat stares at something"
     ids = tokenizer(text)["input_ids"]
@@ -57,23 +57,23 @@ def test_a_caption_goes_round():
     assert ids.count(tokenizer.unk_token_id) < 0.005 * len(ids)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "not a WordPiece vocabulary"),
-    ("a\nman\n", r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]; make one with"),
-    ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"lacks \[MASK\];")])
-def test_a_vocabulary_that_is_none(tmp_path, content, message):
+@pytest.mark.parametrize(("content", "named"), [
+    (None, "WordPiece"),
+    ("a\nman\n", r"\[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
+    ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r" \[MASK\]")])
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, named):
     path = tmp_path / "words.txt"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError, match=f"--vocab .*words.txt: {message}") as caught:
+    with pytest.raises(InputError, match=f"--vocab .*words.txt: .*{named}") as caught:
         load_tokenizer("small-bert", path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_comes_from_the_folder_of_its_encoder(tmp_path):
-    load_tokenizer("small-bert", "vocab/shapes.txt").save_pretrained(tmp_path / "mine")
-    transformers.BertConfig().save_pretrained(tmp_path / "mine")
-    tokenizer = load_tokenizer(str(tmp_path / "mine"), "no matter")
+def test_a_tokenizer_is_loaded_from_the_folder_of_its_encoder(tmp_path):
+    load_tokenizer("small-bert", "vocab/shapes.txt").save_pretrained(tmp_path / "encoder")
+    transformers.BertConfig().save_pretrained(tmp_path / "encoder")
+    tokenizer = load_tokenizer(str(tmp_path / "encoder"), "no matter")
     assert tokenizer(CAPTIONS)["input_ids"] == load_tokenizer(
         "small-bert", "vocab/shapes.txt")(CAPTIONS)["input_ids"]
     with pytest.raises(InputError, match="--text_encoder .*nothing") as caught:
@@ -81,8 +81,8 @@ def test_a_tokenizer_comes_from_the_folder_of_its_encoder(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_vocabulary(tmp_path):
-    """transformers 5 makes a tokenizer of special tokens for it, to which every word is [UNK]."""
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    """transformers 5 makes a tokenizer of special tokens for it, for which every word is [UNK]."""
     model = transformers.BertModel(transformers.BertConfig(vocab_size=40, **SIZES))
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="--text_encoder"):
@@ -103,7 +103,7 @@ def write_processor(folder, **content):
         {"image_processor_type": "ViTImageProcessor", **content}))
 
 
-def test_pixel_statistics(tmp_path):
+def test_pixel_statistics_are_those_of_the_flag(tmp_path):
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     write_processor(tmp_path, image_mean=mean, image_std=std)
     for stats in "encoder", "auto":
@@ -113,20 +113,20 @@ def test_pixel_statistics(tmp_path):
     assert image_statistics(options) == (list(mean), list(std))
 
 
-def test_a_processor_that_does_not_standardise(tmp_path):
+def test_a_processor_that_does_not_standardise_has_mean_0_and_deviation_1(tmp_path):
     write_processor(tmp_path, do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     assert statistics("encoder", tmp_path)[:2] == ((0, 0, 0), (1, 1, 1))
 
 
 def test_the_published_encoder_keeps_clips_statistics(monkeypatch):
-    """By the name that is the default; the Hub, where its own are 0.5, is not asked."""
+    """It is known by its name. Its own statistics on the Hub, 0.5, are not asked for."""
     assert parse("", ["--data_path", "x"])[0].image_encoder == IMAGE_ENCODER
     monkeypatch.delattr(transformers.AutoImageProcessor, "from_pretrained")
     assert statistics("auto", IMAGE_ENCODER) == (*CLIP, "CLIP's, as published")
 
 
-def test_an_encoder_without_pixel_statistics(tmp_path):
-    """A folder has none; of a model of the Hub that cannot be had nobody knows."""
+def test_an_encoder_without_image_processor_has_clips_statistics_or_is_refused(tmp_path):
+    """A folder is known to have none; a model that cannot be had from the Hub is refused."""
     assert statistics("auto", tmp_path) == (*CLIP, f"CLIP's, since {tmp_path} has none of its own")
     for stats, name in ("encoder", tmp_path), ("auto", "nobody/nothing"):
         with pytest.raises(InputError, match=f"--image_stats {stats}: {name} .*clip") as caught:
@@ -139,22 +139,22 @@ def test_an_encoder_without_pixel_statistics(tmp_path):
 
 @pytest.mark.parametrize("name", BUILT_IN_IMAGE)
 def test_built_in_encoders_have_no_pixel_statistics(monkeypatch, name):
-    """And the Hub is not asked for a model that happens to have their name."""
-    asked = []
+    """The Hub is not asked for a model that happens to have their name."""
+    requests = []
 
-    def ask(*arguments, **settings):
-        asked.append(arguments)
+    def request(*arguments, **settings):
+        requests.append(arguments)
         raise OSError
 
-    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", ask)
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", request)
     with pytest.raises(InputError, match=f"--image_stats encoder: {name} .*clip"):
         statistics("encoder", name)
     assert statistics("auto", name) == (*CLIP, f"CLIP's, since {name} has none of its own")
-    assert not asked
+    assert not requests
 
 
-def test_they_are_asked_for_once(tmp_path):
-    """Each validation needs them, and the Hub could be gone by then."""
+def test_pixel_statistics_are_loaded_once(tmp_path):
+    """Each validation needs them, and the Hub may not answer any more by then."""
     write_processor(tmp_path, image_mean=[0.1] * 3, image_std=[0.2] * 3)
     first = statistics("encoder", tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()

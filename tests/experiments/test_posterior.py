@@ -20,7 +20,7 @@ from experiments.posterior import (
     log_odds,
     measure,
 )
-from metrics.embeddings import Embeddings, gaussians_of, save_embeddings
+from metrics.embeddings import Embeddings, gaussians_from_statistics, save_embeddings
 
 OWNERS = np.array([0, 1, 0, 2, 1, 0, 2, 3, 3, 1, 2, 3])  # four photos, three captions each
 STATISTICS = np.array([[20, 0.6, 0.8], [40, 0.1, 1.2]])
@@ -77,7 +77,7 @@ def test_each_form_is_bayes_rule_over_all_pairs_of_the_split(form):
 def test_the_published_form_is_that_of_the_statistics():
     embeddings, pairs = some_embeddings(), some_pairs()
     evidence = fit_split_evidence(embeddings, pairs, to_mean=True)
-    found = log_odds("published", evidence, gaussians_of(STATISTICS))
+    found = log_odds("published", evidence, gaussians_from_statistics(STATISTICS))
     for photo, text, odds in zip(pairs.images, pairs.texts, found):
         s = float(embeddings.image_embeds[photo].double() @ embeddings.text_embeds[text].double())
         wanted = sum(sign * (-0.5 * (s - mean) ** 2 / (m2 / (count - 1))

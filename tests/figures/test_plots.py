@@ -17,7 +17,7 @@ from figures.plots import (
     svg_element,
 )
 from fne_loss import FNELoss, false_negative_posterior, sampling_weights
-from training.monitor import BINS
+from training.objectives.fne import BINS
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from figures.plots import calibration_figure, distribution_figure
 from figures.report import cell_html, fitted_criterion, write_report
 from fne_loss import FNELoss
 from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
-from metrics.facts import KINDS, METHOD, facts_array, read_facts, run_text
+from metrics.facts import FACT_TYPES, METHOD_FACTS, facts_array, read_facts, run_summary
 from metrics.true_matches import metric_label
 
 FACTS = {"dataset": "shapes", "split": "test", "phase": "FNE", "epoch": 9, "num_epochs": 10,
@@ -83,7 +83,7 @@ def test_no_default_is_stated_as_a_fact(tmp_path):
         assert name not in text
 
 
-@pytest.mark.parametrize("missing", METHOD)
+@pytest.mark.parametrize("missing", METHOD_FACTS)
 def test_without_an_option_that_the_draw_needs_nothing_is_drawn(tmp_path, missing):
     embeddings, photos = scored(tmp_path, {k: v for k, v in FACTS.items() if k != missing})
     assert fitted_criterion(embeddings) is None
@@ -124,7 +124,7 @@ def test_the_facts_of_a_run_reach_its_report(data, tmp_path, capsys):
     evaluation.main([str(tmp_path / "checkpoint.pth.tar"), "--data_path", str(data), "--split",
                      "val", "--save_embeddings", saved, "--workers", "0"])
     embeddings = read_embeddings(tmp_path / "e.npz")
-    assert embeddings.facts.keys() <= KINDS.keys()
+    assert embeddings.facts.keys() <= FACT_TYPES.keys()
     expected = {"dataset": "shapes", "split": "val", "phase": "FNE", "epoch": 2, "num_epochs": 2,
                 "step": 14, "tau": 0.9, "margin": 0.15, "loss": "fne", "batch_size_train": 16,
                 "posterior_floor": 1e-3, "nums_right_sims": 2, "queue_size": 40, "seed": 1,
@@ -188,7 +188,7 @@ def test_an_impossible_fact_ends_in_one_line(tmp_path, capsys, name, value):
     ({}, ""), ({"checkpoint": "released"}, "released"), ({"epoch": 3}, "epoch 3"),
     ({"phase": "FNE", "epoch": 3, "num_epochs": 25}, "epoch 3/25, FNE")])
 def test_the_text_of_a_checkpoints_place_in_its_run(facts, text):
-    assert run_text(facts) == text
+    assert run_summary(facts) == text
 
 
 def test_facts_are_escaped(tmp_path):

@@ -1,11 +1,11 @@
-"""Small encoders of every kind, made and saved here, and a batch for them."""
+"""Small encoders of several types, made and saved here, and a batch for them."""
 
 import functools
 
 import torch
 import transformers
 
-from encoders.towers import BUILT_IN, load_encoder
+from encoders.loading import BUILT_IN, load_encoder
 from model import DualEncoder
 
 WIDTH, WORDS, RES = 32, 40, 32
@@ -29,7 +29,7 @@ SMALLER = {
 
 
 def make(kind):
-    """A model with random weights, no head, and both sides where its kind has them."""
+    """Return a model of a type with random weights, without a head; a whole pair for CLIP's."""
     if kind == "vit":
         return transformers.ViTModel(transformers.ViTConfig(**VISION))
     if kind == "bert":
@@ -48,7 +48,7 @@ def make(kind):
 
 
 def shrink_built_in(patch):
-    """Have commands build the built-in encoders with their own layers, but few and narrow ones."""
+    """Have commands build the built-in encoders with fewer and narrower layers."""
     def shrunk(make_config, sizes, *given):
         config = make_config(*given)
         config.update(sizes)
@@ -59,7 +59,7 @@ def shrink_built_in(patch):
 
 
 def save_all(root):
-    """Save each kind as Hugging Face folders are; batch norm has seen something."""
+    """Save a model of each type as a Hugging Face folder; batch norms have running statistics."""
     torch.manual_seed(0)
     for kind in sorted({*IMAGE_KINDS, *TEXT_KINDS}):
         model = make(kind).train()
@@ -70,18 +70,18 @@ def save_all(root):
 
 
 def build(folders, image, text, res, **settings):
-    """A `DualEncoder` of two kinds that `save_all` saved, in evaluation mode."""
-    towers = (load_encoder(str(folders / kind), side, res, pretrained=True)
-              for kind, side in ((image, "image"), (text, "text")))
+    """Return a `DualEncoder` of two types that `save_all` saved, in evaluation mode."""
+    encoders = (load_encoder(str(folders / kind), side, res, pretrained=True)
+                for kind, side in ((image, "image"), (text, "text")))
     torch.manual_seed(1)
-    return DualEncoder(*towers, image_res=res, max_tokens=12, **settings).eval()
+    return DualEncoder(*encoders, image_res=res, max_tokens=12, **settings).eval()
 
 
 def photos(number=3, res=RES):
-    """Standardised pixels (number, 3, res, res), always the same."""
+    """Return standardised pixels (number, 3, res, res), the same in each call."""
     return torch.randn(number, 3, res, res, generator=torch.Generator().manual_seed(2))
 
 
 def same(got, wanted, tolerance=1e-5):
-    """Equal but for rounding."""
+    """Check that two tensors are equal but for rounding."""
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from helpers.faults import fault
@@ -283,7 +284,115 @@ def split_beside_table(place):
     place.file("out/val.csv", TABLE)
 
 
+@fault("pandas' nan where a caption should be", "row 4 has 'nan' in 'text'", "missing value",
+       "2 rows are not in order")
+def table_caption_nan(place):
+    place.own(train_csv=TABLE + "a.png,nan\nb.png,NULL\n")
+
+
+@fault("a table of which no row is left", "row 2 has nothing in column 'text'", "2 rows")
+def table_no_row_left(place):
+    place.own(train_csv="file_name,text\na.png,\nb.png,\n")
+    place.arguments += ["--bad_rows", "skip"]
+
+
+@fault("--split_column that no column is called", "none is called 'part'", "--split_column")
+def table_split_column_gone(place):
+    place.own()
+    place.arguments += ["--split_column", "part"]
+
+
+@fault("a table that says itself that it is another split", "row 2 says split 'test'",
+       "in a file of train", "scripts.split")
+def table_of_another_split(place):
+    place.own(train_csv="file_name,text,split\nimages/train_00000.png,x,test\n")
+
+
+@fault("sizes beside a column that says what goes where", "says itself", "row 2: split 'train'",
+       "--split_column none")
+def split_said_twice(place):
+    place.split("image,text,split\na.jpg,x,train\nb.jpg,x,val\nc.jpg,x,test\n", "--val", "1",
+                "--test", "1")
+
+
+@fault("a folder that has none of the photos to be split", "none of the 3 photos", "such as a.jpg")
+def split_photos_elsewhere(place):
+    place.split(None, "--val", "1", "--test", "1", "--photos", str(place.images))
+
+
+@fault("a photo of val that is not there, though those of train may be skipped", "val_00001.png",
+       "is missing")
+def photo_of_val_gone(place):
+    (place.images / "val_00001.png").unlink()
+    place.arguments += ["--missing_photos", "skip"]
+
+
+@fault("a folder of Parquet files without a split", "has no split val, but train", "--val_path")
+def parquet_without_val(place):
+    parquet(place, "train")
+
+
+@fault("a Parquet file cut short", "cannot be read", "parquet")
+def parquet_cut_short(place):
+    for path in parquet(place, "train", "val", "test").glob("train*"):
+        path.write_bytes(path.read_bytes()[:200])
+
+
+@fault("a Parquet file with a row without a caption", "row 1", "--bad_rows skip")
+def parquet_without_caption(place):
+    parquet(place, "train", "val", "test", captions=["x", None])
+
+
+@fault("a data set of the Hub that brings code to run", "is a script, which would run code")
+def hub_script(place):
+    pytest.importorskip("datasets")
+    folder = place.folder / "script"
+    folder.mkdir()
+    (folder / "script.py").write_text(f"open({str(place.folder / 'ran')!r}, 'w')\n")
+    place.arguments += ["--dataset", "hub", "--text_encoder", "tiny-bert", "--data_path",
+                        str(folder)]
+
+
+def parquet(place, *parts, captions=("x", "y")):
+    """Train on Parquet files of two photos in each split; their folder."""
+    datasets = pytest.importorskip("datasets")
+    folder = place.folder / "parquet"
+    for part in parts:
+        photos = [(place.images / f"{part}_0000{number}.png") for number in range(2)]
+        table = datasets.Dataset.from_dict({
+            "image": [{"bytes": photo.read_bytes(), "path": photo.name} for photo in photos],
+            "text": list(captions)}, features=datasets.Features(
+                {"image": datasets.Image(), "text": datasets.Value("string")}))
+        table.to_parquet(folder / f"{part}-0.parquet")
+    place.arguments += ["--dataset", "custom", "--text_encoder", "tiny-bert", "--data_path",
+                        str(folder), "--cache", str(place.folder.parent / f"{place.folder.name}c")]
+    return folder
+
+
 # ----------------------------------------------------------------------------------------- photos
+
+
+@fault("a HEIC photo that nothing here can read", "val_00001.png", "is a HEIC photo",
+       "requirements-heic.txt", "convert it to JPEG")
+def photo_heic(place):
+    (place.images / "val_00001.png").write_bytes(b"\0\0\0\x18ftypheic" + bytes(1000))
+
+
+@fault("a web page under a photo's name", "val_00001.png", "is a web page and no photo")
+def photo_a_web_page(place):
+    (place.images / "val_00001.png").write_text("<!DOCTYPE html><html>Not found</html>" * 9)
+
+
+@fault("photos in a folder inside the one that is named, as after unzipping",
+       "is missing; it is in", "name that folder with --data_path")
+def photos_one_folder_down(place):
+    place.own()
+    place.images.rename(place.data / "photos")
+    (place.data / "images").mkdir()
+    (place.data / "photos").rename(place.data / "images" / "unzipped")
+    place.arguments += ["--data_path", str(place.data / "images"), "--json_path", str(place.data)]
+
+
 
 @fault("a photo that is not there", "train_00002.png", "is missing")
 def photo_gone(place):

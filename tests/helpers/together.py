@@ -77,7 +77,7 @@ class Processes:
 def run_together(count, call, folder):
     """Let them run to their end, which has to be a good one; what each `call()` gave."""
     def keep():
-        with processes.together("cpu"):
+        with processes.process_group("cpu"):
             value = call()
         torch.save(value, folder / f"value_{ranks.rank()}")
 

@@ -1,4 +1,4 @@
-"""Embeddings files: what is written is read again and scored, what is none is refused."""
+"""Embeddings files: written, read again and scored; other files are refused."""
 
 import json
 
@@ -13,7 +13,7 @@ from metrics.embeddings import fitted_gaussians, read_embeddings, save_embedding
 from metrics.retrieval import retrieval_metrics
 
 
-def test_embeddings_files_round_trip_and_are_scored(tmp_path, capsys):
+def test_an_embeddings_file_is_read_again_and_scored(tmp_path, capsys):
     as_json(tmp_path / "x.json")
     embeddings = small_embeddings(small_split(tmp_path))
     save_embeddings(embeddings, tmp_path / "e.npz")
@@ -29,27 +29,29 @@ def test_embeddings_files_round_trip_and_are_scored(tmp_path, capsys):
     assert results["judgements"]["pairs"] == 5 and "posterior" in capsys.readouterr().out
 
 
-def spoilt(arrays, what):
+def spoilt(arrays, fault):
+    """Return the arrays of a file with a fault, or None where the file is no npz at all."""
     changes = {
         "no npz": None,
-        "lacks an array": {"captions": ...},
-        "do not agree": {"images": arrays["images"][:2]},
-        "each of the photos": {"image_of_text": np.array([0, 0, 1, 1, 1, 1])},
+        "captions": {"captions": ...},
+        "image_embeds": {"images": arrays["images"][:2]},
+        "image_of_text": {"image_of_text": np.array([0, 0, 1, 1, 1, 1])},
         "NaN": {"text_embeds": np.full((6, 5), np.nan, dtype=np.float32)},
         "(3, 4)": {"image_embeds": np.zeros((3, 4), dtype=np.float32)},
-    }[what]
+    }[fault]
     if changes is None:
         return None
     return {name: changes.get(name, array) for name, array in arrays.items()
             if changes.get(name) is not ...}
 
 
-@pytest.mark.parametrize("what", ["no npz", "lacks an array", "do not agree", "each of the photos",
-                                  "NaN", "(3, 4)"])
-def test_bad_embeddings_end_in_one_line(tmp_path, capsys, what):
+@pytest.mark.parametrize("fault", ["no npz", "captions", "image_embeds", "image_of_text", "NaN",
+                                   "(3, 4)"])
+def test_a_bad_embeddings_file_is_an_error_of_one_line(tmp_path, capsys, fault):
+    """The line names what is wrong."""
     path = tmp_path / "e.npz"
     save_embeddings(small_embeddings(small_split(tmp_path)), path)
-    arrays = spoilt(dict(np.load(path)), what)
+    arrays = spoilt(dict(np.load(path)), fault)
     if arrays is None:
         path.write_bytes(b"no npz")
     else:
@@ -57,10 +59,10 @@ def test_bad_embeddings_end_in_one_line(tmp_path, capsys, what):
     with pytest.raises(SystemExit) as caught:
         evaluation.main([*CPU, "--embeddings", str(path)])
     error = capsys.readouterr().err
-    assert caught.value.code == 2 and what in error and error.count("\n") == 1
+    assert caught.value.code == 2 and fault in error and error.count("\n") == 1
 
 
-def test_fitted_gaussians_are_the_statistics_beside_the_embeddings(tmp_path):
+def test_fitted_gaussians_are_those_of_the_statistics(tmp_path):
     embeddings = small_embeddings(small_split(tmp_path))
     got = [[gaussian.count.item(), gaussian.mean.item(), gaussian.m2.item()]
            for gaussian in fitted_gaussians(embeddings)]
@@ -69,7 +71,7 @@ def test_fitted_gaussians_are_the_statistics_beside_the_embeddings(tmp_path):
 
 @pytest.mark.parametrize("statistics", [
     None, [[0, 0, 0], [0, 0, 0]], [[1, 0.7, 0.0], [2, 0.5, 0.0]], [[2, 0.7, 0.0], [1, 0.5, 0.0]]])
-def test_fewer_than_two_values_are_no_gaussian(tmp_path, statistics):
+def test_there_is_no_gaussian_of_fewer_than_two_values(tmp_path, statistics):
     embeddings = small_embeddings(small_split(tmp_path))
     embeddings.statistics = None if statistics is None else np.array(statistics, dtype=float)
     assert fitted_gaussians(embeddings) == []

@@ -13,33 +13,35 @@ from metrics import evidence
 from metrics.embeddings import Embeddings
 from metrics.evidence import fit_evidence, score_by_evidence
 
-OWNERS = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # photo 2 has one caption
+IMAGE_OF_TEXT = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]  # photo 2 has one caption
 
 
-def scored(owners):
+def small_embeddings(image_of_text):
+    """Return random embeddings of a split in which each caption has the given photo."""
     torch.manual_seed(0)
-    images = F.normalize(torch.randn(max(owners) + 1, 6), dim=1)
-    texts = F.normalize(images[owners] + 0.5 * torch.randn(len(owners), 6), dim=1)
+    images = F.normalize(torch.randn(max(image_of_text) + 1, 6), dim=1)
+    noise = 0.5 * torch.randn(len(image_of_text), 6)
+    texts = F.normalize(images[image_of_text] + noise, dim=1)
     split = Split(Path("test.json"), [f"{n}.png" for n in range(len(images))],
-                  [f"text {n}" for n in owners], np.array(owners))
+                  [f"text {n}" for n in image_of_text], np.array(image_of_text))
     return Embeddings(images, texts, split)
 
 
 def slow(images, texts, i, j):
-    """(s, r) of photo i and caption j."""
-    known = [k for k, owner in enumerate(OWNERS) if owner == i and k != j]
-    return images[i] @ texts[j], np.mean([texts[k] @ texts[j] for k in known])
+    """Return the evidence (s, r) of photo i and caption j."""
+    own_texts = [k for k, image in enumerate(IMAGE_OF_TEXT) if image == i and k != j]
+    return images[i] @ texts[j], np.mean([texts[k] @ texts[j] for k in own_texts])
 
 
 @pytest.mark.parametrize("block", [2**20, 1, 25])
 def test_gaussians_are_those_of_all_pairs(monkeypatch, block):
     monkeypatch.setattr(evidence, "BLOCK", block)
-    embeddings = scored(OWNERS)
+    embeddings = small_embeddings(IMAGE_OF_TEXT)
     images, texts = embeddings.image_embeds.numpy(), embeddings.text_embeds.numpy()
     fitted = fit_evidence(embeddings)
-    same = [slow(images, texts, owner, j) for j, owner in enumerate(OWNERS) if owner != 2]
-    different = [slow(images, texts, i, j) for i in range(4) for j, owner in enumerate(OWNERS)
-                 if owner != i]
+    same = [slow(images, texts, image, j) for j, image in enumerate(IMAGE_OF_TEXT) if image != 2]
+    different = [slow(images, texts, i, j) for i in range(4)
+                 for j, image in enumerate(IMAGE_OF_TEXT) if image != i]
     for gaussian, pairs in ((fitted.same, same), (fitted.different, different)):
         assert gaussian.count == len(pairs)
         np.testing.assert_allclose(gaussian.mean, np.mean(pairs, axis=0), atol=1e-6)
@@ -48,7 +50,7 @@ def test_gaussians_are_those_of_all_pairs(monkeypatch, block):
 
 
 def test_scores_are_bayes_rule():
-    embeddings = scored(OWNERS)
+    embeddings = small_embeddings(IMAGE_OF_TEXT)
     images, texts = embeddings.image_embeds.numpy(), embeddings.text_embeds.numpy()
     fitted, pairs = fit_evidence(embeddings), [(0, 5), (1, 0), (2, 9), (3, 3)]
     r, posterior = score_by_evidence(embeddings, fitted, *torch.tensor(pairs).T)
@@ -66,5 +68,5 @@ def test_scores_are_bayes_rule():
         assert got == pytest.approx(wanted, rel=1e-3)
 
 
-def test_without_other_captions_there_is_no_evidence():
-    assert fit_evidence(scored([0, 1, 2, 3])) is None
+def test_photos_with_one_caption_each_have_no_evidence():
+    assert fit_evidence(small_embeddings([0, 1, 2, 3])) is None

@@ -1,4 +1,4 @@
-"""People's judgements: reading them, and what is computed from them."""
+"""People's judgements: how they are read, and how scores are compared with them."""
 
 import json
 
@@ -12,13 +12,13 @@ from data import read_split
 from metrics.judgements import (
     Judgements,
     agreement,
+    agreement_with_intervals,
     auroc,
     average_precision,
     calibration,
     judge,
     judgement_lines,
     read_judgements,
-    with_intervals,
 )
 
 
@@ -40,29 +40,31 @@ def as_expert(path):
 @pytest.mark.parametrize("write, name", [
     (as_json, "x.json"), (as_crowd_flower, "CrowdFlowerAnnotations.txt"),
     (as_expert, "ExpertAnnotations.txt")])
-def test_every_format_tells_the_same(split, tmp_path, write, name):
+def test_every_format_gives_the_same_judgements(split, tmp_path, write, name):
     write(tmp_path / name)
     got = read_judgements(tmp_path / name, split)
     assert got.images.tolist() == [0, 0, 1, 2, 2]
     assert got.texts.tolist() == [3, 4, 1, 0, 2]
-    np.testing.assert_allclose(got.yes, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
+    np.testing.assert_allclose(got.yes_share, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
     assert got.left_out == {"annotated as matches": 1, "photo not in the split": 1,
                             "caption not in the split": 2}
 
 
-@pytest.mark.parametrize("name, content, told", [
+@pytest.mark.parametrize("name, content, named", [
     ("x.json", "[{}]", "record 0"), ("x.json", "nonsense", "json"),
     ("x.json", '[{"image": "a.jpg", "caption_of": "b.jpg", "caption_no": 0, "yes": 0, "no": 0}]',
      "record 0"),
     ("x.txt", "a.jpg\tb.jpg#0\t1\t2\n", "line 1"), ("x.txt", "a.jpg b.jpg\n", "line 1"),
-    ("x.json", "[]", "none of its 0 pairs"), ("nothing.txt", None, "cannot be read"),
+    ("x.json", "[]", "0 pairs"), ("nothing.txt", None, "nothing.txt"),
 ])
-def test_bad_files_end_in_one_line(split, tmp_path, name, content, told):
+def test_a_bad_file_is_an_error_of_one_line(split, tmp_path, name, content, named):
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=named) as caught:
         read_judgements(tmp_path / name, split)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert str(tmp_path / name) in message
+    assert "\n" not in message
 
 
 def test_average_precision_and_auroc_by_hand():
@@ -73,11 +75,11 @@ def test_average_precision_and_auroc_by_hand():
     tied = np.array([0.9, 0.5, 0.5, 0.1])
     assert average_precision(labels, tied) == pytest.approx((1 + 2 / 3) / 2)
     assert auroc(labels, tied) == pytest.approx(3.5 / 4)
-    # A constant score is worth the base rate and a coin toss.
+    # A constant score has the base rate as average precision, and an AUROC of one half.
     assert (average_precision(labels, tied * 0), auroc(labels, tied * 0)) == (0.5, 0.5)
 
 
-def test_agreement_is_that_of_slow_definitions():
+def test_agreement_is_that_of_the_definitions():
     generator = np.random.default_rng(0)
     yes, scores = generator.integers(0, 4, 300) / 3, generator.normal(size=300).round(1)
     labels, got = yes > 0.5, agreement(yes, scores)
@@ -92,7 +94,7 @@ def test_agreement_is_that_of_slow_definitions():
     assert got["spearman"] == pytest.approx(stats.spearmanr(scores, yes).statistic)
 
 
-def test_the_report_takes_the_right_pairs(split, tmp_path):
+def test_judge_scores_the_judged_pairs(split, tmp_path):
     as_json(tmp_path / "x.json")
     embeddings = small_embeddings(split)
     got = judge(embeddings, tmp_path / "x.json", resamples=50)
@@ -111,7 +113,7 @@ def test_the_report_takes_the_right_pairs(split, tmp_path):
 
 
 def test_intervals_are_over_photos():
-    """Ten equal copies of each pair inside a photo leave the interval as it was."""
+    """Ten copies of each pair of a photo do not change the interval."""
     generator = np.random.default_rng(0)
     images, yes = np.repeat(np.arange(40), 5), generator.integers(0, 4, 200) / 3
     scores = yes + generator.normal(size=200)
@@ -119,33 +121,33 @@ def test_intervals_are_over_photos():
     def interval(times):
         pairs = Judgements(np.repeat(images, times), np.zeros(200 * times, int),
                            np.repeat(yes, times), {})
-        return with_intervals(pairs, np.repeat(scores, times), 100)["auroc"]
+        return agreement_with_intervals(pairs, np.repeat(scores, times), 100)["auroc"]
 
     np.testing.assert_allclose(interval(1), interval(10), atol=1e-9)
     value, low, high = interval(1)
     assert low < value < high and 0.02 < high - low < 0.3
 
 
-def test_calibration_counts():
+def test_calibration_counts_the_pairs_of_each_bin():
     posterior = np.array([0.0, 5e-5, 0.05, 0.05, 0.99, 1.0])
     rows = calibration(np.array([0, 0, 0, 1, 1, 1.0]), posterior)
     assert [row["pairs"] for row in rows] == [2, 2, 2]
     assert [row["match_share"] for row in rows] == [0, 0.5, 1]
 
 
-def test_people_who_agree_on_everything_leave_nothing_to_rank(split, tmp_path):
+def test_judgements_without_a_false_negative_are_refused(split, tmp_path):
     (tmp_path / "x.txt").write_text("a.jpg\tb.jpg#0\t0\t0\t3\n")
-    with pytest.raises(InputError, match="nothing to rank"):
+    with pytest.raises(InputError, match="^--judgements .*x.txt"):
         judge(small_embeddings(split), tmp_path / "x.txt")
 
 
-def test_flickr8k_as_it_is(shared):
-    """All 47,288 judged pairs belong to the test split; 1,985 false negatives are among them."""
+def test_the_judgements_of_flickr8k_have_1985_false_negatives(shared):
+    """All 47,288 judged pairs are of the test split."""
     path = shared / "json" / "flickr8k_crowd_judgements.json"
     split = read_split("flickr8k", "test", shared / "json")
     got = read_judgements(path, split)
     unannotated = [r for r in json.loads(path.read_text()) if r["image"] != r["caption_of"]]
-    assert len(got.yes) == len(unannotated) == 46575
-    assert (got.yes > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
+    assert len(got.yes_share) == len(unannotated) == 46575
+    assert (got.yes_share > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
     assert got.left_out == {"annotated as matches": 713, "photo not in the split": 0,
                             "caption not in the split": 0}

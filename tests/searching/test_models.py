@@ -77,7 +77,7 @@ def test_a_model_on_the_hub_is_downloaded_without_pickles(exported, monkeypatch)
         return str(exported)
 
     monkeypatch.setattr(models, "snapshot_download", download)
-    monkeypatch.setattr(hub, "hub_fault", lambda: None)
+    monkeypatch.setattr(hub, "hub_error", lambda: None)
     assert model_place(Path("somebody/model")) == exported
     assert requests == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
 

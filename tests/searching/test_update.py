@@ -228,7 +228,7 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path):
     while not (tmp_path / "x").exists():
         time.sleep(0.01)
     time.sleep(0.1)
-    with pytest.raises(locks.Held, match=str(child)):
+    with pytest.raises(locks.LockHeld, match=str(child)):
         locks.lock(tmp_path / "x")
     holders = []
     threading.Timer(0.3, os.kill, (child, signal.SIGKILL)).start()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.processes import gather_several
-from common.ranks import world
+from common.ranks import world_size
 from data import Split
 from fne_loss import NO_NEGATIVE, BatchRanking, DrawnNegatives, FNELoss
 from memory_bank import EMPTY, MemoryBank
@@ -72,7 +72,7 @@ class FNEObjective(Objective):
         The statistics and the momentum encoders are updated in place before the batch is weighed.
         """
         self.criterion.add_ranking(step.ranking)
-        self.update_momentum(self.options.momentum, moved=step.previous_taken)
+        self.update_momentum(self.options.momentum, online_moved=step.previous_taken)
         if self.similarity_counts is not None:
             count_similarities(self.similarity_counts, step.ranking)
         if step.epoch < self.options.warmup_epochs:
@@ -86,7 +86,7 @@ class FNEObjective(Objective):
             step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids, self.bank,
             first=step.local.start, also_excluded=self.excluded_candidates(step),
             text_ids=step.batch.text_ids)
-        loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world()
+        loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world_size()
         batch_loss, i2t, t2i = draws_of_batch(loss, i2t, t2i)
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
         logs = {"posterior_of_drawn": torch.cat([i2t.posterior, t2i.posterior]).mean(),
@@ -227,7 +227,7 @@ def draws_of_batch(
         The () loss of the batch, detached, and the draws with indices and posteriors of all B
         anchors and the sums of counts and evidence. Their keys stay those of this process.
     """
-    if world() == 1:
+    if world_size() == 1:
         return loss.detach(), i2t, t2i
     anchors = torch.stack([values.double() for draw in (i2t, t2i)
                            for values in (draw.indices, draw.posterior)], dim=1)  # (b, 4)
