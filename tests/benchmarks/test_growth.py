@@ -1,4 +1,4 @@
-"""The tables of growth: a row for each size; nothing here asserts a time."""
+"""The tables of growth have a row for each size. No time is asserted."""
 
 import growth
 import large_data
@@ -12,7 +12,7 @@ def test_growth_gives_a_row_for_each_size(capsys):
 
 
 def test_pairs_are_simulated_read_and_loaded(monkeypatch, capsys):
-    """Enough to be kept would be 100,000; here it is seen that every line is there."""
+    """Every line of the table is printed, also of far fewer pairs than are ever cached."""
     monkeypatch.setattr(large_data, "BATCHES", 2)
     growth.main(["--banks", "--photos", "--pairs", "300"])
     printed = capsys.readouterr().out
