@@ -335,9 +335,11 @@ def captions_in_arrow(options: SourceOptions, split: str) -> bool:
     """Whether a split of own data is in Parquet or Arrow files, where no other file says what is in
     it."""
     place = photos_place(options, split)
-    if options.dataset != "custom" or not arrow.is_arrow_data(place):
+    if options.dataset != "custom" or place is None:
         return False
-    return own_file(split, split_folders(place, options.json_path)) is None
+    # Split files are looked for first: the folder may hold millions of photos.
+    has_file = own_file(split, split_folders(place, options.json_path)) is not None
+    return not has_file and arrow.is_arrow_data(place)
 
 
 # ---------------------------------------------------------------------- captions from their owners
