@@ -367,22 +367,30 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                          f"from it ({type(error).__name__}: {one_line(error)})") from error
 
 
-def fitted_statistics(state: dict) -> np.ndarray | None:
-    """(2, 3): count, mean and m2 of the positive and the negative Gaussian, where FNE fitted them.
+def fitted_statistics(state: dict, path: Path) -> np.ndarray | None:
+    """Return the statistics of a checkpoint's Gaussians, where FNE fitted them.
 
-    A released checkpoint has none: its statistics were not saved.
+    Args:
+        state: The checkpoint's content. A released checkpoint has no statistics.
+        path: Its file or folder, for error messages.
+
+    Returns:
+        (2, 3): count, mean and m2 of the positive and the negative Gaussian; or None.
+
+    Raises:
+        InputError: If they are not numbers.
     """
     if is_released(state) or "bank" not in state:
-        return folder_statistics(state)
+        return folder_statistics(state, path)
     criterion = state["criterion"]
     try:
         return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
                          for side in ("positive", "negative")])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
+        raise InputError(f"{path} lacks its statistics ({one_line(error)})") from error
 
 
-def folder_statistics(state: dict) -> np.ndarray | None:
+def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
     """`fitted_statistics` of a folder that `export.py` wrote; None of anything else."""
     values = state.get("folder", {}).get("about", {}).get("statistics")
     if values is None:
@@ -392,7 +400,7 @@ def folder_statistics(state: dict) -> np.ndarray | None:
         if values.shape != (2, 3) or not np.isfinite(values).all():
             raise ValueError("not two rows of three numbers")
     except (TypeError, ValueError) as error:
-        raise InputError(f"the folder's statistics are none ({one_line(error)})") from error
+        raise InputError(f"{path}: its statistics are none ({one_line(error)})") from error
     return values
 
 
