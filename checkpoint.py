@@ -1,8 +1,8 @@
-"""Checkpoints: what is in them, going on exactly, and the authors' own files.
+"""Checkpoints: what they hold, how a run goes on from them exactly, and the authors' own files.
 
-Ours are a flat dictionary (see `pack`). The released ones are recognised by their parts, as
-`encoders/released.py` says. `training/storage.py` writes and reads the files; nothing in them is
-ever run as code.
+A checkpoint of this program is a flat dictionary (see `pack`). Released ones are recognised by
+their parts (`encoders/released.py`). `training/storage.py` writes and reads the files; nothing in
+them is ever run as code.
 """
 
 import argparse
@@ -44,13 +44,16 @@ FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
 
 
 def read(path: Path, **way_out: str) -> dict:
-    """A checkpoint's content, ours or released, its tensors mapped from the file.
+    """Read the content of a checkpoint, ours or released, with its tensors mapped from the file.
 
-    A folder that `export.py` wrote counts as a checkpoint without a run's state. `way_out` as for
-    `storage.load`.
+    A folder that `export.py` wrote counts as a checkpoint without the state of a run.
+
+    Args:
+        path: the file or folder.
+        way_out: `way_out` of `storage.load`, the end of the message where there is no file.
 
     Raises:
-        InputError: missing, not a checkpoint, damaged, holding code, or without its main parts.
+        InputError: it is missing, no checkpoint, damaged, holds code, or lacks a main part.
     """
     if path.is_dir() and (path / CONFIG).is_file():
         return {"format": FORMAT, **read_folder(path)}
@@ -66,18 +69,28 @@ def read(path: Path, **way_out: str) -> dict:
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
-    """`find_here` by the first process; the others follow it."""
+    """Find the checkpoint that a command starts from, in the first process; the others follow it.
+
+    Returns:
+        Path and content; None, None for a new run.
+
+    Raises:
+        InputError: of `find_here`.
+    """
     path, state = find_here(options) if is_main() else (None, None)
     path = broadcast_from_main(path)
     return path, read(path) if path is not None and state is None else state
 
 
 def find_here(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
-    """The checkpoint that a command starts from, and its content: None, None for a fresh run.
+    """Find the checkpoint that a command starts from, as this process sees the disk.
+
+    Returns:
+        Path and content; None, None for a new run.
 
     Raises:
-        InputError: --resume names none that can be read, or --test finds no best one; or --init
-            is beside them.
+        InputError: `--resume` names none that can be read, `--test` finds no best one, or `--init`
+            is given beside them.
     """
     if options.init is not None and (options.test or options.resume not in (None, Path("auto"))):
         raise InputError(f"--init {options.init} starts a new run: leave it out, or --test and "
@@ -91,9 +104,12 @@ def find_here(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
 
 
 def newest(folder: Path) -> tuple[Path, dict] | tuple[None, None]:
-    """The run's own newest checkpoint that is whole, for --resume auto; None, None without one.
+    """Find the newest whole checkpoint in a run's folder, for `--resume auto`.
 
-    The best one is a whole checkpoint as well: it serves where the last one is damaged.
+    The best checkpoint is a whole one as well: it serves where the last one is damaged.
+
+    Returns:
+        Path and content; None, None where there is none.
     """
     for path in folder / storage.NEWEST, folder / storage.BEST:
         try:
@@ -109,10 +125,16 @@ def newest(folder: Path) -> tuple[Path, dict] | tuple[None, None]:
 def choose_folder(
     options: TrainOptions, given: set[str], state: dict | None, path: Path | None
 ) -> None:
-    """Set --logger_name to the folder that this command writes to.
+    """Set `options.logger_name` in place to the folder that this command writes to.
 
     A run goes on, and is tested, in the folder that its checkpoint lies in, wherever that was
-    copied or moved to, or in a new one that --logger_name names.
+    copied or moved to, or in a new one that `--logger_name` names.
+
+    Args:
+        options: of the command line.
+        given: names of the options that the command line gave.
+        state: the content of the checkpoint; None for a new run.
+        path: the checkpoint; None for a new run.
 
     Raises:
         InputError: the folder holds another run.
@@ -130,12 +152,12 @@ def choose_folder(
 
 
 def stored_options(state: dict) -> dict:
-    """The options that a run takes from its checkpoint, where the command line does not say."""
+    """Return the options that a checkpoint sets where the command line does not, by name."""
     if is_released(state):
-        # Not those of a preset.
+        # Fixed values, so that no preset of a data set replaces them.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
                 "posterior": "published"} | released_options(state)
-    # Which had no such options.
+    # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
@@ -189,11 +211,14 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
 
 
 def begin_from(options: TrainOptions, given: set[str]) -> None:
-    """Have a new run begin with the weights of --init: fill `options` with what they need, except
-    what the command line gave, and set `init_weights`.
+    """Fill `options` in place for a new run that begins with the weights of `--init`.
+
+    Args:
+        options: of the command line; `init_weights` and `stored_encoders` are set as well.
+        given: names of the options that the command line gave, which stay.
 
     Raises:
-        InputError: it is no model's folder and no checkpoint of ours.
+        InputError: `--init` names no folder of a model and no checkpoint of this program.
     """
     state = read(options.init)
     if is_released(state):
@@ -265,7 +290,12 @@ def model_for_training(
 
 
 def pack(run: Run) -> dict:
-    """Everything that a `Run` needs to go on as if it had never stopped."""
+    """Collect everything that a run needs to go on as if it had never stopped.
+
+    Returns:
+        A dictionary of plain values and tensors: options, progress, weights, optimizer, the entries
+        of the objective, and what describes the encoders.
+    """
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
               if name not in ("resume", "test", "init", *LoadedParts.__annotations__)}
@@ -319,7 +349,13 @@ def read_best(path: Path) -> dict:
 def model_for_testing(
     options: EncodingOptions, state: dict, path: Path, tokenizer
 ) -> DualEncoder:
-    """The model of a checkpoint, ours or released, in evaluation mode; nothing else is read."""
+    """Build the model of a checkpoint, ours or released, in evaluation mode.
+
+    Args:
+        options: what describes the model.
+        state: the content of the checkpoint `path`.
+        tokenizer: of the text encoder.
+    """
     if is_released(state):
         return released_dual_encoder(options, state, path)
     model = build_model(options, tokenizer, pretrained=False)
@@ -328,7 +364,11 @@ def model_for_testing(
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:
-    """Put a packed state into a `Run` that was built with the same options.
+    """Load a packed state into a run in place, which was built with the same options.
+
+    Args:
+        run: the run at its start.
+        state: the content of the checkpoint `path`.
 
     Raises:
         InputError: the state does not fit the options, or is not what `pack` makes.
@@ -368,17 +408,18 @@ def unpack(run: Run, state: dict, path: Path) -> None:
 
 
 def fitted_statistics(state: dict, path: Path) -> np.ndarray | None:
-    """Return the statistics of a checkpoint's Gaussians, where FNE fitted them.
+    """Read the fitted N+ and N- of a checkpoint.
 
     Args:
-        state: The checkpoint's content. A released checkpoint has no statistics.
-        path: Its file or folder, for error messages.
+        state: what is in the checkpoint.
+        path: its file or folder, with which error messages begin.
 
     Returns:
-        (2, 3): count, mean and m2 of the positive and the negative Gaussian; or None.
+        (2, 3) count, mean and m2 of N+ and of N-; None of a checkpoint of another loss, and of a
+        released one, whose statistics were not saved.
 
     Raises:
-        InputError: If they are not numbers.
+        InputError: they are damaged.
     """
     if is_released(state) or "bank" not in state:
         return folder_statistics(state, path)
@@ -391,7 +432,11 @@ def fitted_statistics(state: dict, path: Path) -> np.ndarray | None:
 
 
 def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
-    """`fitted_statistics` of a folder that `export.py` wrote; None of anything else."""
+    """Read the fitted N+ and N- of a folder that `export.py` wrote: (2, 3), or None without them.
+
+    Raises:
+        InputError: they are damaged.
+    """
     values = state.get("folder", {}).get("about", {}).get("statistics")
     if values is None:
         return None
@@ -405,7 +450,7 @@ def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
 
 
 def facts(options: TrainOptions, state: dict) -> dict[str, object]:
-    """What a report may say of a checkpoint; of a released one little is known.
+    """Collect what a report may say of a checkpoint, by name. Of a released one little is known.
 
     Args:
         options: of `options_of_run`.
@@ -417,8 +462,11 @@ def facts(options: TrainOptions, state: dict) -> dict[str, object]:
 
 
 def unpack_released(run: Run, state: dict, path: Path) -> None:
-    """Copy the momentum encoders of a released checkpoint into a run in place, and its memory bank
-    where the data set is the same. The online encoders were loaded when the run was built."""
+    """Load momentum encoders and memory bank of a released checkpoint into a run in place.
+
+    The bank is left empty where the data set is another one. The online encoders were loaded when
+    the model was built.
+    """
     sampler = run.objective.sampler()
     if sampler is None:
         return
@@ -439,8 +487,17 @@ def unpack_released(run: Run, state: dict, path: Path) -> None:
 
 
 def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path) -> bool:
-    """Copy the keys and photo ids of a released checkpoint's bank in, which knows no captions;
-    false where its ids are not those of the training split's photos."""
+    """Load the keys and photo ids of a released checkpoint's bank in place; it knows no captions.
+
+    Args:
+        run: the run, whose training split has the photos.
+        run_bank: the bank to fill.
+        queues: the state that holds the released bank.
+        path: the released checkpoint.
+
+    Returns:
+        Whether its ids are those of photos of the training split; else nothing is changed.
+    """
     bank = MemoryBank(*run_bank.image_keys.shape)
     try:
         load_weights(bank, {
@@ -461,9 +518,12 @@ def load_released_bank(run: Run, run_bank: MemoryBank, queues: dict, path: Path)
 def released_dual_encoder(
     options: EncodingOptions, state: dict, path: Path, momentum: bool = False
 ) -> DualEncoder:
-    """The online encoders of a released checkpoint, or with `momentum` their momentum copies.
+    """Build the dual encoder of a released checkpoint, in evaluation mode.
 
-    Of the options it uses image_encoder, text_encoder, text_pooling and image_res.
+    Args:
+        options: of which image_encoder, text_encoder, text_pooling and image_res are used.
+        state: the content of the checkpoint `path`.
+        momentum: whether to load the momentum encoders instead of the online ones.
     """
     encoders = released_encoders(options, state, path, momentum)
     return DualEncoder(*encoders, text_pooling=options.text_pooling, image_res=options.image_res,
@@ -471,7 +531,7 @@ def released_dual_encoder(
 
 
 def load_released(path, image_encoder: str, text_encoder: str) -> DualEncoder:
-    """A released checkpoint as a `DualEncoder` in evaluation mode, padded pooling set.
+    """Load a checkpoint of the authors as a `DualEncoder` in evaluation mode, with padded pooling.
 
     Args:
         path: the authors' `model_best.pth.tar`.

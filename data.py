@@ -309,6 +309,22 @@ def load_test_set(options: EncodingOptions, tokenizer) -> LoadedSplit:
     return load_eval_set(options, "test", tokenizer)
 
 
+def load_all_splits(
+    options: LoadingOptions, tokenizer
+) -> tuple[LoadedSplit, LoadedSplit, LoadedSplit]:
+    """Load train, val and test for a run, so that what is wrong with any of them shows at once.
+
+    Raises:
+        InputError: a split cannot be used, or splits of the user's own data share a photo.
+    """
+    train_set = load_train_set(options, tokenizer)
+    val_set = load_eval_set(options, "val", tokenizer)
+    test_set = load_test_set(options, tokenizer)
+    if options.dataset == "custom":
+        check_apart(train_set, val_set, test_set)
+    return train_set, val_set, test_set
+
+
 def check_apart(*loaded: LoadedSplit) -> None:
     """Raise InputError where a photo is in two of the splits: a score on it would be too good."""
     for number, one in enumerate(loaded):

@@ -399,6 +399,26 @@ def without_nan(value: object) -> object:
     return value
 
 
+def score_checkpoint(
+    options: EncodingOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer,
+    output: Path,
+) -> None:
+    """Score a checkpoint on a split, print the metrics, and write them to a file.
+
+    Args:
+        options: The options of the model and the device.
+        state: The checkpoint's content.
+        path: Its file.
+        eval_set: N_i photos and N_t captions.
+        name: The split's name: "train", "val" or "test".
+        tokenizer: The text encoder's tokenizer.
+        output: The JSON file to write, of `metrics_path`.
+    """
+    embeddings = embed_split(options, state, path, eval_set, name, tokenizer)
+    if is_main():
+        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), output)
+
+
 # ------------------------------------------------------------------------------------- the command
 
 

@@ -28,26 +28,10 @@ from common.device import pick_device, set_deterministic
 from common.errors import exit_on_input_error
 from common.options import check_paths
 from common.processes import gather_several, once_per_machine, process_group
-from common.ranks import is_main, local_rows
-from data import (
-    Batch,
-    LoadedSplit,
-    check_apart,
-    load_eval_set,
-    load_test_set,
-    load_train_set,
-    make_train_loader,
-)
+from common.ranks import local_rows
+from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
 from encoders.processors import tokenizer_of
-from evaluation import (
-    embed_split,
-    encode_photos,
-    metrics_path,
-    print_metrics,
-    score,
-    split_title,
-    write_metrics,
-)
+from evaluation import encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
@@ -198,13 +182,9 @@ def train_and_test(
         lock: keeps the run's folder to this run.
     """
     tokenizer = tokenizer_of(options)
-    train_set = load_train_set(options, tokenizer)
-    val_set = load_eval_set(options, "val", tokenizer)
-    test_set = load_test_set(options, tokenizer)  # what is wrong with it shows now
-    if options.dataset == "custom":
-        check_apart(train_set, val_set, test_set)
+    train_set, val_set, test_set = load_all_splits(options, tokenizer)
     if options.judgements:
-        read_judgements(options.judgements, test_set.split)
+        read_judgements(options.judgements, test_set.split)  # what is wrong with it shows now
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
     model = checkpoint.model_for_training(options, state, path, tokenizer)
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
@@ -222,24 +202,8 @@ def train_and_test(
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
-    test(options, checkpoint.read_best(best), best, test_set, tokenizer, results)
-
-
-def test(
-    options: TrainOptions, state: dict, path: Path, test_set: LoadedSplit, tokenizer, results: Path
-) -> None:
-    """Score a checkpoint on the test split, print the metrics, and write them to a file.
-
-    Args:
-        options: the run's options.
-        state: the content of the checkpoint `path`.
-        test_set: the split to score.
-        tokenizer: of the text encoder.
-        results: the json file to write.
-    """
-    embeddings = embed_split(options, state, path, test_set, "test", tokenizer)
-    if is_main():
-        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), results)
+    state = checkpoint.read_best(best)
+    score_checkpoint(options, state, best, test_set, "test", tokenizer, results)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -258,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.test:
             results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [path])
             tokenizer = tokenizer_of(options)
-            test(options, state, path, load_test_set(options, tokenizer), tokenizer, results)
+            test_set = load_test_set(options, tokenizer)
+            score_checkpoint(options, state, path, test_set, "test", tokenizer, results)
         else:
             lock.take(options.logger_name)
             train_and_test(options, given, path, state, lock)

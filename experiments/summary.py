@@ -299,7 +299,7 @@ def dose_figure(found: dict) -> Figure:
     Args:
         found: as `summary` returns it.
     """
-    figure = Figure(figsize=(12.5, 7.0), layout="constrained")
+    figure = Figure(figsize=(10.0, 6.2), layout="constrained")
     true_matches = sorted({row["true_matches"] for row in found["rows"]})
     for metric, (upper, lower) in zip(
             FIGURE_METRICS, figure.subplots(2, len(FIGURE_METRICS), sharex=True).T):
@@ -325,7 +325,7 @@ def dose_figure(found: dict) -> Figure:
     upper_handles, upper_labels = upper.get_legend_handles_labels()
     lower_handles, lower_labels = lower.get_legend_handles_labels()
     figure.legend(upper_handles + lower_handles, upper_labels + lower_labels,
-                  loc="outside upper left", ncols=4, frameon=False)
+                  loc="outside upper left", ncols=3, fontsize=9, frameon=False)
     return style_axes(figure)
 
 
@@ -387,7 +387,7 @@ def write_summary(folder: Path) -> str | None:
         text += f"\n{uses_table(found)}"
     label = "What the oracle gives, against how many false negatives there are"
     contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
-                "png": png_bytes(figure), "svg": svg_element(figure, label).encode()}
+                "png": png_bytes(figure, dpi=160), "svg": svg_element(figure, label).encode()}
     for ending, content in contents.items():
         files.write(folder.with_name(f"{folder.name}.{ending}"), content, "--results")
     return text

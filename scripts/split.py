@@ -8,8 +8,8 @@ It reads every format that `--dataset custom` reads, and writes `train.json`,
 `val.json` and `test.json`. The same photos and seed give the same split on any
 machine, in whatever order the captions stand. A file may say itself, in a
 column `split` or one that --split_column names, which photo goes where: then
---val and --test are left out. With --photos, photos that are not in that folder are left
-out and counted.
+--val and --test are left out. With --photos, photos that are not in that folder
+are left out and counted.
 """
 
 import argparse

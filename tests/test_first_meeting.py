@@ -14,9 +14,12 @@ import train
 from common.errors import InputError
 from figures.tensorboard import validation_lines
 from training import outline, schedule
+from training.objectives import objective_class
+from training.objectives.base import phases
 from training.options import parse
 from training.run import Run
 
+ALL_NEGATIVES, HARDEST_NEGATIVE = "triplet, all negatives", "triplet, hardest negative"
 METRICS = {f"{side}_r{k}": float(k) for side in ("i2t", "t2i") for k in (1, 5, 10)}
 
 
@@ -67,20 +70,22 @@ def test_the_start_tells_what_the_preset_changed_and_no_more(told):
 
 
 def test_a_preset_that_changes_nothing_is_not_told():
-    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], device=None)
+    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], captions=10,
+                          device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
-        assert not any("preset" in line for line in outline.outline(run, 10, set(), None))
+        assert not any("preset" in line for line in outline.outline(run, set(), None))
 
 
 def test_a_borrowed_name_brings_its_preset_along_and_says_so():
     own = options("--dataset", "flickr8k", "--queue_size", "8224")
-    run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], device=None)
+    run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], captions=10,
+                          device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
-        text = " ".join(outline.outline(run, 10, {"dataset", "queue_size"}, None))
+        text = " ".join(outline.outline(run, {"dataset", "queue_size"}, None))
     assert "preset of flickr8k: text_encoder small-bert, augment none" in text
     assert "queue_size" not in text
 
@@ -191,15 +196,17 @@ def test_the_longest_lines_fit():
 
 
 @pytest.mark.parametrize("more, found", [
-    ([], [(1, 1, schedule.ALL_NEGATIVES), (2, 25, schedule.FNE)]),
+    ([], [(1, 1, ALL_NEGATIVES), (2, 25, "FNE")]),
     (["--max_violation", "--easy_epochs", "2", "--warmup_epochs", "3", "--num_epochs", "4"],
-     [(1, 2, schedule.ALL_NEGATIVES), (3, 3, schedule.HARDEST_NEGATIVE), (4, 4, schedule.FNE)]),
-    (["--loss", "infonce", "--num_epochs", "1"], [(1, 1, schedule.INFONCE)])])
+     [(1, 2, ALL_NEGATIVES), (3, 3, HARDEST_NEGATIVE), (4, 4, "FNE")]),
+    (["--loss", "infonce", "--num_epochs", "1"], [(1, 1, "InfoNCE")])])
 def test_phases_by_epoch(more, found):
-    own = options(*more)
-    assert schedule.phases(own) == found
+    run_options = options(*more)
+    objective = objective_class(run_options.loss)
+    assert phases(objective, run_options) == found
     for first, last, name in found:
-        assert {schedule.phase(own, epoch - 1) for epoch in range(first, last + 1)} == {name}
+        names = {objective.phase(run_options, epoch - 1) for epoch in range(first, last + 1)}
+        assert names == {name}
 
 
 # ------------------------------------------------------------------------------ where it is written

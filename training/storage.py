@@ -1,4 +1,4 @@
-"""A run's folder: files that are written whole or not at all, and read without running code."""
+"""The folder of a run: files are written whole or not at all, and read without running code."""
 
 import argparse
 import contextlib
@@ -24,22 +24,30 @@ from common.terminal import print_status, warn
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
 RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
 LOCK = ".lock"
-# What may keep a whole file from being read now.
+# Errors that keep a file from being read now, though it may be whole.
 NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
            errno.ENOMEM}
 
 
 class NotReadable(InputError):
-    """A file that is there, and may be whole, but that this user may not read now."""
+    """A file exists and may be whole, but cannot be read now."""
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint with `files.write`; InputError where that cannot be done."""
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     files.write(path, lambda file: torch.save(state, file), "checkpoint")
 
 
 def save_twice(path: Path, other: Path, state: dict) -> None:
-    """Write a checkpoint that has two names, `path` first: one file, where the disk has links."""
+    """Write a checkpoint under two names, `path` first: as one file where the disk has hard links.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     save(path, state)
     part = other.with_name(f"{other.name}.part")
     try:
@@ -51,16 +59,17 @@ def save_twice(path: Path, other: Path, state: dict) -> None:
 
 
 def load(path: Path, way_out: str = "train first, or name one with --resume") -> object:
-    """What `torch.save` wrote, its tensors mapped from the file rather than read.
+    """Load a file that `torch.save` wrote, with its tensors mapped from the file.
 
     Every byte is compared with the file's own checksums: a damaged file would train on silently.
 
     Args:
-        way_out: what the user can do where there is no file.
+        path: the file.
+        way_out: what the user can do where there is no file, as the end of the message.
 
     Raises:
-        InputError: missing, of another format, cut short, damaged, or holding code.
-        NotReadable: it may be a whole one, but reading it is not allowed, or fails.
+        InputError: it is missing, of another format, cut short, damaged, or holds code.
+        NotReadable: it may be whole, but reading it is not allowed, or fails.
     """
     try:
         if not os.path.isfile(path):
@@ -94,15 +103,19 @@ def load(path: Path, way_out: str = "train first, or name one with --resume") ->
 
 
 def unlike_a_checkpoint(path: Path, error: Exception) -> InputError:
+    """Make the error of a file that does not read as a checkpoint, because of `error`."""
     return InputError(f"{path} is no checkpoint, or is cut short or damaged "
                       f"({type(error).__name__}): fetch or save it again")
 
 
 def check_zip(path: Path) -> None:
-    """Raise ValueError where a checkpoint's zip file is not as `torch.save` writes it.
+    """Check that a checkpoint's zip file is as `torch.save` writes it: stored, and undamaged.
 
-    Its parts are stored as they are. Compressed ones would be mapped as weights without being
-    unpacked, and could unpack to any size; so what the file declares is looked at first.
+    Compressed parts would be mapped as weights without being unpacked, and could unpack to any
+    size; so what the file declares is looked at first.
+
+    Raises:
+        ValueError: a part is compressed, longer than the file, or damaged.
     """
     with zipfile.ZipFile(path) as file:
         parts = file.infolist()
@@ -114,15 +127,15 @@ def check_zip(path: Path) -> None:
 
 
 class FolderLock:
-    """Keeps a run's folder to one process: from `take` to the end of the `with`, however it ends.
-    """
+    """Keep a run's folder to one process, from `take` to the end of the `with`."""
 
     def __init__(self):
         self.file = None
 
     def take(self, folder: Path) -> None:
-        """Lock `folder` for the run whose first process this is, unless it is not there yet or
-        already locked by this; `prepare_folder` tells of a folder that cannot be written.
+        """Lock a folder for this run, if this is its first process and the folder exists.
+
+        Nothing is done if the folder is locked by this object already.
 
         Raises:
             InputError: another process trains here.
@@ -144,8 +157,13 @@ class FolderLock:
 
 
 def check_plain(value: object) -> None:
-    """Raise ValueError unless `value` is made of dense tensors, plain numbers, texts, lists and
-    dictionaries: what a checkpoint needs, and what cannot surprise those who read it."""
+    """Check that a value is made of dense tensors, plain numbers, texts, lists and dictionaries.
+
+    A checkpoint needs no more, and nothing else can surprise those who read it.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise ValueError("a tensor that is not dense")
@@ -163,20 +181,22 @@ def check_plain(value: object) -> None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has left its files here."""
+    """Tell whether a run has left its files in a folder."""
     return any(any(folder.glob(pattern)) for pattern in RUN_FILES)
 
 
 def prepare_folder(
     folder: Path, lock: FolderLock, fresh: bool, best_of: Path | None = None
 ) -> None:
-    """Make the run's folder; a fresh run moves the files of a former one into `previous_N`.
+    """Make the folder of a run; a new run moves the files of a former one into `previous_N`.
 
-    A former run that left no checkpoint left nothing to keep: its logs are written anew.
+    A former run that left no checkpoint left nothing to keep: its logs are overwritten.
 
     Args:
+        folder: the folder.
         lock: taken, if it is not yet.
-        best_of: another folder, that the run began in, whose best checkpoint is brought along.
+        fresh: whether the run is a new one.
+        best_of: another folder, which the run began in, whose best checkpoint is copied here.
 
     Raises:
         InputError: the folder cannot be made or written.
@@ -225,8 +245,11 @@ def prepare_run_folder(run, lock: FolderLock, goes_on_from: Path | None) -> None
 
 
 def check_shared(folder: Path) -> None:
-    """Raise InputError where not every process of the run sees the first one's `folder`: all read
-    their checkpoints there."""
+    """Check that every process of the run sees the folder of the first one, to read checkpoints.
+
+    Raises:
+        InputError: a machine does not see it.
+    """
     if world_size() == 1:
         return
     mark = processes.broadcast_from_main(folder / f".{uuid.uuid4().hex}.part")
@@ -243,7 +266,11 @@ def check_shared(folder: Path) -> None:
 
 @contextlib.contextmanager
 def written_to(folder: Path) -> Iterator[None]:
-    """Inside, a disk that takes no more is an InputError that names the run's folder."""
+    """Turn an error of a disk that takes no more, inside the `with`, into an InputError.
+
+    Raises:
+        InputError: it names the folder of the run.
+    """
     try:
         yield
     except OSError as error:
@@ -254,11 +281,12 @@ def written_to(folder: Path) -> Iterator[None]:
 
 
 def move_aside(folder: Path) -> None:
-    """Move a run's files into the first `previous_N` that is not there yet, and say so."""
+    """Move a run's files into the first `previous_N` that does not exist yet, and print a line."""
     number = 1
     while (aside := folder / f"previous_{number}").exists():
         number += 1
     aside.mkdir()
-    for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
-        path.rename(aside / path.name)
+    for pattern in RUN_FILES:
+        for path in list(folder.glob(pattern)):
+            path.rename(aside / path.name)
     print_status(f"{folder} held a run already: its files are now in {aside}")

@@ -1,4 +1,4 @@
-"""The table of speeds: each section runs, in a short form; nothing here asserts a time."""
+"""The table of speeds: each section runs in its short form. No time is asserted."""
 
 import speed
 import torch

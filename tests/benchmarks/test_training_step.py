@@ -1,4 +1,4 @@
-"""The benchmark of a training step: the work that it compares with is counted right."""
+"""The benchmark of a training step counts the operations of the bare encoders."""
 
 import pytest
 import training_step
@@ -18,7 +18,7 @@ def test_necessary_flops_are_those_that_pytorch_counts(
         vocab_size=words, hidden_size=192, num_hidden_layers=2, num_attention_heads=3,
         intermediate_size=500))
     run = training_step.make_run([*training_step.SMALL, *flags], "cpu")
-    for encoder in run.model, run.objective.momentum_model:  # it leaves out a CPU's fused attention
+    for encoder in run.model, run.objective.momentum_model:  # fused attention is not counted
         encoder.image_encoder.set_attn_implementation("eager")
         encoder.text_encoder.set_attn_implementation("eager")
     batch = training_step.random_batch(run)

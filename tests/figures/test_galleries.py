@@ -1,4 +1,4 @@
-"""Rows of the galleries: which photos and captions stand in them, and what is said of them."""
+"""Rows of the galleries: their photos, captions, headings and marks."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def library(tmp_path):
 
 
 def test_retrieval_rows_are_ranked_and_marked(library):
-    """Photo 0 along x; captions at angles that put 7, 1, 4, 0 and 2 first."""
+    """Photo 0 lies along x; the captions' angles put 7, 1, 4, 0 and 2 first."""
     angles = {7: 0.1, 1: 0.2, 4: 0.3, 0: 0.4, 2: 0.5, 3: 0.9, 5: 1.0, 6: 1.1}
     texts = torch.tensor([[np.cos(angles[n]), np.sin(angles[n])] for n in range(8)])
     images = torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [np.cos(0.3), np.sin(0.3)]],
@@ -61,7 +61,7 @@ def test_negative_rows_name_their_cells_and_mark_true_matches(library):
     assert all("p 1.00" in cell.numbers for cell in row[1:])
 
 
-def test_a_bank_that_does_not_know_its_captions(library):
+def test_a_caption_that_the_bank_does_not_know_has_a_note(library):
     cell = library.cell("drawn", "", 2, -100, library.is_match(2, -100))
     assert "not recorded" in cell.caption and cell.is_match is False
     assert library.cell("drawn", "", 9000, -100, None).photo is None

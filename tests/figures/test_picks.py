@@ -1,4 +1,4 @@
-"""Which candidates the figures show, against slow loops from the formulas."""
+"""The candidates that the figures show, against slow loops from the formulas."""
 
 import numpy as np
 import pytest
@@ -22,21 +22,22 @@ from negative_sampling import pair_moments
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("count", [1, 3])
 def test_picks_are_those_of_a_slow_loop_over_the_bank(name, count, sampled):
-    """The draw is replaced by the heaviest candidate, so that a loop can tell what it must be."""
+    """The draw is replaced by the candidate with the largest weight, which a loop can find."""
     case = make_case(name)
     images, texts, image_keys, text_keys, ids = case.inputs
-    shown = torch.arange(len(case.candidate_ids)) // 2  # neighbours are copies of each other
+    item_ids = torch.arange(len(case.candidate_ids)) // 2  # neighbours are copies of each other
     for i2t, (anchors, candidates) in zip((True, False), directions(case)):
         got = picks(case.criterion, images if i2t else texts, text_keys if i2t else image_keys,
                     case.bank.text_keys if i2t else case.bank.image_keys, ids,
-                    case.bank.image_ids, shown, count)
-        heavy = oracle_weights(case, anchors, candidates)
+                    case.bank.image_ids, item_ids, count)
+        weights = oracle_weights(case, anchors, candidates)
         hardest_of = oracle.fallbacks(anchors, candidates, case.ids, case.candidate_ids)
         for row, similarity in enumerate(oracle.similarities(anchors, candidates)):
             allowed = [c for c in range(len(candidates))
                        if not oracle.is_excluded(case.ids[row], case.candidate_ids[c])]
             drawn = None if not allowed else (
-                max(allowed, key=heavy[row].__getitem__) if any(heavy[row]) else hardest_of[row])
+                max(allowed, key=weights[row].__getitem__) if any(weights[row])
+                else hardest_of[row])
             assert got[row].drawn == drawn
             assert got[row].hardest == distinct(allowed, similarity, count)
             posterior = [oracle.posterior(value, *case.statistics, SETTINGS["prior"])
@@ -50,7 +51,7 @@ def test_picks_are_those_of_a_slow_loop_over_the_bank(name, count, sampled):
 
 
 def distinct(candidates, scores, count):
-    """The highest scores first, one of each pair of neighbours."""
+    """Return the candidates with the highest scores, one of each pair of neighbours."""
     found = []
     for candidate in sorted(candidates, key=scores.__getitem__, reverse=True):
         if candidate // 2 not in [other // 2 for other in found]:
@@ -71,7 +72,7 @@ def test_picks_take_no_random_number_and_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, after))
 
 
-def test_without_trusted_statistics_nothing_is_suspected():
+def test_before_the_posterior_is_used_there_are_no_suspects():
     case = make_case("wrapped")
     images, _, _, text_keys, ids = case.inputs
     arguments = (images, text_keys, case.bank.text_keys, ids, case.bank.image_ids,
@@ -83,8 +84,8 @@ def test_without_trusted_statistics_nothing_is_suspected():
     assert all(pick.drawn is None and len(pick.hardest) == 3 for pick in control)
 
 
-def test_the_far_tail_of_a_wide_positive_gaussian_is_no_suspicion():
-    """Below both Gaussians the wider one wins again, at a similarity that is never drawn."""
+def test_the_far_tail_of_a_wide_positive_gaussian_has_no_suspects():
+    """Far below both Gaussians the wider one is larger again, where nothing is ever drawn."""
     criterion = FNELoss(prior=0.5, min_count=1)
     criterion.positive.update(torch.tensor([0.5, 0.9]))
     criterion.negative.update(torch.tensor([0.4, 0.44]))
@@ -97,7 +98,7 @@ def test_the_far_tail_of_a_wide_positive_gaussian_is_no_suspicion():
     assert pick.drawn != 2 and 2 not in pick.suspects and pick.hardest == [1, 3, 2]
 
 
-def test_leads_of_wrong_results():
+def test_leads_of_wrong_results_are_those_of_a_slow_loop():
     rng = np.random.default_rng(0)
     queries, items = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
     right = rng.random((7, 9)) < 0.3
@@ -109,14 +110,14 @@ def test_leads_of_wrong_results():
         assert float(leads[row]) == pytest.approx(wrong.max() - similarity[right[row]].max())
 
 
-def test_the_handful_is_always_the_same():
+def test_a_fixed_choice_is_always_the_same():
     before = torch.get_rng_state()
     assert fixed_choice(4, 100) == fixed_choice(4, 100) and len(set(fixed_choice(4, 100))) == 4
     assert fixed_choice(4, 3) and torch.equal(before, torch.get_rng_state())
 
 
 def test_picks_by_evidence_are_of_both_similarities():
-    """The posterior is that of what is drawn, which knows of captions too."""
+    """The posterior shown is that of the draw, which knows the captions too."""
     case = make_case("captions_of_one_photo")
     criterion = FNELoss(**SETTINGS, posterior_floor=FLOOR, posterior="evidence")
     for target, source in zip((criterion.positive, criterion.negative),

@@ -1,4 +1,4 @@
-"""The figures show the numbers they are given, and the curves that training uses."""
+"""The figures show the numbers that they get, and the curves that training uses."""
 
 import io
 import re
@@ -34,19 +34,19 @@ def counts():
                      for mean, size in ((0.6, 300), (0.4, 600))])
 
 
-def test_bars_sum_to_the_counts(criterion, counts):
+def test_bars_show_the_counts(criterion, counts):
     figure = distribution_figure(counts, criterion, "epoch 1")
     top = figure.axes[0]
     assert figure.get_suptitle() == "epoch 1"
     for bars, row in zip(top.patches, counts):
         values, edges, _ = bars.get_data()
-        back = values * np.diff(edges) * row.sum()
+        shown = values * np.diff(edges) * row.sum()
         joined = row.reshape(len(values), -1).sum(axis=1)
-        assert back == pytest.approx(joined) and 20 < (joined > 0).sum() <= 60
+        assert shown == pytest.approx(joined) and 20 < (joined > 0).sum() <= 60
         assert f"n = {row.sum()}" in bars.get_label()
 
 
-def test_curves_are_the_methods_own_functions(criterion, counts):
+def test_curves_are_those_of_the_loss(criterion, counts):
     top, middle, low = distribution_figure(counts, criterion, "").axes
     for line, fitted in zip(top.lines, (criterion.positive, criterion.negative)):
         wanted = torch.distributions.Normal(fitted.mean, fitted.variance.sqrt()).log_prob(
@@ -69,12 +69,12 @@ def test_the_cut_down_is_shaded_up_to_mean_minus_margin(criterion, counts):
         shade = axes.patches[-1].get_extents().transformed(axes.transData.inverted())
         assert shade.x1 == pytest.approx(0.45)
         assert axes.get_xlim()[0] < 0.45 < axes.get_xlim()[1]
-    # ... which is where the weight becomes more than nothing.
+    # The weight is 0 up to the same bound.
     weight = figure.axes[2].lines[0].get_ydata()
     assert (weight[GRID < 0.4499] == 0).all() and (weight[GRID > 0.4501] > 0).all()
 
 
-def test_an_untrusted_posterior_is_dotted_and_says_so(criterion, counts):
+def test_a_posterior_that_is_not_used_yet_is_dotted(criterion, counts):
     criterion.min_count = 300
     middle = distribution_figure(counts, criterion, "").axes[1]
     assert middle.lines[0].get_linestyle() == ":"
@@ -82,7 +82,7 @@ def test_an_untrusted_posterior_is_dotted_and_says_so(criterion, counts):
 
 
 @pytest.mark.parametrize("rows", [[0, 0], [1, 0], [1, 1]])
-def test_few_or_no_counts_can_be_drawn(criterion, rows):
+def test_no_counts_and_a_single_count_can_be_drawn(criterion, rows):
     counts = np.zeros((2, BINS), dtype=int)
     counts[:, 300] = rows
     criterion.positive.m2.zero_()  # a single repeated value
@@ -90,7 +90,7 @@ def test_few_or_no_counts_can_be_drawn(criterion, rows):
     assert Image.open(io.BytesIO(data)).format == "PNG" and len(data) < 60_000
 
 
-def test_svg_is_one_element_that_asks_for_nothing(criterion, counts):
+def test_svg_is_one_element_without_links(criterion, counts):
     text = svg_element(distribution_figure(counts, criterion, "a < b"), "label")
     assert text.startswith("<svg role=") and text.rstrip().endswith("</svg>")
     assert 'currentColor' in text and "#24292f" not in text
@@ -98,7 +98,7 @@ def test_svg_is_one_element_that_asks_for_nothing(criterion, counts):
     assert text == svg_element(distribution_figure(counts, criterion, "a < b"), "label")
 
 
-def test_calibration_shows_every_bin():
+def test_the_calibration_shows_every_bin():
     rows = [{"mean_posterior": 0.0, "match_share": 0.01, "pairs": 7},
             {"mean_posterior": 0.2, "match_share": 0.5, "pairs": 12345}]
     axes = calibration_figure(rows, "share").axes[0]

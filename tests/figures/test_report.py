@@ -1,4 +1,4 @@
-"""The report: one file that asks for nothing, in which text stays text."""
+"""The report is one file that needs no other, and text from data stays text in it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ NASTY = '<script>alert("x")</script> & $title <b>bold</b>'
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: tags, attributes, text."""
+    """A parsed report: its tags, attributes, classes and text."""
 
     def __init__(self, html):
         super().__init__()
@@ -46,7 +46,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def scored(tmp_path):
-    """Twelve photos of two captions each, with FNE's statistics, all true matches, a nasty text."""
+    """Twelve photos with two captions each, FNE's statistics, all true matches, and a caption that
+    holds html."""
     torch.manual_seed(0)
     photos = [tmp_path / f"{number}.png" for number in range(12)]
     for number, path in enumerate(photos):
@@ -65,6 +66,7 @@ def scored(tmp_path):
 
 
 def write(embeddings, photos, folder):
+    """Write a report; return it parsed and as html, and the metrics."""
     options, _ = parse_scoring("", ["--embeddings", "e.npz"])
     metrics, _ = evaluation.all_metrics(embeddings, options)
     path = write_report(embeddings, metrics, "a <title>", photos, folder / "deep" / "er")
@@ -73,7 +75,7 @@ def write(embeddings, photos, folder):
     return Page(html), html, metrics
 
 
-def test_it_is_one_file_that_asks_for_nothing(scored, tmp_path):
+def test_the_report_is_one_file_without_links(scored, tmp_path):
     page, html, _ = write(*scored, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["report.html"]
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
@@ -85,21 +87,21 @@ def test_it_is_one_file_that_asks_for_nothing(scored, tmp_path):
     assert len(html) < 600_000
 
 
-def test_text_stays_text(scored, tmp_path):
+def test_text_from_data_is_escaped(scored, tmp_path):
     page, html, _ = write(*scored, tmp_path)
     assert NASTY in page.text and "<script" not in html and "b" in page.tags
     assert "a <title>" in page.text and page.tags.count("title") == 1
 
 
-def test_it_shows_the_numbers_that_the_command_prints(scored, tmp_path):
+def test_the_report_shows_the_numbers_that_the_command_prints(scored, tmp_path):
     page, _, metrics = write(*scored, tmp_path)
     for key in ("i2t_r1", "t2i_r10", "rsum", "i2t_meanr", "t2i_map_at_r", "i2t_r_precision"):
         assert f"{metrics[key]:.1f}" in page.text
     assert "500 confident pairs" in page.text
 
 
-def test_mistakes_and_how_many_are_none(scored, tmp_path):
-    """Counted one query at a time."""
+def test_mistakes_and_the_true_matches_among_them_are_counted(scored, tmp_path):
+    """The slow loop counts one query at a time."""
     embeddings, photos = scored
     page, _, _ = write(embeddings, photos, tmp_path)
     similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy()
@@ -116,7 +118,7 @@ def test_mistakes_and_how_many_are_none(scored, tmp_path):
     assert f"For {wrong} of 24 the first" in page.text
 
 
-def test_true_matches_are_marked_where_they_are_known(scored, tmp_path):
+def test_known_true_matches_are_marked(scored, tmp_path):
     embeddings, photos = scored
     none = np.zeros_like(embeddings.split.matches)  # but for the annotated
     for matches in embeddings.split.matches, none, ~none:
@@ -139,15 +141,15 @@ def test_calibration_counts_every_unannotated_pair_above_the_cut_down(scored, tm
     page, html, _ = write(embeddings, photos, tmp_path)
     rows = html[html.index(title):].split("</table>")[0].split("<tr>")[2:]
     rows = [row.replace("</td>", "").split("<td>")[1:] for row in rows]
-    asked = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy() > 0.7 - 0.2
-    asked[np.arange(24), embeddings.split.image_of_text] = False
-    assert 50 < sum(int(row[1].replace(",", "")) for row in rows) == asked.sum() < 24 * 11
-    matches = embeddings.split.matches & asked
+    counted = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy() > 0.7 - 0.2
+    counted[np.arange(24), embeddings.split.image_of_text] = False
+    assert 50 < sum(int(row[1].replace(",", "")) for row in rows) == counted.sum() < 24 * 11
+    matches = embeddings.split.matches & counted
     found = sum(int(row[1].replace(",", "")) * float(row[3].split(" %")[0]) / 100 for row in rows)
     assert found == pytest.approx(matches.sum(), abs=1)
     mean = sum(int(row[1].replace(",", "")) * float(row[2]) for row in rows)
     evidence = fit_evidence(embeddings)
-    texts, images = map(torch.from_numpy, np.nonzero(asked))
+    texts, images = map(torch.from_numpy, np.nonzero(counted))
     wanted = score_by_evidence(embeddings, evidence, images, texts)[1].sum()
     assert (mean == pytest.approx(float(wanted), abs=0.05)) == ("evidence" in title)
 
@@ -169,17 +171,17 @@ def test_galleries_show_both_posteriors_where_photos_have_several_captions(score
     assert "  e " not in page.text and "by evidence" not in page.text
 
 
-def test_a_released_checkpoint_has_no_statistics_and_the_report_says_so(scored, tmp_path):
+def test_without_statistics_the_report_has_no_posterior(scored, tmp_path):
     embeddings, photos = scored
     embeddings.statistics = None
     page, _, _ = write(embeddings, photos, tmp_path)
-    assert "no fitted statistics" in page.text and "svg" not in page.tags
+    assert "svg" not in page.tags and "P(false negative)" not in page.text
     assert "drawn" not in page.text and "hardest" in page.text
     embeddings.statistics = np.array([[1, 0.7, 0.0], [2, 0.5, 0.0]])  # too early for a spread
-    assert "no fitted statistics" in write(embeddings, photos, tmp_path)[0].text
+    assert "svg" not in write(embeddings, photos, tmp_path)[0].tags
 
 
-def test_photos_may_be_missing(scored, tmp_path):
+def test_a_report_needs_no_photos(scored, tmp_path):
     embeddings, photos = scored
     photos[3].unlink()
     assert "img" in write(embeddings, photos, tmp_path)[0].tags
@@ -187,8 +189,8 @@ def test_photos_may_be_missing(scored, tmp_path):
     assert "img" not in page.tags and "caption 7" in page.text
 
 
-def test_the_command_writes_it_beside_its_numbers(scored, tmp_path, capsys):
-    """From an embeddings file: with photos if --data_path names them, judged by people."""
+def test_the_command_writes_a_report_of_an_embeddings_file(scored, tmp_path, capsys):
+    """It has photos if --data_path names them, and people's judgements if they are given."""
     embeddings, _ = scored
     save_embeddings(embeddings, tmp_path / "e.npz")
     judged = [{"image": f"{a}.png", "caption_of": f"{(a + step) % 12}.png", "caption_no": 0,
@@ -206,7 +208,7 @@ def test_the_command_writes_it_beside_its_numbers(scored, tmp_path, capsys):
     assert "<img" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_matplotlib_is_asked_for_in_one_line(scored, tmp_path, capsys, monkeypatch):
+def test_a_missing_matplotlib_is_named_in_one_line(scored, tmp_path, capsys, monkeypatch):
     save_embeddings(scored[0], tmp_path / "e.npz")
     for name in "plots", "report":
         monkeypatch.delitem(sys.modules, f"figures.{name}", raising=False)
@@ -215,8 +217,8 @@ def test_matplotlib_is_asked_for_in_one_line(scored, tmp_path, capsys, monkeypat
         evaluation.main([*CPU, "--embeddings", str(tmp_path / "e.npz"), "--report", str(tmp_path)])
     output = capsys.readouterr()
     assert caught.value.code == 2 and output.err.count("\n") == 1 and output.out == ""
-    assert "pip install matplotlib" in output.err and "--no_figures" in output.err
-    # Without --report nobody needs it.
+    assert "matplotlib" in output.err and "--report" in output.err
+    # Without --report the library is not needed.
     evaluation.main([*CPU, "--embeddings", str(tmp_path / "e.npz")])
 
 
@@ -230,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_named(scored, tmp_path, capsys):
     assert caught.value.code == 2 and error.startswith("error: --report") and error.count("\n") == 1
 
 
-def test_what_the_facts_say_is_escaped_too(scored, tmp_path):
+def test_facts_are_escaped_too(scored, tmp_path):
     embeddings, photos = scored
     embeddings.facts["text_encoder"] = "<i>mine</i>"
     page, html, _ = write(embeddings, photos, tmp_path)

@@ -1,4 +1,4 @@
-"""Sheets of photos: frames around matches, captions that fit, photos that are lost."""
+"""Sheets of photos: frames around matches, captions that fit, and missing photos."""
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ def test_long_captions_end_in_an_ellipsis():
     assert len(wrap_text("x" * 200, 23, 3)) <= 3
 
 
-def test_thumbnails_fit_and_a_lost_photo_is_grey(tmp_path):
+def test_thumbnails_fit_and_an_unreadable_photo_is_grey(tmp_path):
     Image.new("RGB", (40, 20), (60, 0, 0)).save(tmp_path / "whole.png")
     assert thumbnail(tmp_path / "whole.png", 80).size == (80, 40)
     (tmp_path / "broken.png").write_bytes((tmp_path / "whole.png").read_bytes()[:50])

@@ -1,4 +1,4 @@
-"""What a run shows, and that showing it changes nothing."""
+"""TensorBoard and the terminal: what they show of a run, and that this changes nothing."""
 
 import io
 import re
@@ -20,13 +20,14 @@ SIDES = "i2t", "t2i"
 
 
 @pytest.fixture(autouse=True)
-def loud():
+def not_quiet():
+    """--quiet of one test has no effect on the next."""
     yield
     terminal.quiet = False
 
 
 def logs(folder):
-    """The event file's tags; pictures as {tag: {step: encoded}}."""
+    """Return an event file's accumulator, its tags, and its pictures by tag and step."""
     sizes = {"images": 0, "tensors": 0, "scalars": 0}
     accumulator = EventAccumulator(str(folder), size_guidance=sizes).Reload()
     tags = accumulator.Tags()
@@ -36,6 +37,7 @@ def logs(folder):
 
 
 def final(folder):
+    """Return the final state of a run, but for --quiet."""
     state = final_state(folder)
     del state["options"]["quiet"]
     return state
@@ -43,6 +45,7 @@ def final(folder):
 
 @pytest.fixture(scope="module")
 def drawn(data, tmp_path_factory):
+    """A finished run with figures: its folder, and what it wrote to both streams."""
     folder = tmp_path_factory.mktemp("runs") / "drawn"
     with pytest.MonkeyPatch.context() as patch:
         output = io.StringIO(), io.StringIO()
@@ -88,17 +91,17 @@ def test_the_controls_have_no_bank_and_no_statistics_to_show(data, tmp_path, los
 
 
 def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
-    """As many values as the statistics took, at every validation."""
+    """At every validation they hold as many values as the statistics have taken."""
     seen = []
-    write = Board.write_figures
+    write_figures = Board.write_figures
 
-    def keep(self, *embeds):
+    def recording(self, *embeds):
         sampler = self.run.objective.sampler()
         seen.append((sampler.similarity_counts.sum(dim=1).tolist(), [
             int(getattr(sampler.criterion, name).count) for name in ("positive", "negative")]))
-        return write(self, *embeds)
+        return write_figures(self, *embeds)
 
-    monkeypatch.setattr(Board, "write_figures", keep)
+    monkeypatch.setattr(Board, "write_figures", recording)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--batch_size_train", "4", "--val_step",
                        "15", "--quiet"))
     before, *seen = seen
@@ -108,18 +111,18 @@ def test_the_histograms_are_of_this_epoch(data, tmp_path, monkeypatch):
 
 
 def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
-    """A frozen encoder that saw all photos gives the same embeddings as the photos themselves."""
+    """The features of a frozen encoder give the same embeddings as the photos themselves."""
     found = []
-    embed = tensorboard.embed_pairs
+    embed_pairs = tensorboard.embed_pairs
 
-    def both(run, *arguments):
-        found.append(embed(run, *arguments))
+    def with_and_without_features(run, *arguments):
+        found.append(embed_pairs(run, *arguments))
         features, run.image_features = run.image_features, None
-        found.append(embed(run, *arguments))
+        found.append(embed_pairs(run, *arguments))
         run.image_features = features
         return found[-2]
 
-    monkeypatch.setattr(tensorboard, "embed_pairs", both)
+    monkeypatch.setattr(tensorboard, "embed_pairs", with_and_without_features)
     train.main(drawing(data, tmp_path, "--freeze", "image", "--num_epochs", "2", "--quiet",
                        "--val_step", "7"))
     assert len(found) == 4  # online and momentum encoders, twice each
@@ -127,13 +130,14 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(looked_up, encoded))
 
 
-def test_a_lost_photo_costs_the_galleries_not_the_run(data, tmp_path, monkeypatch, capsys):
-    def lost(path):
+def test_an_unreadable_photo_ends_the_galleries_and_not_the_run(
+        data, tmp_path, monkeypatch, capsys):
+    def unreadable(path):
         raise errors.InputError(f"photo {path} cannot be decoded")
 
-    monkeypatch.setattr(tensorboard, "load_photo", lost)
+    monkeypatch.setattr(tensorboard, "load_photo", unreadable)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
-    assert "no galleries at step 14" in capsys.readouterr().out
+    assert "step 14" in capsys.readouterr().out
     assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}
 
 
@@ -150,7 +154,7 @@ def test_curves_are_grouped_and_times_are_split(drawn):
         assert all(event.value > 0 for event in events)
 
 
-def test_the_text_tab_tells_how_it_was_made(drawn, monkeypatch):
+def test_the_text_tab_holds_command_options_and_versions(drawn, monkeypatch):
     accumulator, tags, _ = logs(drawn.folder)
     text = {tag: accumulator.Tensors(tag)[0].tensor_proto.string_val[0].decode()
             for tag in tags["tensors"]}
@@ -162,7 +166,7 @@ def test_the_text_tab_tells_how_it_was_made(drawn, monkeypatch):
     assert tensorboard.commit() == "unknown"
 
 
-def test_where_the_output_is_no_terminal_there_are_lines_and_no_bars(drawn):
+def test_without_a_terminal_there_are_lines_and_no_bars(drawn):
     assert drawn.err == ""
     lines = drawn.out.splitlines()
     first, last = "before the first step: ", "shapes test, "
@@ -184,7 +188,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_quiet_leaves_the_results(data, tmp_path, monkeypatch):
+def test_quiet_prints_the_results_alone(data, tmp_path, monkeypatch):
     screen = Terminal(), Terminal()
     monkeypatch.setattr("sys.stdout", screen[0])
     monkeypatch.setattr("sys.stderr", screen[1])
@@ -210,7 +214,7 @@ def test_a_terminal_has_one_bar_an_epoch_and_lines_above_it(data, tmp_path, monk
 @pytest.mark.parametrize("best, change", [
     (-1.0, "(new best)"), (150.0, "(new best, +20.5)"), (180.0, "(-9.5 from best)"),
     (170.5, "(+0.0 from best)")])
-def test_a_validations_lines(best, change):
+def test_the_two_lines_of_a_validation(best, change):
     run = SimpleNamespace(global_step=30, position="epoch 3/10, step 4/13", best_rsum=best)
     metrics = {f"{side}_r{k}": float(k) for side in SIDES for k in (1, 5, 10)} | {"rsum": 170.5}
     lines = validation_lines(run, metrics, 0.25)

@@ -41,7 +41,8 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(data, small_disk, capsys):
     folder = small_disk / "run"
-    arguments = command(data, folder, "--save_step", "1", "--log_step", "2")
+    arguments = command(data, folder, "--save_step", "1", "--log_step", "2", "--val_step", "0",
+                        "--val_times", "1")  # the next save is of no validation
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         signal_after(patch, 2)
         train.main(arguments)
