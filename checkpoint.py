@@ -407,8 +407,12 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                          f"from it ({type(error).__name__}: {one_line(error)})") from error
 
 
-def fitted_statistics(state: dict) -> np.ndarray | None:
+def fitted_statistics(state: dict, path: Path) -> np.ndarray | None:
     """Read the fitted N+ and N- of a checkpoint.
+
+    Args:
+        state: what is in the checkpoint.
+        path: its file or folder, with which error messages begin.
 
     Returns:
         (2, 3) count, mean and m2 of N+ and of N-; None of a checkpoint of another loss, and of a
@@ -418,16 +422,16 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
         InputError: they are damaged.
     """
     if is_released(state) or "bank" not in state:
-        return folder_statistics(state)
+        return folder_statistics(state, path)
     criterion = state["criterion"]
     try:
         return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
                          for side in ("positive", "negative")])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
+        raise InputError(f"{path} lacks its statistics ({one_line(error)})") from error
 
 
-def folder_statistics(state: dict) -> np.ndarray | None:
+def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
     """Read the fitted N+ and N- of a folder that `export.py` wrote: (2, 3), or None without them.
 
     Raises:
@@ -441,7 +445,7 @@ def folder_statistics(state: dict) -> np.ndarray | None:
         if values.shape != (2, 3) or not np.isfinite(values).all():
             raise ValueError("not two rows of three numbers")
     except (TypeError, ValueError) as error:
-        raise InputError(f"the folder's statistics are none ({one_line(error)})") from error
+        raise InputError(f"{path}: its statistics are none ({one_line(error)})") from error
     return values
 
 
