@@ -135,7 +135,7 @@ def test_an_unreadable_photo_ends_the_galleries_and_not_the_run(
     def unreadable(path):
         raise errors.InputError(f"photo {path} cannot be decoded")
 
-    monkeypatch.setattr(tensorboard, "load_photo", unreadable)
+    monkeypatch.setattr(tensorboard, "load_from", unreadable)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
     assert "step 14" in capsys.readouterr().out
     assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}
