@@ -132,8 +132,8 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
 
 def test_an_unreadable_photo_ends_the_galleries_and_not_the_run(
         data, tmp_path, monkeypatch, capsys):
-    def unreadable(path):
-        raise errors.InputError(f"photo {path} cannot be decoded")
+    def unreadable(photos, index):
+        raise errors.InputError(f"photo {photos[index]} cannot be decoded")
 
     monkeypatch.setattr(tensorboard, "load_from", unreadable)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
