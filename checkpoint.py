@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError, one_line, reraise_out_of_memory
-from common.flags import check_values, flags_of, flags_to_repeat, names_from_checkpoint
+from common.flags import flags_of, flags_to_repeat, names_from_checkpoint
 from common.options import EncodingOptions, LoadedParts, set_data_path
 from common.presets import IMAGE_ENCODER, TEXT_ENCODER, USUAL_AMBIGUITY
 from common.processes import broadcast_from_main, consolidate_state
@@ -166,18 +166,22 @@ def stored_options(state: dict) -> dict:
 def options_of_run(options: EncodingOptions, state: dict) -> TrainOptions:
     """Return the options of the run that made a checkpoint, as the command with `options` sees it.
 
-    Those of `options` come first: the command may have been given other ones. A command that does
-    not train has only a part of them; the others are the checkpoint's, or the published setting.
+    The values of `options` come first: the command may have been given other ones. A command that
+    does not train has only a part of the options; the others are the checkpoint's, or the published
+    setting. `loss` may name an objective that this program does not have: scoring needs none.
 
     Raises:
         InputError: the checkpoint holds a value that its flag cannot give.
     """
     if isinstance(options, TrainOptions):
         return options
-    known = flags_of(options_class()).keys()
-    values = {name: value for name, value in vars(options).items() if name in known}
+    flags = flags_of(options_class())
+    values = {name: value for name, value in vars(options).items() if name in flags}
     of_run = options_class()(**stored_options(state) | values)
-    check_values(of_run)
+    if isinstance(of_run.loss, str) and of_run.loss.isidentifier():
+        del flags["loss"]
+    for name, flag in flags.items():
+        flag.check(getattr(of_run, name))
     return of_run
 
 
@@ -407,8 +411,12 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                          f"from it ({type(error).__name__}: {one_line(error)})") from error
 
 
-def fitted_statistics(state: dict) -> np.ndarray | None:
+def fitted_statistics(state: dict, path: Path) -> np.ndarray | None:
     """Read the fitted N+ and N- of a checkpoint.
+
+    Args:
+        state: what is in the checkpoint.
+        path: its file or folder, with which error messages begin.
 
     Returns:
         (2, 3) count, mean and m2 of N+ and of N-; None of a checkpoint of another loss, and of a
@@ -418,16 +426,16 @@ def fitted_statistics(state: dict) -> np.ndarray | None:
         InputError: they are damaged.
     """
     if is_released(state) or "bank" not in state:
-        return folder_statistics(state)
+        return folder_statistics(state, path)
     criterion = state["criterion"]
     try:
         return np.array([[float(criterion[f"{side}.{name}"]) for name in ("count", "mean", "m2")]
                          for side in ("positive", "negative")])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the checkpoint lacks its statistics ({one_line(error)})") from error
+        raise InputError(f"{path} lacks its statistics ({one_line(error)})") from error
 
 
-def folder_statistics(state: dict) -> np.ndarray | None:
+def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
     """Read the fitted N+ and N- of a folder that `export.py` wrote: (2, 3), or None without them.
 
     Raises:
@@ -441,7 +449,7 @@ def folder_statistics(state: dict) -> np.ndarray | None:
         if values.shape != (2, 3) or not np.isfinite(values).all():
             raise ValueError("not two rows of three numbers")
     except (TypeError, ValueError) as error:
-        raise InputError(f"the folder's statistics are none ({one_line(error)})") from error
+        raise InputError(f"{path}: its statistics are none ({one_line(error)})") from error
     return values
 
 

@@ -215,30 +215,34 @@ def score(
     embeds = encode_split(model, eval_set, options, between_batches)
     metrics = None
     if is_main():
-        metrics = call_metric(retrieval_metrics, *embeds, eval_set.split.image_of_text)
+        metrics = call_metric("the embeddings", retrieval_metrics, *embeds,
+                              eval_set.split.image_of_text)
     return broadcast_from_main(metrics), embeds
 
 
-def call_metric(function: Callable, *arguments):
+def call_metric(source: str, function: Callable, *arguments):
     """Call a metric, and raise its `ValueError`s as `InputError`s.
 
-    What is wrong with embeddings here is in the user's checkpoint or file.
+    What is wrong with embeddings here is in the user's checkpoint or file, which is the `source`.
     """
     try:
         return function(*arguments)
     except ValueError as error:
-        raise InputError(f"the embeddings cannot be scored: {error}") from error
+        raise InputError(f"{source} cannot be scored: {error}") from error
 
 
 # ------------------------------------------------------------------------------------- the metrics
 
 
-def all_metrics(embeddings: Embeddings, options: EncodingOptions) -> tuple[dict, str]:
+def all_metrics(
+    embeddings: Embeddings, options: EncodingOptions, source: str = "the embeddings"
+) -> tuple[dict, str]:
     """Compute every metric that a split's embeddings allow.
 
     Args:
         embeddings: Embeddings of a split.
         options: Their --dataset and --judgements count.
+        source: What error messages begin with.
 
     Returns:
         A dictionary and the same as text. The dictionary has the keys of `retrieval_metrics`; for
@@ -252,12 +256,13 @@ def all_metrics(embeddings: Embeddings, options: EncodingOptions) -> tuple[dict,
     split = embeddings.split
     embeds = embeddings.image_embeds, embeddings.text_embeds
     if options.dataset == "mscoco" and len(split.images) == 5000:
-        metrics, fold_metrics = call_metric(metrics_and_five_fold, *embeds, split.image_of_text)
+        metrics, fold_metrics = call_metric(source, metrics_and_five_fold, *embeds,
+                                            split.image_of_text)
         lines = [recall_lines(metrics), "1K, mean of five folds", recall_lines(fold_metrics)]
         metrics["five_fold"] = fold_metrics
         lines += add_metrics(metrics, coco_metrics(*embeds, split), "ECCV Caption and CxC")
     else:
-        metrics = call_metric(retrieval_metrics, *embeds, split.image_of_text)
+        metrics = call_metric(source, retrieval_metrics, *embeds, split.image_of_text)
         lines = [recall_lines(metrics)]
     if split.matches is not None:
         match_metrics = multi_positive_metrics(*embeds, split.matches)
@@ -320,7 +325,7 @@ def embed_split(
     facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(run_options, state),
              "date": datetime.date.today().isoformat(), "commit": commit()}
     return Embeddings(image_embeds, text_embeds, eval_set.split,
-                      checkpoint.fitted_statistics(state), run_options.prior, facts)
+                      checkpoint.fitted_statistics(state, path), run_options.prior, facts)
 
 
 def split_title(embeddings: Embeddings, path: Path) -> str:
@@ -341,12 +346,12 @@ def print_metrics(embeddings: Embeddings, options: EncodingOptions, title: str) 
     Args:
         embeddings: Embeddings of a split.
         options: See `all_metrics`.
-        title: The first line that is printed.
+        title: The first line that is printed, which names the file or model; errors begin with it.
 
     Returns:
         The dictionary of `all_metrics`; with "oracle" if an oracle took part in the training.
     """
-    metrics, text = all_metrics(embeddings, options)
+    metrics, text = all_metrics(embeddings, options, title)
     lines = [title]
     run = run_summary(embeddings.facts)
     if run:

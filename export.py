@@ -133,7 +133,7 @@ def training_facts(options: TrainOptions, state: dict, path: Path) -> dict:
     if checkpoint.is_released(state):  # a released checkpoint holds only these options
         names = *checkpoint.released_options(state), "dataset", "image_encoder", "text_encoder"
         saved = {name: saved[name] for name in names}
-    statistics = checkpoint.fitted_statistics(state)
+    statistics = checkpoint.fitted_statistics(state, path)
     return {"options": saved, "recalls": known_scores(state, path),
             "statistics": None if statistics is None else statistics.tolist()}
 

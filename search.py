@@ -174,7 +174,7 @@ def search(arguments: argparse.Namespace) -> None:
     posterior, posterior_facts = None, {}
     if arguments.posterior:
         posterior, basis = fitted_posterior(
-            checkpoint.fitted_statistics(state), options, str(arguments.model))
+            checkpoint.fitted_statistics(state, arguments.model), options, str(arguments.model))
         posterior_facts = {"posterior": basis}
         print_note(basis)
     query_embeds = embed_queries(model, queries)  # (Q, D)

@@ -78,7 +78,7 @@ def encode(run: Run, batch: Batch) -> Step:
     """Encode the local b = B / N pairs of a batch, and exchange the embeddings of all B.
 
     Args:
-        run: the run, whose towers encode.
+        run: the run, whose model encodes.
         batch: pixels and tokens of the local pairs, ids of all.
     """
     seed_dropout(run.options.seed, run.global_step)
@@ -87,7 +87,7 @@ def encode(run: Run, batch: Batch) -> Step:
         pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
     else:  # a frozen encoder has seen all photos
         pixels, image_features = None, run.image_features[batch.image_ids[local]]
-    image_embeds, text_embeds, image_features, text_features = run.towers(
+    image_embeds, text_embeds, image_features, text_features = run.encode_pairs(
         pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
     all_images, all_texts = gather_several(image_embeds, text_embeds)  # (B, D), (B, D)
     return Step(
@@ -117,7 +117,7 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
         while run.epoch < options.num_epochs:
             sampler.epoch, sampler.start = run.epoch, run.step
             if run.step == 0:
-                outline.tell_phase(run)
+                outline.print_phase(run)
                 run.objective.start_epoch()
             run.train_mode()
             validate_at = validation_steps(options, len(sampler))
@@ -191,7 +191,7 @@ def train_and_test(
     if state is not None:
         checkpoint.unpack(run, state, path)
     goes_on_from = path if checkpoint.holds_a_run(state) else None
-    outline.tell(run, given, goes_on_from)
+    outline.print_outline(run, given, goes_on_from)
     key = features.prepare(run, encode_photos)
     storage.prepare_run_folder(run, lock, goes_on_from)
     results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])

@@ -12,8 +12,8 @@ from helpers.runs import assert_same, command, expect_exit, final_state
 from helpers.steps import make_run, run_on_its_way, take_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fne_loss
 import model
+import negative_sampling
 import train
 from common.device import set_deterministic
 from common.errors import NOT_DETERMINISTIC, exit_on_input_error
@@ -82,7 +82,7 @@ def test_no_step_uses_one(tmp_path, deterministic, flags):
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 64, 1000, 8256])
 def test_running_sums_by_doubling(deterministic, columns):
     values = torch.rand(3, columns) * (torch.rand(3, columns) < 0.3)
-    sums = fne_loss.running_sums(values)
+    sums = negative_sampling.running_sums(values)
     assert sums.dtype == torch.float64 and sums.shape == values.shape
     wanted = values.double().cumsum(1)
     torch.testing.assert_close(sums, wanted, rtol=1e-12, atol=0)
@@ -91,7 +91,7 @@ def test_running_sums_by_doubling(deterministic, columns):
 
 def test_a_draw_is_as_likely_as_its_weight(deterministic):
     weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0, 4.0]]).expand(40_000, -1)
-    drawn = fne_loss.sample_negatives(weights, torch.full((40_000,), 9))
+    drawn = negative_sampling.sample_negatives(weights, torch.full((40_000,), 9))
     shares = torch.bincount(drawn, minlength=6) / 40_000
     torch.testing.assert_close(shares, torch.tensor([0, 0.125, 0, 0.375, 0, 0.5]), rtol=0,
                                atol=0.012)

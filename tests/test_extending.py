@@ -4,6 +4,7 @@ It is a class, an entry of the table and the dataclass of its flags, all in this
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +15,15 @@ from helpers.together import Processes
 from torch import nn
 
 import checkpoint
+import evaluation
+import export
 import train
 from common.errors import InputError
 from common.flags import option
+from common.options import parse_scoring
+from encoders.folder import CONFIG
 from fne_loss import excluded_candidates
+from metrics.embeddings import read_embeddings
 from training.objectives import OBJECTIVES, Entry
 from training.objectives.base import Objective, Outcome, hardest_negatives
 from training.options import check, parse
@@ -86,6 +92,27 @@ def test_the_recipe_adds_a_loss(data, tmp_path, capsys):
     train.main(["--test", "--resume", str(tmp_path / "model_best.pth.tar"), "--data_path",
                 str(data), "--workers", "0", "--device", "cpu"])
     assert "rsum" in capsys.readouterr().out
+
+
+def test_its_checkpoint_is_scored_and_exported_where_it_is_not_known(
+    data, tmp_path, monkeypatch, capsys
+):
+    """By the commands of a program that has no such loss: the model is all that they need."""
+    train.main(command(data, tmp_path, "--loss", "squared", "--num_epochs", "1"))
+    monkeypatch.delitem(OBJECTIVES, "squared")
+    best = str(tmp_path / "model_best.pth.tar")
+    capsys.readouterr()
+    evaluation.main([best, "--data_path", str(data), "--workers", "0", "--device", "cpu",
+                     "--save_embeddings", str(tmp_path / "embeddings.npz")])
+    assert "rsum" in capsys.readouterr().out
+    assert read_embeddings(tmp_path / "embeddings.npz").facts["loss"] == "squared"
+    export.main([best, str(tmp_path / "model")])
+    assert (tmp_path / "model" / CONFIG).is_file()
+    state = checkpoint.read(Path(best))
+    for loss in ("<b>squared</b>", 3, ""):
+        state["options"]["loss"] = loss
+        with pytest.raises(InputError, match="^--loss"):
+            checkpoint.options_of_run(parse_scoring("", [best])[0], state)
 
 
 def test_it_goes_on_to_the_bit(data, tmp_path, monkeypatch, capsys):

@@ -43,11 +43,11 @@ def left_in_the_checkout():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(data, finished, tmp_path, capsys, name):
-    _, told, make = FAULTS[name]
+    _, named, make = FAULTS[name]
     place = Place(tmp_path, data, finished)
     make(place)
     before, checkout = contents(tmp_path) | contents(finished), left_in_the_checkout()
-    expect_exit(place.arguments, 2, capsys, told, place.main)
+    expect_exit(place.arguments, 2, capsys, named, place.main)
     after = contents(tmp_path) | contents(finished)
     assert {path: after[path] for path in before} == before
     assert left_in_the_checkout() == checkout

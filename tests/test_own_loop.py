@@ -64,12 +64,16 @@ def test_the_loop_of_the_readme_trains():
 
 
 def train_by_the_page(rank, count):
-    """The loop of docs/own_loop.md on this process's rows; its model and bank."""
-    torch.manual_seed(1)
+    """The loop of docs/own_loop.md on this process's rows; its model and bank.
+
+    Each process begins with weights of its own, and the loop has to make them those of the first.
+    """
+    torch.manual_seed(1 + rank)
+    model = TwoTowers()
     names, rows = {}, slice(rank * 8 // count, (rank + 1) * 8 // count)
     exec(block_of("docs/own_loop.md"), names)
     loader = [tuple(part[rows] for part in batch) for batch in pairs()]
-    return names["train"](TwoTowers(), loader, 3, D)
+    return names["train"](model, loader, 3, D)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -85,6 +89,20 @@ def test_the_loop_of_several_processes_trains_as_one(tmp_path, count):
             torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-6)
         assert torch.equal(other["image_ids"], bank["image_ids"]) and len(other) == len(bank)
         torch.testing.assert_close(other["image_keys"], bank["image_keys"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loop_of_several_processes_draws_anew_in_each_step(tmp_path):
+    names, seeds = {}, []
+    exec(block_of("docs/own_loop.md"), names)
+
+    class Recorded(names["FNELoss"]):
+        def forward(self, *tensors, **settings):
+            seeds.append(torch.initial_seed())
+            return super().forward(*tensors, **settings)
+
+    names["FNELoss"] = Recorded
+    run_alone(tmp_path, lambda: names["train"](TwoTowers(), pairs(), 2, D))
+    assert len(seeds) == len(set(seeds)) == 2 * len(pairs())
 
 
 def run_alone(tmp_path, call):

@@ -91,10 +91,11 @@ def test_what_is_excluded_further_has_no_weight_and_is_never_drawn(name, part, w
     allowed = ~(excluded | torch.tensor(own))
     for margin in SETTINGS["margin"], -2.0:  # which cuts all
         case.criterion.margin = margin
+        expected = [torch.tensor(oracle_weights(case, anchors, keys, margin=margin)) * mine
+                    for mine, (anchors, keys) in zip(allowed, directions(case))]
         for _ in range(50):
             draws = case.criterion.draw(*case.inputs, case.bank, also_excluded=excluded)
-            for draw, mine, (anchors, keys) in zip(draws, allowed, directions(case)):
-                weights = torch.tensor(oracle_weights(case, anchors, keys, margin=margin)) * mine
+            for draw, mine, weights in zip(draws, allowed, expected):
                 assert draw.counts.tolist() == [weights.count_nonzero(), mine.sum()]
                 for anchor, drawn in enumerate(draw.indices.tolist()):
                     assert mine[anchor, drawn] if mine[anchor].any() else drawn == NO_NEGATIVE

@@ -17,7 +17,7 @@ from training.run import Run
 from training.true_matches import ORACLE_TEXT
 
 
-def tell(run: Run, given: set[str], resume: Path | None) -> None:
+def print_outline(run: Run, given: set[str], resume: Path | None) -> None:
     """Print what lies ahead of a run.
 
     Args:
@@ -100,7 +100,7 @@ def warn_without_fne(options: TrainOptions) -> None:
              f"--num_epochs {options.warmup_epochs + 1} or more, or fewer --warmup_epochs")
 
 
-def tell_phase(run: Run) -> None:
+def print_phase(run: Run) -> None:
     """Print a line at the start of an epoch if its loss differs from that of the epoch before."""
     if run.epoch and run.phase != run.objective.phase(run.options, run.epoch - 1):
         print_status(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")

@@ -76,7 +76,7 @@ class Run:
     options: TrainOptions
     device: torch.device
     model: DualEncoder
-    towers: nn.Module  # the model, or what sums the gradients of several processes around it
+    encode_pairs: nn.Module  # the model, or what sums the gradients of several processes around it
     objective: Objective
     optimizer: torch.optim.Optimizer
     pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`

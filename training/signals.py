@@ -17,18 +17,23 @@ class Signals:
     within a second counts as the same.
 
     Attributes:
-        number: of the signal that has come, or 0.
+        number: number of the first signal that has come, or 0.
+        first_ctrl_c: time of the first Ctrl-C in seconds, or None.
     """
 
     def __init__(self):
-        self.number, self.time = 0, 0.0
+        self.number = 0
+        self.first_ctrl_c: float | None = None
 
     def catch(self, number: int, frame) -> None:
         """Handle a signal by remembering it."""
-        if number == self.number == signal.SIGINT and time.monotonic() - self.time > 1:
+        self.number = self.number or number
+        if number != signal.SIGINT:
+            return
+        if self.first_ctrl_c is None:
+            self.first_ctrl_c = time.monotonic()
+        elif time.monotonic() - self.first_ctrl_c > 1:
             raise KeyboardInterrupt
-        if not self.number:
-            self.number, self.time = number, time.monotonic()
 
     def stop_if_asked(self) -> None:
         """Stop the run, which can be saved now, if a signal has come to any of its processes.

@@ -132,10 +132,10 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
 
 def test_an_unreadable_photo_ends_the_galleries_and_not_the_run(
         data, tmp_path, monkeypatch, capsys):
-    def unreadable(path):
-        raise errors.InputError(f"photo {path} cannot be decoded")
+    def unreadable(photos, index):
+        raise errors.InputError(f"photo {photos[index]} cannot be decoded")
 
-    monkeypatch.setattr(tensorboard, "load_photo", unreadable)
+    monkeypatch.setattr(tensorboard, "load_from", unreadable)
     train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7"))
     assert "step 14" in capsys.readouterr().out
     assert logs(tmp_path)[2].keys() == {"distributions"} | {f"retrieval/{side}" for side in SIDES}

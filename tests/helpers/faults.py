@@ -12,14 +12,19 @@ import train
 from helpers.runs import CPU, command, copy_of
 from scripts import split
 
-FAULTS = {}  # name of the function that makes it: (fault, what is told, that function)
+FAULTS = {}  # name of the function that makes it: (fault, flags and files that are named, function)
 
 
-def fault(described, *told):
-    """Put a function that makes a fault into the table, under its own name."""
+def fault(described, *named):
+    """Put a function that makes a fault into the table, under its own name.
+
+    Args:
+        described: The fault in words, as in `FAULTS.md`.
+        named: The flags and files that the message names; its sentence is free.
+    """
     def add(make):
         assert make.__name__ not in FAULTS, f"two faults are called {make.__name__}"
-        FAULTS[make.__name__] = described, told, make
+        FAULTS[make.__name__] = described, named, make
         return make
     return add
 

@@ -60,21 +60,30 @@ def final_state(folder):
     return state
 
 
-def expect_exit(arguments, status, capsys, told=(), main=train.main, lines=1):
-    """The command ends with `status` and one line on stderr that tells all of `told`, or with some
-    `lines`; what it told."""
+def expect_exit(arguments, status, capsys, named=(), main=train.main, lines=1):
+    """Run a command that ends in `status`, and return what it writes on standard error.
+
+    Args:
+        arguments: The words of the command.
+        status: Its exit status.
+        capsys: The fixture of the test.
+        named: Flags and files that the message names.
+        main: The command's function.
+        lines: The number of lines of the message.
+    """
+    assert not isinstance(named, str), "a list of names, not the letters of one"
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     error = capsys.readouterr().err
     assert caught.value.code == status and error.count("\n") == lines, error
-    assert all(word in error for word in told), error
+    assert all(word in error for word in named), error
     return error
 
 
-def expect_one_line(arguments, told, capsys, main=train.main):
-    """`expect_exit` of a user's mistake."""
-    return expect_exit(arguments, 2, capsys, [told], main)
+def expect_one_line(arguments, named, capsys, main=train.main):
+    """Run a command with a user's mistake: status 2 and one line, which names a flag or file."""
+    return expect_exit(arguments, 2, capsys, [named], main)
 
 
 def contents(folder):

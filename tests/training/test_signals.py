@@ -10,7 +10,7 @@ from helpers.stopping import in_a_child, newest_step, status_of
 
 import train
 from common.errors import Stopped
-from training.signals import stop_on_signals
+from training.signals import Signals, stop_on_signals
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -49,6 +49,22 @@ def test_a_second_ctrl_c_ends_at_once(data, tmp_path, monkeypatch, capsys):
     expect_exit(command(data, tmp_path), 130, capsys, ["at once"])
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(train, "training_step", whole_step)
+
+
+def test_a_second_ctrl_c_ends_at_once_after_a_sigterm_too(monkeypatch):
+    """The run would stop by the SIGTERM; whoever presses Ctrl-C twice does not wait for that."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    signals = Signals()
+    signals.catch(signal.SIGTERM, None)
+    now[0] += 60
+    signals.catch(signal.SIGINT, None)
+    now[0] += 0.5
+    signals.catch(signal.SIGINT, None)  # passed on by a launcher
+    assert signals.number == signal.SIGTERM
+    now[0] += 1
+    with pytest.raises(KeyboardInterrupt):
+        signals.catch(signal.SIGINT, None)
 
 
 def test_a_signal_waits_until_the_run_may_stop():

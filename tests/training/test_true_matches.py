@@ -240,7 +240,7 @@ def test_it_is_refused_where_matches_are_not_known(data, tmp_path, capsys, flags
     copy = copy_of(data, tmp_path)
     (copy / "shapes_train_matches.json").unlink()
     expect_one_line(command(copy, tmp_path / "run", *flags),
-                    "shapes_train.json are not known", capsys)
+                    "shapes_train.json", capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -257,15 +257,15 @@ def test_own_data_with_matches_will_do_and_without_is_refused(data, tmp_path, ca
     assert "true matches excluded" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("more, told", [
-    (["--oracle", "positives"], "--oracle positives: --loss fne takes one match"),
-    (["--oracle", "positives", "--loss", "triplet"], "--oracle positives: --loss triplet"),
-    (["--oracle", "perhaps"], "invalid choice: 'perhaps'")])
-def test_what_it_cannot_be_is_refused(data, tmp_path, capsys, more, told):
-    expect_one_line(command(data, tmp_path / "run", *more), told, capsys)
+@pytest.mark.parametrize("more, named", [
+    (["--oracle", "positives"], "--oracle positives"),
+    (["--oracle", "positives", "--loss", "triplet"], "--oracle positives"),
+    (["--oracle", "perhaps"], "--oracle")])
+def test_what_it_cannot_be_is_refused(data, tmp_path, capsys, more, named):
+    expect_one_line(command(data, tmp_path / "run", *more), named, capsys)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_test_cannot_claim_it(finished, data, capsys):
     expect_one_line(["--test", "--resume", str(finished / "model_best.pth.tar"), "--data_path",
-                     str(data), "--oracle"], "made with off: leave the flag out", capsys)
+                     str(data), "--oracle"], "--oracle exclude", capsys)
