@@ -28,7 +28,7 @@ import torchvision
 import transformers
 from photo_input import input_rows
 from timing import Row, make_row, time_in_turns
-from training_step import compile_rows, training_rows
+from training_step import compile_rows, sampling_rows, training_rows
 
 from encoders.processors import load_tokenizer
 from evaluation import encode_captions
@@ -225,7 +225,8 @@ def caption_rows(short: bool, repeats: int, device: str) -> list[Row]:
 # --------------------------------------------------------------------------------------- the script
 
 SECTIONS = {"loss": loss_rows, "training": training_rows, "input": input_rows,
-            "captions": caption_rows, "evaluation": evaluation_rows, "compile": compile_rows}
+            "captions": caption_rows, "evaluation": evaluation_rows, "sampling": sampling_rows,
+            "compile": compile_rows}
 # "compile" takes minutes, and needs a C compiler.
 DEFAULT_SECTIONS = [name for name in SECTIONS if name != "compile"]
 

@@ -1,9 +1,12 @@
 """Compare a training step with the bare encoders, and on a GPU with its rate of products."""
 
+from unittest import mock
+
 import torch
 from timing import Row, make_row, time_in_turns
 from transformers import BertConfig, ViTConfig
 
+import negative_sampling
 from checkpoint import model_for_training
 from data import NO_PHOTO, Batch
 from encoders import loading as encoders
@@ -181,6 +184,50 @@ def compile_rows(short: bool, repeats: int, device: str) -> list[Row]:
                              "without it takes (times ours)",
                              time_two_runs(compiled, plain, repeats), inverse=True))
     return rows
+
+
+# Of the results on Flickr8k: a frozen MobileNetV2 has seen all photos, and has features of this
+# width; a text encoder is trained. Any small image encoder stands in for it, since none computes.
+FLICKR8K = ["--dataset", "flickr8k", "--data_path", ".", "--image_encoder", "small-convnext",
+            "--image_res", "32", "--freeze", "image", "--embed_size", "256"]
+
+
+def sampling_rows(short: bool, repeats: int, device: str) -> list[Row]:
+    """Return whole steps on a CPU whose negatives are drawn by exact weights, beside rejection.
+
+    Args:
+        short: whether to take tiny sizes.
+        repeats: turns of each measurement.
+        device: "cpu"; a GPU draws exactly in any case, and gives no row.
+    """
+    if device == "cuda":
+        return []
+    rows = []
+    for name, flags in ("flickr8k", FLICKR8K), ("shapes", SMALL):
+        tiny = ["--batch_size_train", "4", "--queue_size", "8"] if short else []
+        run = make_run([*flags, *tiny], device)
+        if name == "flickr8k":
+            width = run.model.image_projection.in_features
+            run.image_features = torch.randn(29_000, width)  # (N_i, W)
+        options = run.options
+        work = (f"a step on {name}, B {options.batch_size_train}, M {options.queue_size:,}, "
+                "negatives drawn exactly")
+        times = time_in_turns(repeats, step_drawn_exactly, step_drawn_by_rejection, device,
+                              lambda run=run: (run, random_batch(run)))
+        rows.append(make_row("sampling", work, "drawn by rejection", times))
+    return rows
+
+
+def step_drawn_exactly(run: Run, batch: Batch) -> None:
+    """Make a step whose negatives are drawn by the weights of all candidates."""
+    with mock.patch.object(negative_sampling, "EXACT_UP_TO", 2**62):
+        step(run, batch)
+
+
+def step_drawn_by_rejection(run: Run, batch: Batch) -> None:
+    """Make a step whose negatives are drawn by rejection sampling, whatever the size."""
+    with mock.patch.object(negative_sampling, "EXACT_UP_TO", 0):
+        step(run, batch)
 
 
 def time_two_runs(run: Run, other: Run, repeats: int) -> tuple[list[float], list[float]]:
