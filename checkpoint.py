@@ -299,6 +299,9 @@ def pack(run: Run) -> dict:
     Returns:
         A dictionary of plain values and tensors: options, progress, weights, optimizer, the entries
         of the objective, and what describes the encoders.
+
+    Raises:
+        TypeError: an entry of the objective has the key of another part of the checkpoint.
     """
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
@@ -315,6 +318,9 @@ def pack(run: Run) -> dict:
         "processes": world_size(),
     }
     for name, value in run.objective.entries().items():
+        if name in state:
+            raise TypeError(f"{type(run.objective).__name__}.entries: {name!r} is the key of "
+                            "another part of the checkpoint; take another name")
         state[name] = value.state_dict() if isinstance(value, nn.Module) else value.detach()
     return state
 
