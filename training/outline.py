@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines for whoever starts it."""
+"""Print what a run is about to do, in a few lines."""
 
 import os
 import textwrap
@@ -17,8 +17,8 @@ from training.run import Run
 from training.true_matches import ORACLE_TEXT
 
 
-def tell(run: Run, given: set[str], resume: Path | None) -> None:
-    """Print what lies ahead of a run.
+def print_outline(run: Run, given: set[str], resume: Path | None) -> None:
+    """Print the outline of a run, and a warning if it asks for FNE and never reaches it.
 
     Args:
         run: the run, before its first step.
@@ -100,7 +100,7 @@ def warn_without_fne(options: TrainOptions) -> None:
              f"--num_epochs {options.warmup_epochs + 1} or more, or fewer --warmup_epochs")
 
 
-def tell_phase(run: Run) -> None:
+def print_phase(run: Run) -> None:
     """Print a line at the start of an epoch if its loss differs from that of the epoch before."""
     if run.epoch and run.phase != run.objective.phase(run.options, run.epoch - 1):
         print_status(f"epoch {run.epoch + 1}/{run.options.num_epochs}: from here on {run.phase}")
