@@ -1,6 +1,6 @@
-"""Guards of a run: steps that are not finite are left out, and a collapse is told.
+"""Guards of a run: steps that are not finite are left out, and a collapse gives a warning.
 
-A run in which neither happens is not changed by them.
+The guards do not change a run in which neither happens.
 """
 
 import torch
@@ -69,7 +69,9 @@ def check_alike(run: Run) -> None:
 
 
 def warn_or_stop(run: Run, spread: float, loss: float) -> None:
-    """Look at the steps since the last call, at a moment when the run waits for the device anyway.
+    """Warn of skipped steps and of a collapse since the last call, or stop the run.
+
+    This reads values back from the device: call it where the run waits for the device anyway.
 
     Args:
         run: the run.
