@@ -195,16 +195,18 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     """
     stored = stored_options(state)
     testing = not isinstance(options, TrainOptions) or options.test
-    fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
-    if is_released(state):
-        fixed -= set(FREE_IN_RELEASED)
+    if testing:
+        fixed = {"embed_size", "oracle"}
+    else:
+        fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+        if is_released(state):
+            fixed -= set(FREE_IN_RELEASED)
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
         if name not in given:
             setattr(options, name, value)
-        elif getattr(options, name) != value and (
-                name == "embed_size" or name in (("oracle",) if testing else fixed)):
+        elif name in fixed and getattr(options, name) != value:
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
                              f"made with {value}: leave the flag out"
                              + ("" if testing else ", or start a new run"))
@@ -299,6 +301,9 @@ def pack(run: Run) -> dict:
     Returns:
         A dictionary of plain values and tensors: options, progress, weights, optimizer, the entries
         of the objective, and what describes the encoders.
+
+    Raises:
+        TypeError: an entry of the objective has the key of another part of the checkpoint.
     """
     options = {name: str(value) if isinstance(value, Path) else value
                for name, value in vars(run.options).items()
@@ -315,6 +320,9 @@ def pack(run: Run) -> dict:
         "processes": world_size(),
     }
     for name, value in run.objective.entries().items():
+        if name in state:
+            raise TypeError(f"{type(run.objective).__name__}.entries: {name!r} is the key of "
+                            "another part of the checkpoint; take another name")
         state[name] = value.state_dict() if isinstance(value, nn.Module) else value.detach()
     return state
 
@@ -368,7 +376,7 @@ def model_for_testing(
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:
-    """Load a packed state into a run in place, which was built with the same options.
+    """Load a packed state in place into a run that was built with the same options.
 
     Args:
         run: the run at its start.
@@ -454,7 +462,7 @@ def folder_statistics(state: dict, path: Path) -> np.ndarray | None:
 
 
 def facts(options: TrainOptions, state: dict) -> dict[str, object]:
-    """Collect what a report may say of a checkpoint, by name. Of a released one little is known.
+    """Collect facts about a checkpoint for reports, by name; few are known of a released one.
 
     Args:
         options: of `options_of_run`.

@@ -58,7 +58,7 @@ class RunningGaussian(nn.Module):
 
         This is the published estimator: first the mean moves over all the values, then each value
         adds its squared deviation from that new mean to `m2`. Welford's estimator would be exact;
-        this one is a little low, and the golden numbers need it.
+        this one is a little low, and the numbers of the released program depend on it.
 
         Args:
             values: similarities of any shape.
@@ -185,10 +185,7 @@ def confident_pairs(similarity: Tensor, image_ids: Tensor) -> Tensor:
 
 def is_trusted(min_count: int, *gaussians: nn.Module) -> Tensor:
     """Tell whether more than `min_count` values were fitted to each Gaussian: () bool."""
-    fewest, *others = [gaussian.count for gaussian in gaussians]
-    for count in others:
-        fewest = fewest.minimum(count)
-    return fewest > min_count
+    return torch.stack([gaussian.count for gaussian in gaussians]).min() > min_count
 
 
 def false_negative_posterior(
@@ -222,7 +219,7 @@ def false_negative_posterior(
 
 
 def cut_down_bound(positive: RunningGaussian, margin: float) -> Tensor:
-    """Compute the similarity up to which nothing is drawn: a () tensor (paper, section 3.3).
+    """Compute the similarity up to which all weights are 0: a () tensor (paper, section 3.3).
 
     Easy negatives teach nothing: the hinge of one below mean(N+) - margin is mostly 0.
     """
@@ -400,7 +397,7 @@ class FNELoss(nn.Module):
             (a prior of 0.01 suits it); `forward` and the bank then need `text_ids`.
 
     Raises:
-        ValueError: `posterior` or `prior` is none of these.
+        ValueError: `posterior` is another text, or `prior` lies outside (0, 1).
 
     Example::
 
@@ -451,7 +448,9 @@ class FNELoss(nn.Module):
         self.negative.update(ranking.hardest, ranking.confident & ranking.hardest.isfinite())
 
     def add_evidence(self, evidence: Tensor) -> None:
-        """Add what the draws of a step saw to the Gaussians of the evidence in place.
+        """Add the moments of a step's candidates to the Gaussians of the evidence in place.
+
+        Without the posterior by evidence nothing is added.
 
         Args:
             evidence: (2, 6), the sum of `DrawnNegatives.evidence` over directions and processes:
@@ -510,7 +509,7 @@ class FNELoss(nn.Module):
             tau=self.tau, posterior_floor=self.posterior_floor)
 
     def cut_down_bound(self) -> Tensor:
-        """Compute the similarity up to which nothing is drawn: a () tensor."""
+        """Compute the similarity up to which all weights are 0: a () tensor."""
         return cut_down_bound(self.positive, self.margin)
 
     @torch.no_grad()
@@ -560,6 +559,9 @@ class FNELoss(nn.Module):
             first: row of the batch that the first anchor is.
             also_excluded: (A, C) bool or None for each direction.
             captions: text keys of batch (B, D) and bank (M, D) and caption ids (C,), by evidence.
+
+        Returns:
+            The negatives of each direction.
         """
         anchors = len(directions[0].anchors)
         local = slice(first, first + anchors)
@@ -580,7 +582,7 @@ class FNELoss(nn.Module):
         self, direction: Direction, candidates: Candidates, indices: Tensor, counts: Tensor,
         moments: Tensor,
     ) -> DrawnNegatives:
-        """Look up the keys and the posterior of what was drawn in one direction.
+        """Look up the keys and the posterior of the candidates drawn in one direction.
 
         Args:
             direction: the direction.

@@ -265,8 +265,8 @@ def other_captions_of_photo(
 
     Args:
         image_ids, text_ids: (A,) int64, photo and caption of each anchor's pair.
-        candidate_ids, candidate_text_ids: (C,) int64, likewise of each candidate; a negative
-            caption id is unknown, and never another caption.
+        candidate_ids, candidate_text_ids: (C,) int64, photo and caption of each candidate; a
+            negative caption id is unknown, and never another caption.
 
     Returns:
         (A, K) int64 indices of candidates, and (A, K) bool, which of them are such captions.
@@ -340,7 +340,7 @@ class CaptionEvidence(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What was drawn for R anchors, and what was seen of their candidates on the way."""
+    """The candidates drawn for R anchors, with counts and moments of all their candidates."""
 
     indices: Tensor  # (R,) int64, the drawn candidate, or `NO_NEGATIVE`
     counts: Tensor  # (S, 2) int64, candidates with weight, and allowed ones, of each direction

@@ -108,7 +108,8 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
         Stopped: a signal came; the run is saved.
     """
     options, sampler = run.options, loader.batch_sampler
-    # What a stop left open after its step is made up for, so that step's entries are written again.
+    # A stopped run may not have validated or logged its last step. That is done first here, and
+    # the entries of that step in TensorBoard are then written again.
     left_open = run.validation_due or monitor.logs_due(run)
     board = make_board(run, train_set, val_set, run.global_step + (not left_open))
     with stop_on_signals(lambda: save_run(run, board)) as signals, board:
@@ -132,7 +133,7 @@ def train(run: Run, loader: DataLoader, train_set: LoadedSplit, val_set: LoadedS
 
 
 def validate_log_and_save(run: Run, val_set: LoadedSplit, board, signals: Signals) -> None:
-    """Do what follows a step where it is time to: validate, write the logs, save the run.
+    """Validate, write the logs and save the run, each of them if it is due after this step.
 
     Args:
         run: changed in place.
@@ -184,7 +185,7 @@ def train_and_test(
     tokenizer = tokenizer_of(options)
     train_set, val_set, test_set = load_all_splits(options, tokenizer)
     if options.judgements:
-        read_judgements(options.judgements, test_set.split)  # what is wrong with it shows now
+        read_judgements(options.judgements, test_set.split)  # an error shows before training
     loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
     model = checkpoint.model_for_training(options, state, path, tokenizer)
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
@@ -195,7 +196,7 @@ def train_and_test(
     key = features.prepare(run, encode_photos)
     storage.prepare_run_folder(run, lock, goes_on_from)
     results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
-    features.keep(run, key)
+    features.save(run, key)
     try:
         with storage.written_to(options.logger_name):
             train(run, loader, train_set, val_set)

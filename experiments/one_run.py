@@ -2,10 +2,10 @@
 
     python -m experiments.one_run '{"dose": 10, "seed": 1, ...}'
 
-A process of its own for each, so that runs go side by side on one core each. A warm-up leaves its
-checkpoint. A branch goes on from it, exactly as `train.py --resume` would, with another loss, with
-the oracle, or with its batches and draws in another order; at its end val and test are scored and
-a json file tells all. Both go on where they were stopped.
+Each run is a process of its own, so that runs go side by side on one core each. A warm-up leaves
+its checkpoint. A branch goes on from that checkpoint, exactly as `train.py --resume` would, with
+another loss, with the oracle, or with its batches and draws in another order. At its end val and
+test are scored, and a json file holds the result. A run that was stopped goes on.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ from fne_loss import RunningBivariateGaussian
 from metrics.true_matches import true_match_share
 from training import storage
 
-KEPT = ["rsum", *(f"{side}_{key}" for side in ("i2t", "t2i")
-                  for key in ("r1", "r5", "r10", "map_at_r", "r_precision"))]
+REPORTED = ["rsum", *(f"{side}_{key}" for side in ("i2t", "t2i")
+                      for key in ("r1", "r5", "r10", "map_at_r", "r_precision"))]
 
 
 def warm_up_command(configuration: Configuration, protocol: Protocol) -> list[str]:
-    """Flags of train.py. The triplet loss is FNE's warm-up, momentum encoders and all."""
+    """Return the flags of train.py for a warm-up: the triplet loss trains as that of FNE does."""
     epochs = str(protocol.warmup_epochs)
     loss = "infonce" if configuration.loss == "infonce" else "fne"
     return ["--dataset", "shapes", "--ambiguity", configuration.dose, "--max_violation", "--loss",
@@ -56,19 +56,19 @@ def warm_up_command(configuration: Configuration, protocol: Protocol) -> list[st
 
 
 def branch_command(configuration: Configuration, protocol: Protocol) -> list[str]:
-    """Flags of train.py. The triplet loss goes on by a longer warm-up."""
+    """Return the flags of train.py for a branch: the triplet loss goes on by a longer warm-up."""
     epochs = str(protocol.warmup_epochs + protocol.branch_epochs)
     longer = ["--warmup_epochs", epochs] if configuration.loss == "triplet" else []
     return ["--num_epochs", epochs, "--oracle", configuration.oracle, *longer]
 
 
 def start(configuration: Configuration, protocol: Protocol) -> None:
-    """Put the warm-up's last state into a branch's folder, unless it is on its way already."""
+    """Put the warm-up's last state into a branch's folder, unless the branch has one already."""
     path = configuration.folder(protocol) / storage.NEWEST
     if path.is_file():
         return
     state = checkpoint.read(configuration.warm_up.folder(protocol) / storage.NEWEST)
-    # Of the warm-up, its best and its steps since the last log are not this run's.
+    # The branch takes over neither the warm-up's best rsum nor its steps since the last log.
     state["best_rsum"], state["logs"] = -1.0, []
     if configuration.again:
         # From the seed follow the order of pairs, dropout and draws of all steps to come.
@@ -88,18 +88,18 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     began, folder = time.monotonic(), configuration.folder(protocol)
     data = make_data(configuration, protocol)
     if configuration.use:
-        shutil.rmtree(folder, ignore_errors=True)  # what it knows of captions is in no checkpoint
+        shutil.rmtree(folder, ignore_errors=True)  # a use's state is in no checkpoint
     if configuration.oracle == WARM_UP:
         command = warm_up_command(configuration, protocol)
     else:
         start(configuration, protocol)
         command = branch_command(configuration, protocol)
-    places = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
-    how = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
+    folders = ["--data_path", str(data), "--logger_name", str(folder), "--resume", "auto"]
+    settings = ["--workers", "0", "--device", "cpu", "--no_figures", "--quiet"]
     loss = "infonce" if configuration.loss == "infonce" else "fne"  # whose warm-up is triplet
     use = use_in_place(configuration.use, loss) if configuration.use else no_use()
     with shapes_sizes_of(protocol), use as use_flags:
-        train.main([*command, *places, *how, *use_flags])
+        train.main([*command, *folders, *settings, *use_flags])
     if configuration.oracle == WARM_UP:
         return
     result = {
@@ -128,22 +128,25 @@ def no_use() -> Iterator[list[str]]:
 
 
 def command_text(flags: list[str]) -> str:
-    """A command as it could be typed, but for where it reads and writes."""
+    """Return a command as it could be typed, without the folders that it reads and writes."""
     return " ".join(["python train.py", *flags])
 
 
 def scores(folder: Path, data: Path, split: str) -> dict[str, float]:
-    """Of a run's last state, not its best: a branch is to be judged, and not its best moment."""
-    place = folder / f"{split}.json"
+    """Score the last state of a run on a split, not its best, which would favour lucky moments."""
+    output = folder / f"{split}.json"
     evaluation.main([str(folder / storage.NEWEST), "--data_path", str(data), "--split", split,
-                     "--output", str(place), "--workers", "0", "--device", "cpu"])
-    metrics = files.read_json(place)
-    return {name: metrics[name] for name in KEPT}
+                     "--output", str(output), "--workers", "0", "--device", "cpu"])
+    metrics = files.read_json(output)
+    return {name: metrics[name] for name in REPORTED}
 
 
 def false_negatives(configuration: Configuration, folder: Path) -> float | None:
-    """The share of true matches among the negatives of a run, mean over its steps, in percent.
-    None where a use of them in InfoNCE weighs them otherwise than the measurement does."""
+    """Return the share of true matches among the negatives of a run, in percent.
+
+    It is the mean over the steps; None where a use in InfoNCE weighs negatives otherwise than the
+    measurement does, or nothing was logged.
+    """
     if configuration.use and configuration.loss == "infonce":
         return None
     accumulator = EventAccumulator(str(folder)).Reload()
@@ -156,7 +159,7 @@ def false_negatives(configuration: Configuration, folder: Path) -> float | None:
 
 
 def run_words(text: str) -> None:
-    """What `plan.to_json` has put into the one argument of the command."""
+    """Run what the command's one argument describes, which `plan.to_json` made."""
     with exit_on_input_error():
         run(*from_json(text))
 

@@ -1,12 +1,12 @@
-"""Uses of a likely match that were tried: what can be done with the posterior
-by evidence. Train by one, and test, with all flags of train.py:
+"""Train with another use of likely matches, which the posterior by evidence
+finds, and test. Takes all flags of train.py:
 
     python -m experiments.uses filter --dataset flickr8k --loss triplet
 
-`experiments.dose --uses` has all of them at each dose. Each takes the place of
-one loss after its warm-up. Those of the batch alone see the captions of a photo
-that the run has seen; those of FNE see batch and bank, as `--posterior
-evidence` does.
+`experiments.dose --uses` runs all uses at each dose. Each use takes the place
+of one loss after its warm-up. Uses in the triplet loss and in InfoNCE know the
+captions of a photo that the run has seen; those in FNE know batch and bank, as
+`--posterior evidence` does.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
+from common.options import with_preset
 from common.presets import PRIOR_OF_EVIDENCE
 from common.ranks import world_size
 from data import Batch, Split
@@ -42,7 +43,7 @@ from training.objectives.base import Outcome, Step
 from training.objectives.fne import FNEObjective
 from training.objectives.infonce import InfoNCEObjective
 from training.objectives.triplet import TripletObjective
-from training.options import parse
+from training.options import TrainOptions, parse
 
 SHARPNESS = 100.0  # of a draw that takes the hardest: .01 of similarity is a factor of e
 
@@ -236,10 +237,10 @@ class BankObjective(FNEObjective):
     def build_criterion(self) -> FNELoss:
         """Build the loss that the options describe."""
         options = self.options
-        published, _ = parse("", ["--dataset", options.dataset])
+        published_prior = with_preset(TrainOptions, {"dataset": options.dataset}).prior
         return LikelyInBank(
             options.margin, options.tau, options.prior, options.posterior_floor,
-            options.nums_right_sims, published_prior=published.prior,
+            options.nums_right_sims, published_prior=published_prior,
             threshold=options.likely_threshold)
 
 

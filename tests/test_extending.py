@@ -94,6 +94,17 @@ def test_the_recipe_adds_a_loss(data, tmp_path, capsys):
     assert "rsum" in capsys.readouterr().out
 
 
+def test_what_it_trains_must_be_kept_under_a_key_of_its_own(tmp_path, monkeypatch):
+    """Or a run that goes on would lose it, or something else of the checkpoint, without a word."""
+    monkeypatch.setattr(SquaredObjective, "entries", lambda self: {"squared_steps": self.steps})
+    with pytest.raises(TypeError, match="SquaredObjective.entries does not name floor"):
+        make_run(tmp_path, "--loss", "squared")
+    monkeypatch.setattr(SquaredObjective, "entries", lambda self: {"step": self.floor})
+    run, _ = make_run(tmp_path, "--loss", "squared")
+    with pytest.raises(TypeError, match="'step' is the key of another part"):
+        checkpoint.pack(run)
+
+
 def test_its_checkpoint_is_scored_and_exported_where_it_is_not_known(
     data, tmp_path, monkeypatch, capsys
 ):

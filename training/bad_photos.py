@@ -8,7 +8,7 @@ from training.run import Run
 
 
 def count_bad_photos(run: Run, batch: Batch) -> None:
-    """Warn of photos that could not be read, and count them in `run.bad_photos` in place.
+    """Add photos that could not be read to `run.bad_photos` in place, with a warning for each.
 
     Args:
         run: the run.

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other before a step, in one exchange on the CPU."""
+"""The exchange between the processes of a run before each step, on the CPU."""
 
 import torch
 

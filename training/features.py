@@ -1,7 +1,7 @@
 """Features of a frozen image encoder, kept in the run's folder: making them takes minutes.
 
-They are used again where everything that they depend on is as it was: the encoder's weights, how
-photos are read, and the photos' names, sizes and times. Else they are made anew.
+Features are read from the folder where everything that they depend on is unchanged: the encoder's
+weights, how photos are read, and the photos' names, sizes and times. Else they are computed anew.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from training.options import TrainOptions
 from training.run import Run
 
 FEATURES = "photo_features.pt"
-# What the way to a feature depends on, beside the device and the precision that is in use.
+# Options that a feature depends on. The device and the precision in use are parts of the key.
 OPTIONS = {"exif", "image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
     "device", "precision"}
 
@@ -53,9 +53,9 @@ def prepare(
     key = in_own_folder = found = None
     if is_main():
         key = features_key(run)
-        in_own_folder = found = kept_features(options.logger_name, key, count)
+        in_own_folder = found = read_features(options.logger_name, key, count)
         if found is None and options.resume and options.resume.parent != options.logger_name:
-            found = kept_features(options.resume.parent, key, count)
+            found = read_features(options.resume.parent, key, count)
     found = broadcast_from_main(found)
     if found is None:
         found = encode(run.model, run.photos, options, False)
@@ -98,7 +98,7 @@ def photos_digest(photos: Sequence[Photo], root: Path) -> str:
     return digest.hexdigest()
 
 
-def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
+def read_features(folder: Path, key: dict, photos: int) -> Tensor | None:
     """Read the features (N_i, W) that `folder` holds for `key`; None if it holds none."""
     path = folder / FEATURES
     if not path.is_file():
@@ -116,17 +116,17 @@ def kept_features(folder: Path, key: dict, photos: int) -> Tensor | None:
 
 
 def fits(state: object, key: dict, photos: int) -> bool:
-    """Tell whether the content of a file is what `keep` wrote for this key."""
+    """Tell whether the content of a file is what `save` wrote for this key."""
     features = state.get("features") if isinstance(state, dict) else None
     return (isinstance(features, Tensor) and state.get("key") == key and features.ndim == 2
             and len(features) == photos and features.dtype == torch.float32
             and bool(features.isfinite().all()))
 
 
-def keep(run: Run, key: dict | None) -> None:
+def save(run: Run, key: dict | None) -> None:
     """Write a run's image features to its folder, if `prepare` returned a key for them.
 
-    A full disk is only a warning, since they can be computed again.
+    A full disk gives a warning and no error, since the features can be computed again.
     """
     if key is None:
         return

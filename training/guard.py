@@ -1,6 +1,6 @@
-"""Guards of a run: steps that are not finite are left out, and a collapse is told.
+"""Guards of a run: steps that are not finite are left out, and a collapse gives a warning.
 
-A run in which neither happens is not changed by them.
+The guards do not change a run in which neither happens.
 """
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from common import processes
 from common.errors import InputError
+from common.flags import flags_of
 from common.terminal import warn
+from training.objectives import OBJECTIVES
 from training.run import Run
 
 SKIPS_IN_A_ROW = 5  # this many steps that are not finite end the run
@@ -67,7 +69,9 @@ def check_alike(run: Run) -> None:
 
 
 def warn_or_stop(run: Run, spread: float, loss: float) -> None:
-    """Look at the steps since the last call, at a moment when the run waits for the device anyway.
+    """Warn of skipped steps and of a collapse since the last call, or stop the run.
+
+    This reads values back from the device: call it where the run waits for the device anyway.
 
     Args:
         run: the run.
@@ -91,9 +95,12 @@ def warn_or_stop(run: Run, spread: float, loss: float) -> None:
         warn(f"step {int(skips.step)} was not finite and left out, {int(skips.count)} so far")
     collapsed = spread < COLLAPSED
     if collapsed and not run.collapsed:
+        flags = flags_of(OBJECTIVES[run.options.loss].flags)
+        margin = f" (twice the margin: {2 * run.options.margin:g})" if "margin" in flags else ""
+        easy_epochs = ", or more --easy_epochs" if "easy_epochs" in flags else ""
         warn(f"step {now}: collapse: the similarities of a batch are all alike (deviation "
-             f"{spread:.1e}), and the loss is {loss:.4f} (twice the margin: "
-             f"{2 * run.options.margin:g}). Try a lower --learning_rate, or more --easy_epochs")
+             f"{spread:.1e}), and the loss is {loss:.4f}{margin}. Try a lower --learning_rate"
+             f"{easy_epochs}")
     elif run.collapsed and not collapsed:
         warn(f"step {now}: no more collapse: similarities differ again (deviation {spread:.1e})")
     run.collapsed = collapsed

@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines for whoever starts it."""
+"""Print what a run is about to do, in a few lines."""
 
 import os
 import textwrap
@@ -18,7 +18,7 @@ from training.true_matches import ORACLE_TEXT
 
 
 def print_outline(run: Run, given: set[str], resume: Path | None) -> None:
-    """Print what lies ahead of a run.
+    """Print the outline of a run, and a warning if it asks for FNE and never reaches it.
 
     Args:
         run: the run, before its first step.

@@ -45,7 +45,7 @@ def load_number(parameter: Tensor, value: Tensor) -> None:
     """Copy a learned number or buffer in place, once it has the shape and type of its target.
 
     Raises:
-        ValueError: it has not, or is not finite.
+        ValueError: shape or type differ, or the value is not finite.
     """
     if not isinstance(value, Tensor) or shape_and_type(value) != shape_and_type(parameter):
         raise ValueError(f"a number is no tensor {shape_and_type(parameter)}")

@@ -155,6 +155,7 @@ def build_run(
     if options.compile:
         compile_encoders(model, *(module for module in objective.modules()
                                   if isinstance(module, DualEncoder)))
+    check_entries_named(objective)
     trained = [parameter for module in (model, objective) for parameter in module.parameters()
                if parameter.requires_grad]
     statistics = image_statistics(options)
@@ -167,3 +168,18 @@ def build_run(
         None if train_set is None else len(train_set.captions),
         Skips(options.batch_size_train).to(device), StepClock(device),
         describe_encoders(model, tokenizer, *statistics))
+
+
+def check_entries_named(objective: Objective) -> None:
+    """Check that the checkpoint keeps every parameter that an objective trains.
+
+    Raises:
+        TypeError: `Objective.entries` lacks one, so that a run that goes on would lose it.
+    """
+    saved = set()
+    for value in objective.entries().values():
+        saved |= set(value.parameters() if isinstance(value, nn.Module) else [value])
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad and parameter not in saved:
+            raise TypeError(f"{type(objective).__name__}.entries does not name {name}, which is "
+                            "trained: a run that goes on would lose it")

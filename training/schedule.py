@@ -1,4 +1,4 @@
-"""What follows from a step or an epoch alone: the learning rate and when to validate.
+"""The learning rate and the steps at which to validate, which follow from the step alone.
 
 These are pure functions, so there is no scheduler whose state could be lost.
 """

@@ -1,11 +1,13 @@
 """The true matches of the training split, annotated or not, where they are known.
 
-They serve two ends. `TrueMatches.share_of` tells which share of a loss's negatives is false. And
-with `--oracle` they bound what any elimination of false negatives could give: no true match of an
-anchor is then a candidate of its loss, neither in the sum nor as the hardest of the triplet loss,
-neither in a draw of FNE nor as its fallback, nor in the denominator of InfoNCE. FNE's statistics
-stay those of a run without the oracle: confident pairs and their hardest negatives are how the
-method measures, not what it repels, and with others the cut-down would move as well.
+True matches serve two ends. `TrueMatches.share_of` tells which share of a loss's negatives is
+false. And with `--oracle` they bound what any elimination of false negatives could give: no true
+match of an anchor is then a candidate of its loss, neither in the sum nor as the hardest of the
+triplet loss, neither in a draw of FNE nor as its fallback, nor in the denominator of InfoNCE. FNE's
+published statistics stay those of a run without the oracle: confident pairs and their hardest
+negatives are how the method measures, not what it repels, and with others the cut-down would move
+as well. With `--posterior evidence` N- is fitted to the candidates of the draws, so without the
+true matches.
 """
 
 from typing import NamedTuple

@@ -195,7 +195,7 @@ def test_a_stopped_experiment_ends_its_runs_and_goes_on(tmp_path, monkeypatch, c
 
 
 def result(share, seed, loss, oracle, rsum, again=False):
-    metrics = dict.fromkeys(one_run.KEPT, 10.0) | {"rsum": rsum}
+    metrics = dict.fromkeys(one_run.REPORTED, 10.0) | {"rsum": rsum}
     return {"configuration": {"dose": share, "seed": seed, "loss": loss, "oracle": oracle,
                               "again": again},
             "test": metrics, "true_matches": float(share), "false_negatives": 5.0}

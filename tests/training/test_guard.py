@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.runs import assert_same, command
 from helpers.spoiling import PLACES, spoil
-from helpers.steps import B, all_finite, clone, kept, run_on_its_way, take_step
+from helpers.steps import B, all_finite, clone, kept, make_run, run_on_its_way, take_step
 from torch import nn
 
 import checkpoint
@@ -97,6 +97,16 @@ def test_a_collapse_is_said_once_and_its_end_too(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert ["no more collapse" in line for line in lines] == [False, True, False]
     assert "all alike" in lines[0] and "loss is 0.4000 (twice the margin: 0.4)" in lines[0]
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_a_collapse_under_a_loss_without_margin(tmp_path, capsys, loss):
+    """What is said of it names nothing that this loss does not use."""
+    run, _ = make_run(tmp_path, "--loss", loss)
+    guard.warn_or_stop(run, 1e-5, 4.2)
+    line = capsys.readouterr().err
+    assert "the loss is 4.2000. Try a lower --learning_rate" in line
+    assert "margin" not in line and "--easy_epochs" not in line
 
 
 def test_a_collapse_is_measured(tmp_path):

@@ -1,4 +1,4 @@
-"""What every objective is: what it is given of a step, what it gives back, and what it may own.
+"""The interface of an objective: its inputs in a step, its result, and the state that it holds.
 
 A run has one objective, chosen by `--loss` from `training.objectives.OBJECTIVES`. It receives the
 embeddings of a step and computes the loss. Everything that belongs to the loss alone, such as a
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from data import Batch, Split
-from fne_loss import BatchRanking, cosine, rank_batch
+from fne_loss import BatchRanking, FNELoss, cosine, rank_batch
 from memory_bank import MemoryBank
 from model import DualEncoder
 from training.true_matches import TrueMatches
@@ -24,7 +24,7 @@ from training.true_matches import TrueMatches
 
 @dataclass
 class Step:
-    """What an objective is given of one training step on a batch of B pairs.
+    """The inputs of an objective in one training step on a batch of B pairs.
 
     In a run of N processes each encodes its local b = B / N pairs and receives the embeddings of
     all B. In a single process b = B. D is the width of the embeddings, W of the features.
@@ -68,7 +68,7 @@ class Negatives(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an objective makes of a step."""
+    """The result of an objective for one step."""
 
     loss: Tensor  # () with gradient; gradients of it are summed over the processes
     batch_loss: Tensor  # () detached, of the whole batch, the same in all processes
@@ -77,16 +77,16 @@ class Outcome(NamedTuple):
 
 
 class NegativeSampler(NamedTuple):
-    """What an objective draws negatives with, for figures that show what it would draw."""
+    """The parts that an objective draws negatives with, for figures that draw as it does."""
 
-    criterion: nn.Module  # an `FNELoss`
+    criterion: FNELoss
     bank: MemoryBank
     momentum_model: DualEncoder
     similarity_counts: Tensor | None  # (2, bins) int64 histograms of N+ and N-, where counted
 
 
 class Objective(nn.Module):
-    """A loss that `--loss` can name, with all that it owns.
+    """A loss that `--loss` can name, with the state that belongs to it alone.
 
     A subclass implements `phase` and `forward`. Parameters that it registers are trained; modules
     and parameters that `entries` names are saved in the checkpoint.
@@ -94,12 +94,17 @@ class Objective(nn.Module):
     In a run of several processes each computes `forward` on the same batch, and the processes'
     gradients are summed. A loss of all embeddings (`Step.all_image_embeds`) is computed whole in
     each process: the gradient reaches the local rows alone, so that the sum is that of the batch. A
-    loss of the local rows alone is divided by the number of processes.
+    loss of the local rows alone is divided by the number of processes. Only the gradients of the
+    model are summed: parameters that the objective itself registers need a loss of all embeddings,
+    whose gradient with respect to them is whole in each process.
 
     Args:
         options: the run's options.
         model: the online model, on its device.
         split: the training split, whose true matches may be known; None in a trial without data.
+
+    Raises:
+        InputError: `--oracle` asks for true matches that are not known.
     """
 
     def __init__(self, options, model: DualEncoder, split: Split | None = None):
@@ -140,13 +145,17 @@ class Objective(nn.Module):
         return self.matches.in_batch(step.batch) if self.options.oracle != "off" else None
 
     def start_epoch(self) -> None:
-        """Forget, in place, what is kept for one epoch alone. Called before its first step."""
+        """Reset, in place, the state of one epoch. Called before the first step of each epoch."""
 
     def after_step(self, step: Step) -> None:
-        """Update state in place once the optimizer has made its step."""
+        """Update state in place after the optimizer's step, also if that step was left out."""
 
     def entries(self) -> dict[str, nn.Module | Tensor]:
-        """Name the modules and tensors that a checkpoint keeps, by their key."""
+        """Name the modules and tensors that a checkpoint keeps, by their key.
+
+        All parameters that are trained must be among them. No key may be one that
+        `checkpoint.pack` uses itself.
+        """
         return {}
 
     def check_entries(self, photos: int | None, captions: int | None) -> None:
@@ -156,19 +165,19 @@ class Objective(nn.Module):
             photos, captions: size of the training split; None where it is not known.
 
         Raises:
-            ValueError: a value that no run can come to.
+            ValueError: a value that no run can have.
         """
 
     def values(self) -> dict[str, Tensor | float]:
-        """Give the state that TensorBoard shows, by tag. It may wait for the device."""
+        """Give the values that TensorBoard shows of the state, by tag. May wait for the device."""
         return {}
 
     def sampler(self) -> NegativeSampler | None:
-        """Give what this objective draws negatives with; None if it draws none."""
+        """Give the parts that this objective draws negatives with; None if it draws none."""
         return None
 
 
-def phases(objective: type[Objective] | Objective, options) -> list[tuple[int, int, str]]:
+def phases(objective: type[Objective], options) -> list[tuple[int, int, str]]:
     """List the phases of a run as (first epoch, last epoch, name), epochs counted from 1."""
     found = []
     for epoch in range(options.num_epochs):

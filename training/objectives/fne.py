@@ -25,7 +25,7 @@ class FNEObjective(Objective):
     alone; the momentum encoders and the statistics follow from the first step on.
     """
 
-    warm_up_class = TripletObjective
+    warm_up_class = TripletObjective  # only its `forward` and `phase` are used: without state
 
     def __init__(self, options, model: DualEncoder, split: Split | None = None):
         super().__init__(options, model, split)
@@ -45,10 +45,10 @@ class FNEObjective(Objective):
 
     @classmethod
     def check_options(cls, options) -> None:
-        """Check that the bank holds a batch.
+        """Check that the bank is large enough for a batch.
 
         Raises:
-            InputError: it does not; or an option needs another loss.
+            InputError: it is not, or an option needs another loss.
         """
         super().check_options(options)
         if options.queue_size < options.batch_size_train:
@@ -173,7 +173,7 @@ class FNEObjective(Objective):
         return values
 
     def sampler(self) -> NegativeSampler:
-        """Give what the figures need to draw as this objective does."""
+        """Give the parts that this objective draws negatives with, for the figures."""
         return NegativeSampler(self.criterion, self.bank, self.momentum_model,
                                self.similarity_counts)
 
@@ -185,10 +185,10 @@ def build_criterion(options) -> FNELoss:
 
 
 def check_several_captions(split: Split) -> None:
-    """Check that some photo has what `--posterior evidence` is fitted to: several captions.
+    """Check that some photo has several captions, to which `--posterior evidence` is fitted.
 
     Raises:
-        InputError: none has.
+        InputError: no photo has.
     """
     if len(split.captions) == len(split.images):
         raise InputError(f"--posterior evidence: each photo of {split.source} has one caption, and "
@@ -196,32 +196,32 @@ def check_several_captions(split: Split) -> None:
 
 
 def check_bank(bank: MemoryBank, photos: int | None, captions: int | None) -> None:
-    """Check that a bank's numbers are such as a run can come to.
+    """Check the pointer and the ids of a bank that was loaded from a checkpoint.
 
     Args:
         bank: the bank.
-        photos, captions: size of the training split; None where nobody will look the ids up.
+        photos, captions: size of the training split; None where it is not known.
 
     Raises:
         ValueError: an id or a slot that the bank cannot have.
     """
     if not 0 <= bank.pointer < len(bank.image_ids):
         raise ValueError("the memory bank's pointer is none of its slots")
-    for what, ids, count in (("photos", bank.image_ids, photos),
+    for kind, ids, count in (("photos", bank.image_ids, photos),
                              ("captions", bank.text_ids, captions)):
         known = ids[ids != EMPTY]
         if (known < 0).any() or count is not None and (known >= count).any():
-            raise ValueError(f"the memory bank holds {what} that the training split does not have")
+            raise ValueError(f"the memory bank holds {kind} that the training split does not have")
 
 
 def draws_of_batch(
     loss: Tensor, i2t: DrawnNegatives, t2i: DrawnNegatives
 ) -> tuple[Tensor, DrawnNegatives, DrawnNegatives]:
-    """Gather what all processes of a run have drawn for their anchors, in one exchange.
+    """Gather the negatives that all processes of a run have drawn, in one exchange.
 
     Args:
         loss: () this process's share of the loss.
-        i2t, t2i: what this process has drawn for its b anchors.
+        i2t, t2i: the negatives of this process's b anchors.
 
     Returns:
         The () loss of the batch, detached, and the draws with indices and posteriors of all B
@@ -234,10 +234,10 @@ def draws_of_batch(
     sums = torch.cat([loss.detach().double()[None], i2t.counts, t2i.counts,
                       i2t.evidence.flatten(), t2i.evidence.flatten()])  # (29,)
     anchors, sums = gather_several(anchors, sums[None])  # (B, 4), (N, 29)
-    batch_loss, *parts = sums.sum(dim=0).split([1, 2, 2, 12, 12])
+    batch_loss, *totals = sums.sum(dim=0).split([1, 2, 2, 12, 12])
     draws = [draw._replace(indices=anchors[:, column].long(), posterior=anchors[:, column + 1],
                            counts=counts, evidence=evidence.view(2, 6))
-             for draw, column, counts, evidence in zip((i2t, t2i), (0, 2), parts[:2], parts[2:])]
+             for draw, column, counts, evidence in zip((i2t, t2i), (0, 2), totals[:2], totals[2:])]
     return batch_loss[0].to(loss.dtype), *draws
 
 

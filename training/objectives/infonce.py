@@ -27,7 +27,7 @@ class InfoNCEObjective(Objective):
 
     @classmethod
     def check_options(cls, options) -> None:
-        """Accept all options: `--oracle positives` is this objective's own."""
+        """Accept all options, `--oracle positives` included."""
 
     @classmethod
     def phase(cls, options, epoch: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fne_loss import excluded_candidates
 from training.objectives.base import Objective, Outcome, Step, weighted_pairs
+from training.objectives.infonce import LARGEST_SCALE
 
 
 def sigmoid_loss(
@@ -64,7 +65,7 @@ class SigmoidObjective(Objective):
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place, as `InfoNCEObjective` does."""
-        self.log_scale.data.clamp_(max=math.log(100.0))
+        self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
 
     def entries(self) -> dict[str, nn.Module | Tensor]:
         """Name what a checkpoint keeps."""
