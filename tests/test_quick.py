@@ -32,7 +32,7 @@ MODULES = modules()
 
 
 @functools.cache
-def imported(path: Path) -> set[str]:
+def imported(path: Path) -> frozenset[str]:
     """Return the modules of the program that a file imports, in functions too.
 
     A text of the form "module:name" counts: the table of objectives is of such texts.
@@ -45,12 +45,12 @@ def imported(path: Path) -> set[str]:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and ":" in node.value:
             found.add(node.value.partition(":")[0])
-    return found & MODULES
+    return frozenset(found & MODULES)
 
 
 def reached(path: Path) -> set[str]:
     """Return the modules that a file imports, and those that they import, and so on."""
-    found, waiting = set(), imported(path)
+    found, waiting = set(), set(imported(path))
     while waiting:
         module = waiting.pop()
         found.add(module)
