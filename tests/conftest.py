@@ -9,7 +9,8 @@ import huggingface_hub.constants  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import encoders  # noqa: E402
-from helpers.paths import SHARED  # noqa: E402
+from helpers.paths import ROOT, SHARED  # noqa: E402
+from helpers.quick import QUICK_FILES, is_quick  # noqa: E402
 from helpers.runs import SIZES, command, contents  # noqa: E402
 from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
@@ -18,6 +19,28 @@ import negative_sampling  # noqa: E402
 import train  # noqa: E402
 from encoders.loading import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
+
+TESTS = ROOT / "tests"
+
+
+def is_quick_file(path):
+    """Return whether a file of tests holds quick ones."""
+    return path.relative_to(TESTS).as_posix() in QUICK_FILES
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where only quick tests are wanted, other files are not even imported."""
+    is_tests = collection_path.match("test_*.py") and collection_path.is_relative_to(TESTS)
+    if config.option.markexpr == "quick" and is_tests and not is_quick_file(collection_path):
+        return True
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests without the mark are left out
+def pytest_collection_modifyitems(items):
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix()
+        if is_quick(path, getattr(item, "originalname", item.name)):
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options

@@ -62,9 +62,9 @@ def encoded(monkeypatch):
     """The names of all photos that are decoded for the index, as a list that grows."""
     names, load_photo = [], encoding.load_photo
 
-    def recording(path):
+    def recording(path, **how):
         names.append(path.name)
-        return load_photo(path)
+        return load_photo(path, **how)
 
     monkeypatch.setattr(encoding, "load_photo", recording)
     return names
@@ -253,10 +253,10 @@ def test_after_sigterm_the_next_search_goes_on(photos, exported, tmp_path, monke
     """What the stopped search has encoded is in its index."""
     load_photo = encoding.load_photo
 
-    def stopping(path):
+    def stopping(path, **how):
         if path.name == "test_00005.png":
             os.kill(os.getpid(), signal.SIGTERM)
-        return load_photo(path)
+        return load_photo(path, **how)
 
     def stopped_search():
         monkeypatch.setattr(encoding, "load_photo", stopping)

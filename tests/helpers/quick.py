@@ -1,0 +1,151 @@
+"""The tests of `pytest -m quick`: a cross-section that exercises every module, in a minute.
+
+`conftest.py` gives them their mark. An entry is a test file, with all of its tests, or one
+test, written `file::test`. `test_quick.py` holds that no module of the program is left out.
+"""
+
+# What exercises each module that is not a package's docstring alone.
+OF_MODULE = {
+    "checkpoint": "test_released_checkpoints.py",
+    "common.device": "common/test_device.py",
+    "common.errors": "common/test_options.py",
+    "common.files": "common/test_files.py",
+    "common.flags": "common/test_options.py",
+    "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
+    "common.locks": "searching/test_update.py",
+    "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
+    "common.options": "common/test_options.py",
+    "common.parser": "common/test_options.py",
+    "common.pools": "common/test_pools.py",
+    "common.presets": "common/test_options.py",
+    "common.processes": "common/test_processes.py",
+    "common.ranks": "common/test_processes.py",
+    "common.terminal": "common/test_terminal.py",
+    "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
+    "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
+    "data": "test_data.py",
+    "encoders.families": "encoders/test_refusals.py",
+    "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
+    "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
+    "encoders.loading": "encoders/test_loading.py",
+    "encoders.pooling": "test_model.py",
+    "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
+    "encoders.processors": "encoders/test_processors.py",
+    "encoders.released": "test_released_checkpoints.py",
+    "encoders.sentence": "test_export.py::test_sentence_transformers_gives_our_vectors",
+    "encoders.stored": "encoders/test_stored.py::test_a_flag_replaces_what_is_stored",
+    "evaluation": "test_evaluation.py",
+    "experiments.dose":
+        "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
+    "experiments.flags": "experiments/test_uses.py::test_a_slip_of_the_command_is_told_in_a_line",
+    "experiments.likely_options":
+        "experiments/test_uses.py::test_a_slip_of_the_command_is_told_in_a_line",
+    "experiments.one_run":
+        "experiments/test_dose.py::test_a_stopped_experiment_ends_its_runs_and_goes_on",
+    "experiments.plan":
+        "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
+    "experiments.posterior": "experiments/test_posterior.py",
+    "experiments.summary":
+        "experiments/test_dose.py::test_differences_are_paired_by_seed_and_intervals_are_students",
+    "experiments.uses": "experiments/test_uses.py::test_what_is_likely_is_that_of_a_slow_loop",
+    "export": "test_export.py::test_the_released_model_is_the_same_to_the_bit",
+    "figures.flags": "figures/test_opening.py",
+    "figures.galleries": "figures/test_galleries.py",
+    "figures.opening": "figures/test_opening.py",
+    "figures.pages": "figures/test_sheets.py",
+    "figures.picks": "figures/test_picks.py",
+    "figures.plots":
+        "figures/test_report.py::test_the_command_writes_a_report_of_an_embeddings_file",
+    "figures.report":
+        "figures/test_report.py::test_the_command_writes_a_report_of_an_embeddings_file",
+    "figures.sheets": "figures/test_sheets.py",
+    "figures.tensorboard":
+        "figures/test_tensorboard.py::test_curves_are_grouped_and_times_are_split",
+    "fne_loss": "test_fne_loss.py",
+    "inputs.arrow": "inputs/test_arrow.py",
+    "inputs.augmentation": "inputs/test_augmentation.py",
+    "inputs.captions": "inputs/test_captions.py",
+    "inputs.loader": "inputs/test_loader.py",
+    "inputs.photos": "inputs/test_photos.py",
+    "inputs.records": "inputs/test_records.py",
+    "inputs.shapes": "inputs/test_shapes.py::test_parser_and_loop_on_captions_judged_by_hand",
+    "inputs.shard_index": "inputs/test_shard_index.py",
+    "inputs.shards": "inputs/test_shards.py",
+    "inputs.sources": "inputs/test_split_files.py",
+    "inputs.splits": "inputs/test_split_files.py",
+    "memory_bank": "test_memory_bank.py",
+    "metrics.embeddings": "metrics/test_embeddings.py",
+    "metrics.evidence": "metrics/test_evidence.py",
+    "metrics.facts": "figures/test_report_facts.py::test_facts_survive_the_file",
+    "metrics.judgements": "metrics/test_judgements.py",
+    "metrics.retrieval":
+        "metrics/test_retrieval.py::test_ranks_and_metrics_are_those_of_the_released_program",
+    "metrics.true_matches":
+        "metrics/test_true_matches.py::test_metrics_over_all_matches_are_those_of_a_loop",
+    "model": "test_model.py",
+    "negative_sampling": "test_fne_loss.py",
+    "scripts.check_data": "scripts/test_check_data.py",
+    "scripts.gpu_check": "scripts/test_gpu_check.py",
+    "scripts.make_shapes": "scripts/test_make_shapes.py",
+    "scripts.split": "scripts/test_split.py",
+    "search": "test_search.py",
+    "searching.clusters": "searching/test_clusters.py",
+    "searching.encoding": "searching/test_encoding.py",
+    "searching.exact": "searching/test_exact.py",
+    "searching.flags": "test_search.py",
+    "searching.index": "searching/test_index.py",
+    "searching.models": "searching/test_models.py",
+    "searching.page": "searching/test_page.py",
+    "searching.queries": "searching/test_queries.py",
+    "searching.results": "searching/test_results.py",
+    "searching.scan": "searching/test_scan.py",
+    "searching.update": "searching/test_update.py",
+    "train": "test_train.py",
+    "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
+    "training.clock": "training/test_clock.py",
+    "training.exchange": "test_train.py",
+    "training.facts": "test_train.py",
+    "training.features":
+        "training/test_features.py::test_they_depend_on_each_photos_size_time_and_name",
+    "training.guard": "training/test_guard.py::test_a_few_are_told_and_counted",
+    "training.monitor": "training/test_monitor.py",
+    "training.objectives": "test_train.py",
+    "training.objectives.base": "test_train.py",
+    "training.objectives.fne": "test_train.py",
+    "training.objectives.infonce":
+        "test_one_step.py::test_the_infonce_loss_of_a_step_is_the_oracles",
+    "training.objectives.options": "common/test_options.py",
+    "training.objectives.sigmoid": "test_fne_loss.py",
+    "training.objectives.triplet":
+        "test_one_step.py::test_the_triplet_loss_of_a_step_is_the_oracles",
+    "training.options": "common/test_options.py",
+    "training.outline": "test_train.py",
+    "training.random_streams": "test_train.py",
+    "training.restore": "training/test_restore.py::test_weights_that_are_not_finite",
+    "training.run": "training/test_run.py",
+    "training.schedule": "training/test_schedule.py",
+    "training.signals": "training/test_signals.py",
+    "training.storage": "training/test_folders.py::test_permission_is_not_damage",
+    "training.true_matches": "training/test_monitor.py",
+    "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
+}
+# Numbers of the released program, formulas against the oracle, and what else is quick.
+FURTHER = ("test_golden.py", "metrics/test_retrieval.py::test_ranks_by_hand",
+           "test_one_step.py::test_the_fne_loss_of_a_step_is_the_oracles_on_what_was_drawn",
+           "test_fidelity.py", "test_statistics.py", "test_momentum.py",
+           "encoders/test_caption_tokens.py", "inputs/test_formats.py", "inputs/test_tables.py",
+           "test_sampling.py::test_posterior_is_the_oracles_in_the_middle_and_in_both_tails",
+           "test_own_loop.py::test_the_loop_of_the_readme_trains",
+           "test_house.py::test_no_arrow_is_forbidden", "test_quick.py")
+QUICK = {*OF_MODULE.values(), *FURTHER}
+QUICK_FILES = {entry.partition("::")[0] for entry in QUICK}
+
+
+def is_quick(path: str, function: str) -> bool:
+    """Return whether a test is among them.
+
+    Args:
+        path: its file, relative to `tests`, with forward slashes.
+        function: its name, without parameters.
+    """
+    return path in QUICK or f"{path}::{function}" in QUICK
