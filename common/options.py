@@ -32,7 +32,7 @@ from common.presets import (
 LARGEST_COUNT = 2**53
 LARGEST_BATCH = 2**20
 LARGEST_FLOAT = 1e6
-LONGEST_PREFIX = 1000  # letters, which are cleaned and tokenised with each caption
+LONGEST_PREFIX = 1000  # letters; a prefix is cleaned and tokenised with each caption
 
 # ------------------------------------------------------------------------------------------- groups
 

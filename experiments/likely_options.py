@@ -8,7 +8,7 @@ from training.objectives.options import FNEOptions, InfoNCEOptions, TripletOptio
 
 @dataclass(kw_only=True)
 class LikelyOptions:
-    """The options of a use of likely matches."""
+    """The options that all uses of likely matches share."""
 
     title = "likely matches"
     likely_threshold: float | None = option(
