@@ -28,7 +28,7 @@ OF_MODULE = {
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.loading": "encoders/test_loading.py",
-    "encoders.pooling": "test_model.py",
+    "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
     "encoders.released": "test_released_checkpoints.py",
@@ -69,7 +69,8 @@ OF_MODULE = {
     "inputs.photos": "inputs/test_photos.py",
     "inputs.records": "inputs/test_records.py",
     "inputs.shapes": "inputs/test_shapes.py::test_parser_and_loop_on_captions_judged_by_hand",
-    "inputs.shard_index": "inputs/test_shard_index.py",
+    "inputs.shard_index":
+        "inputs/test_shard_index.py::test_pairs_follow_the_shards_in_their_order",
     "inputs.shards": "inputs/test_shards.py",
     "inputs.sources": "inputs/test_split_files.py",
     "inputs.splits": "inputs/test_split_files.py",
@@ -82,7 +83,7 @@ OF_MODULE = {
         "metrics/test_retrieval.py::test_ranks_and_metrics_are_those_of_the_released_program",
     "metrics.true_matches":
         "metrics/test_true_matches.py::test_metrics_over_all_matches_are_those_of_a_loop",
-    "model": "test_model.py",
+    "model": "test_model.py::test_vit_features_are_the_mean_over_all_tokens",
     "negative_sampling": "test_fne_loss.py",
     "scripts.check_data": "scripts/test_check_data.py",
     "scripts.gpu_check": "scripts/test_gpu_check.py",
@@ -90,7 +91,7 @@ OF_MODULE = {
     "scripts.split": "scripts/test_split.py",
     "search": "test_search.py",
     "searching.clusters": "searching/test_clusters.py",
-    "searching.encoding": "searching/test_encoding.py",
+    "searching.encoding": "searching/test_encoding.py::test_a_huge_photo_is_a_permanent_fault",
     "searching.exact": "searching/test_exact.py",
     "searching.flags": "test_search.py",
     "searching.index": "searching/test_index.py",
@@ -100,18 +101,23 @@ OF_MODULE = {
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
     "searching.update": "searching/test_update.py",
-    "train": "test_train.py",
+    "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
     "training.clock": "training/test_clock.py",
-    "training.exchange": "test_train.py",
-    "training.facts": "test_train.py",
+    "training.exchange":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
+    "training.facts":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.features":
         "training/test_features.py::test_they_depend_on_each_photos_size_time_and_name",
     "training.guard": "training/test_guard.py::test_a_few_are_told_and_counted",
     "training.monitor": "training/test_monitor.py",
-    "training.objectives": "test_train.py",
-    "training.objectives.base": "test_train.py",
-    "training.objectives.fne": "test_train.py",
+    "training.objectives":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
+    "training.objectives.base":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
+    "training.objectives.fne":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.objectives.infonce":
         "test_one_step.py::test_the_infonce_loss_of_a_step_is_the_oracles",
     "training.objectives.options": "common/test_options.py",
@@ -119,18 +125,24 @@ OF_MODULE = {
     "training.objectives.triplet":
         "test_one_step.py::test_the_triplet_loss_of_a_step_is_the_oracles",
     "training.options": "common/test_options.py",
-    "training.outline": "test_train.py",
-    "training.random_streams": "test_train.py",
+    "training.outline":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
+    "training.random_streams":
+        "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.restore": "training/test_restore.py::test_weights_that_are_not_finite",
     "training.run": "training/test_run.py",
     "training.schedule": "training/test_schedule.py",
-    "training.signals": "training/test_signals.py",
+    "training.signals":
+        "training/test_signals.py::test_a_signal_waits_until_the_run_may_stop",
     "training.storage": "training/test_folders.py::test_permission_is_not_damage",
     "training.true_matches": "training/test_monitor.py",
     "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
 }
 # Numbers of the released program, formulas against the oracle, and what else is quick.
-FURTHER = ("test_golden.py", "metrics/test_retrieval.py::test_ranks_by_hand",
+FURTHER = ("test_train.py::test_bad_flags_end_in_one_line",
+           "test_model.py::test_a_frozen_encoder_gets_no_gradient",
+           "test_model.py::test_a_caption_has_the_same_embedding_in_a_batch_and_alone",
+           "test_golden.py", "metrics/test_retrieval.py::test_ranks_by_hand",
            "test_one_step.py::test_the_fne_loss_of_a_step_is_the_oracles_on_what_was_drawn",
            "test_fidelity.py", "test_statistics.py", "test_momentum.py",
            "encoders/test_caption_tokens.py", "inputs/test_formats.py", "inputs/test_tables.py",
