@@ -1,6 +1,7 @@
 """A frozen encoder's features: kept in the run's folder, and used only where they still hold."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -98,14 +99,25 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def stopped_once(data, tmp_path_factory):
+    """The folder of a run that was stopped in its third step, for all to copy."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        signal_after(patch, 3)
+        train.main(frozen(data, folder))
+    return folder
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_file_that_is_not_whole_is_made_anew(data, finished, tmp_path, monkeypatch, capsys,
+def test_a_file_that_is_not_whole_is_made_anew(data, finished, stopped_once, tmp_path, capsys,
                                                encoded, damage):
-    arguments = stopped(data, tmp_path, monkeypatch, capsys)
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / FEATURES).read_bytes()
     DAMAGE[damage](tmp_path / FEATURES)
-    train.main(arguments)
-    assert encoded == [24, 24]
+    capsys.readouterr()
+    train.main(frozen(data, tmp_path, "--resume", "auto"))
+    assert encoded == [24]
     output = capsys.readouterr()
     assert "and not used" in output.out and output.err == ""
     again = features.storage.load(tmp_path / FEATURES)
