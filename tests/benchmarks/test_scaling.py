@@ -8,8 +8,9 @@ import scaling
 from common import processes
 
 
-@pytest.mark.parametrize("count, expected", [(1, 0), (2, 4 * 10 + 40 + (16 * 3 + 56) * 8 / 2),
-                                             (4, 1.5 * (4 * 10 + 40) + 3 * (16 * 3 + 56) * 8 / 4)])
+@pytest.mark.parametrize("count, expected", [
+    (1, 0), (2, 4 * 10 + (16 * 3 + 56) * 8 / 2 + 240),
+    (4, 1.5 * 4 * 10 + 3 * ((16 * 3 + 56) * 8 / 4 + 240))])
 def test_the_bytes_of_a_step_by_hand(count, expected):
     assert scaling.bytes_of_a_step(count, 10, 8, 3) == pytest.approx(expected)
 
