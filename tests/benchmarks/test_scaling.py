@@ -8,9 +8,11 @@ import scaling
 from common import processes
 
 
-@pytest.mark.parametrize("count, expected", [(1, 0), (2, 4 * 10 + 40 + (16 * 3 + 56) * 8 / 2),
-                                             (4, 1.5 * (4 * 10 + 40) + 3 * (16 * 3 + 56) * 8 / 4)])
+@pytest.mark.parametrize("count, expected", [
+    (1, 0), (2, 4 * 10 + 4 * (16 * 3 + 56) + 30 * 8),
+    (4, 1.5 * 4 * 10 + 3 * (2 * (16 * 3 + 56) + 30 * 8))])
 def test_the_bytes_of_a_step_by_hand(count, expected):
+    """The gradients of 10 parameters, 8 pairs of 104 bytes, and 30 numbers of each process."""
     assert scaling.bytes_of_a_step(count, 10, 8, 3) == pytest.approx(expected)
 
 
