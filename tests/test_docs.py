@@ -5,6 +5,7 @@ The pages are README.md, CONTRIBUTING.md and docs/.
 
 import argparse
 import ast
+import functools
 import importlib
 import re
 import shlex
@@ -305,6 +306,7 @@ def test_every_file_of_the_code_exists(page):
             assert (ROOT / span).exists(), span
 
 
+@functools.cache
 def flags_that_exist():
     """Of every command here, as its options declare them or its source adds them."""
     found = set()
