@@ -355,7 +355,7 @@ def identity(photo: Photo) -> object:
 
 
 def sees_photos_once(options: LoadingOptions) -> bool:
-    """Whether no step could tell a photo's features from those of the first time."""
+    """Return whether no step could tell a photo's features from those of the first time."""
     return options.freeze == "image" and options.augment == "none"
 
 

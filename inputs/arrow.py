@@ -50,7 +50,7 @@ WAY_OUT = "pip install -r requirements-datasets.txt"
 
 
 def has_library() -> bool:
-    """Whether the library `datasets` is installed."""
+    """Return whether the library `datasets` is installed."""
     return importlib.util.find_spec("datasets") is not None
 
 
@@ -87,7 +87,7 @@ def is_arrow_data(place: Path | None) -> bool:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the library has written a folder."""
+    """Return whether `save_to_disk` of the library has written a folder."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
@@ -319,7 +319,7 @@ def find_columns(table, columns: Columns, place: Path) -> Keys:
 
 
 def is_photo_type(kind) -> bool:
-    """Whether an Arrow type is that of photos: bytes, or bytes and a path beside them."""
+    """Return whether an Arrow type is that of photos: bytes, or bytes and a path beside them."""
     import pyarrow
 
     if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
@@ -328,7 +328,7 @@ def is_photo_type(kind) -> bool:
 
 
 def is_text_type(kind) -> bool:
-    """Whether an Arrow type is that of texts, or of lists of texts."""
+    """Return whether an Arrow type is that of texts, or of lists of texts."""
     import pyarrow
 
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
@@ -563,7 +563,7 @@ class RowPhoto:
 
     @property
     def identity(self) -> tuple:
-        """What no other photo has: its name and its size, or its place."""
+        """Return what identifies the photo: its name and its size, or its place."""
         if self.column.names is None:
             return self.column.fingerprint, self.row
         size = 0 if self.column.bytes is None else len(self.column.content(self.row))

@@ -221,7 +221,7 @@ class Captions:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N_t,) int64, the number of tokens of each caption."""
+        """Return the number of tokens of each caption: (N_t,) int64."""
         return np.diff(self.ends.astype(np.int64), prepend=0)
 
     def padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:

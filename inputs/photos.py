@@ -74,8 +74,9 @@ class TooLarge(InputError):
 
 
 class PhotoSequence(Sequence):
-    """N photos, each made when it is asked for; slices are such too. It equals any sequence of the
-    same photos.
+    """Hold N photos of a split, each located or decoded only when it is indexed.
+
+    A slice is a sequence of this kind too. The sequence equals any sequence of the same photos.
 
     Attributes:
         upright: whether a photo is turned as its EXIF data say.
@@ -90,7 +91,7 @@ class PhotoSequence(Sequence):
         raise NotImplementedError
 
     def label(self, index: int) -> str:
-        """Return what the photo `index` is called in messages."""
+        """Return the name of the photo `index` in messages."""
         return str(self.photo(index))
 
     def load(self, index: int) -> Image.Image:
@@ -98,8 +99,7 @@ class PhotoSequence(Sequence):
         return load_photo(self[index], self.upright)
 
     def clues(self) -> Iterator[object]:
-        """Yield for each photo, without looking at it, something that is the same for two that are
-        the same photo."""
+        """Yield a key for each photo, without opening it; equal photos have equal keys."""
         return (photo.identity for photo in self)
 
     def missing(self, index: int) -> str | None:
@@ -107,7 +107,7 @@ class PhotoSequence(Sequence):
         return None
 
     def subset(self, rows: Sequence[int]) -> "PhotoSequence":
-        """Return some of these photos."""
+        """Return the photos at the indices `rows`, as a sequence of this kind."""
         return PhotoSlice(self, rows)
 
     def faults(self, rows: Sequence[int], what: str) -> Iterator[tuple[int, str]]:
@@ -285,7 +285,7 @@ def load_from(photos: Sequence, index: int) -> Image.Image:
 
 
 def has_files(folder: Path) -> bool:
-    """Whether anything is in a folder, which may hold millions of files."""
+    """Return whether anything is in a folder, which may hold millions of files."""
     with os.scandir(folder) as entries:
         return next(entries, None) is not None
 
@@ -403,12 +403,12 @@ def other_format(start: bytes) -> str | None:
 
 
 def is_heic(start: bytes) -> bool:
-    """Whether a file that begins with `start` is a HEIC photo."""
+    """Return whether a file that begins with `start` is a HEIC photo."""
     return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
 
 
 def is_avif(start: bytes) -> bool:
-    """Whether a file that begins with `start` is an AVIF photo."""
+    """Return whether a file that begins with `start` is an AVIF photo."""
     return start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis")
 
 
@@ -502,7 +502,7 @@ def formats_of(start: bytes) -> tuple[str, ...]:
 
 @functools.cache
 def reads_heic() -> bool:
-    """Whether the package that reads HEIC is there; it is made known to Pillow."""
+    """Return whether the package that reads HEIC is there; it is made known to Pillow."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

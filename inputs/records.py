@@ -275,7 +275,7 @@ def lacking(value: object, key: str, kind: str, place: str) -> InputError:
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value is a text of nothing but space."""
+    """Return whether a value is a text of nothing but space."""
     return isinstance(value, str) and not value.strip()
 
 
@@ -505,7 +505,7 @@ def flatten_karpathy(
 
 
 def is_coco(content: dict) -> bool:
-    """Whether a json object is COCO's captions file, and not Karpathy's."""
+    """Return whether a json object is COCO's captions file, and not Karpathy's."""
     images = content.get("images")
     if not isinstance(images, list) or not isinstance(content.get("annotations"), list):
         return False
@@ -688,7 +688,7 @@ def read_header(lines: Callable[[], Iterator[str]], path: Path, columns: Columns
 
 
 def uses_quotes(lines: Callable[[], Iterator[str]], table: Table, path: Path) -> bool:
-    """Whether a table uses double quotes for quoting, and does not have them as letters.
+    """Return whether a table uses double quotes for quoting, and does not have them as letters.
 
     Quotes are letters where that leaves fewer rows that are not in order, and where more cells
     begin with a quote and go on behind the next one than are in quotes as a whole.
@@ -741,7 +741,7 @@ def table_rows(lines: Iterator[str], delimiter: str, quoted: bool) -> Iterator[R
 
 
 def is_fitting(row: Row, table: Table, path: Path) -> bool:
-    """Whether a row can be read and has as many cells as the header."""
+    """Return whether a row can be read and has as many cells as the header."""
     try:
         fitted_cells(row, table, path)
     except InputError:

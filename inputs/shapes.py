@@ -320,7 +320,7 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
 
 
 def _is_made(root, info):
-    """Whether `root` holds this dataset; InputError where it holds anything else."""
+    """Return whether `root` holds this dataset; InputError where it holds anything else."""
     path = root / "shapes_info.json"
     if path.is_file():
         if path.read_text() == info:

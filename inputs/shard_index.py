@@ -563,7 +563,7 @@ def files_of(shard: Shard, file: IO[bytes]) -> Iterator[Member]:
 
 
 def is_wanted(name: str, member: tarfile.TarInfo) -> bool:
-    """Whether something in a tar is a file of a sample."""
+    """Return whether something in a tar is a file of a sample."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     if hidden or not (member.isreg() or member.islnk() or member.issym()):
         return False

@@ -66,7 +66,7 @@ class TarPhoto(NamedTuple):
 
     @property
     def identity(self) -> tuple:
-        """What no other photo has, however its shard is named."""
+        """Return what identifies the photo, however its shard is named."""
         return real_path(self.shard.path), self.offset
 
     def open(self) -> io.BytesIO:
@@ -119,7 +119,7 @@ def key_and_suffix(name: str) -> tuple[str, str]:
 
 
 def is_shards(path: Path | None) -> bool:
-    """Whether a path, maybe with braces, names tar files and not a folder."""
+    """Return whether a path, maybe with braces, names tar files and not a folder."""
     if path is None or path.is_dir():
         return False
     # What braces hold does not matter here, but for a suffix.

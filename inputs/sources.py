@@ -113,7 +113,7 @@ def mapped_split(
 
 
 def is_large(path: Path) -> bool:
-    """Whether a captions file is so large that its captions are mapped and not in lists."""
+    """Return whether a captions file is so large that its captions are mapped and not in lists."""
     matches = path.with_name(f"{path.stem}_matches.json")
     return path.stat().st_size >= LARGE and not matches.is_file()
 
@@ -405,7 +405,7 @@ def karpathy_folders(folder: Path) -> list[Path]:
 
 
 def has_sentences(content: object) -> bool:
-    """Whether Karpathy's file has captions, and not the split alone."""
+    """Return whether Karpathy's file has captions, and not the split alone."""
     images = content.get("images") if isinstance(content, dict) else None
     return not isinstance(images, list) or not images or any(
         "sentences" in image for image in images if isinstance(image, dict))

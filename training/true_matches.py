@@ -39,7 +39,7 @@ class TrueMatches(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the true matches are known."""
+        """Return whether the true matches are known."""
         return self.matrix is not None
 
     def check_known(self, oracle: str, split: Split | None) -> None:
