@@ -37,13 +37,15 @@ from common.device import place_on_device
 from common.errors import InputError, exit_on_input_error
 from common.processes import broadcast_from_main, gather_strided, process_group
 from common.ranks import is_main, rank, world_size
-from common.terminal import print_result, progress
+from common.terminal import print_note, print_result, progress
 from common.version import commit
 from data import LoadedSplit, load_eval_set, photos_of_names
-from encoders.processors import image_statistics, tokenizer_of
+from encoders.preparation import preparation_text
+from encoders.processors import image_statistics, photo_fit, resolve_preparation, tokenizer_of
 from inputs.captions import Captions
+from inputs.fitting import PhotoDataset
 from inputs.loader import make_loader
-from inputs.photos import PhotoDataset, normalize
+from inputs.photos import normalize
 from metrics.embeddings import (
     Embeddings,
     is_embeddings_file,
@@ -91,8 +93,9 @@ def encode_photos(
     mean, std = image_statistics(options)
     encode = model.encode_image if project else model.image_features
     batch_bytes = 3 * options.image_res**2 * batch_size
-    loader = make_loader(PhotoDataset(local_share(photos), options.image_res), options.workers,
-                         device.type == "cuda", batch_bytes, batch_size=batch_size)
+    dataset = PhotoDataset(local_share(photos), options.image_res, photo_fit(options))
+    loader = make_loader(dataset, options.workers, device.type == "cuda", batch_bytes,
+                         batch_size=batch_size)
 
     def encoded_batches() -> Iterator[Tensor]:
         for pixels in progress(loader, "encoding photos"):
@@ -464,6 +467,8 @@ def main(argv: list[str] | None = None) -> None:
                                     "released one")
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
+            resolve_preparation(options)
+            print_note(preparation_text(options))
             tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,

@@ -33,7 +33,12 @@ from common.processes import require_one_process
 from common.terminal import print_result
 from encoders.folder import DTYPES, has_only_export_files, is_export
 from encoders.preparation import Preparation
-from encoders.processors import image_statistics, tokenizer_of
+from encoders.processors import (
+    image_statistics,
+    photo_fit,
+    resolve_preparation,
+    tokenizer_of,
+)
 from encoders.sentence import layout
 from model import DualEncoder
 from training.options import TrainOptions
@@ -102,6 +107,7 @@ def read_model(
     checkpoint.merge_options(options, given, state, path)
     options.data_path = options.data_path or Path(".")  # no photo is read
     check(options)
+    resolve_preparation(options)
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
@@ -109,7 +115,8 @@ def read_model(
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
         options.caption_prefix, options.text_pooling == "padded",
-        training_facts(run_options, state, path), cleaning=options.captions)
+        training_facts(run_options, state, path), cleaning=options.captions,
+        photo_fit=photo_fit(options))
     return model, run_options, state
 
 

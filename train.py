@@ -30,7 +30,7 @@ from common.options import check_paths
 from common.processes import gather_several, once_per_machine, process_group
 from common.ranks import local_rows
 from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
-from encoders.processors import tokenizer_of
+from encoders.processors import photo_fit, resolve_preparation, tokenizer_of
 from evaluation import encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
@@ -186,7 +186,8 @@ def train_and_test(
     train_set, val_set, test_set = load_all_splits(options, tokenizer)
     if options.judgements:
         read_judgements(options.judgements, test_set.split)  # an error shows before training
-    loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
+    loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda",
+                               photo_fit(options))
     model = checkpoint.model_for_training(options, state, path, tokenizer)
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
     if state is not None:
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
+        resolve_preparation(options)
         set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet

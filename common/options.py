@@ -84,9 +84,10 @@ class SourceOptions:
         "it for the published data sets, apply it for custom and hub",
         choices=("auto", "apply", "ignore"), from_checkpoint=True, fixed=True)
     captions: str = option(
-        "published", "text of the captions: cleaned as published, to lower case and without "
-        "punctuation, or raw, as it is, of which only --max_tokens are kept",
-        choices=("published", "raw"), from_checkpoint=True, fixed=True)
+        "auto", "text of the captions: cleaned as published, to lower case and without "
+        "punctuation, or raw, as it is, of which only --max_tokens are kept; auto: raw for the "
+        "text encoder of a pretrained pair, such as CLIP's, and published for others",
+        choices=("auto", "published", "raw"), from_checkpoint=True, fixed=True)
     follow_links: bool = option(
         False, "allow photos that links inside --data_path fetch from elsewhere")
     cache: Path | None = option(
@@ -106,6 +107,11 @@ class DataOptions:
     title = "photos and captions"
     image_res: int = option(
         384, "photo side in pixels", low=1, high=8192, from_checkpoint=True, fixed=True)
+    image_fit: str = option(
+        "auto", "how photos become squares: squash both sides, crop the middle, or pad with black; "
+        "auto: as the pretrained pair does it that the image encoder is from, and squash for "
+        "other encoders, as published", choices=("auto", "squash", "crop", "pad"),
+        from_checkpoint=True, fixed=True)
     image_stats: str = option(
         "auto", "mean and std of the pixels: CLIP's, or the image encoder's own; auto: its own "
         "where it has them, and CLIP's for the published encoder",

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line, reraise_out_of_memory
@@ -609,16 +608,3 @@ def normalize(
     mean, std = (torch.as_tensor(numbers, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
                  for numbers in (mean, std))
     return floats.sub_(mean).div_(std)
-
-
-class PhotoDataset(Dataset):
-    """Photos as evaluation sees them: item i is the photo i, uint8 (3, size, size)."""
-
-    def __init__(self, photos: Sequence, size: int):
-        self.photos, self.size = photos, size
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return eval_pixels(load_from(self.photos, index), self.size)

@@ -70,8 +70,8 @@ def test_the_start_tells_what_the_preset_changed_and_no_more(told):
 
 
 def test_a_preset_that_changes_nothing_is_not_told():
-    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], captions=10,
-                          device=None)
+    plain = options("--image_fit", "squash", "--captions", "published")
+    run = SimpleNamespace(options=plain, steps_per_epoch=5, photos=[], captions=10, device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
@@ -79,7 +79,8 @@ def test_a_preset_that_changes_nothing_is_not_told():
 
 
 def test_a_borrowed_name_brings_its_preset_along_and_says_so():
-    own = options("--dataset", "flickr8k", "--queue_size", "8224")
+    own = options("--dataset", "flickr8k", "--queue_size", "8224", "--image_fit", "squash",
+                  "--captions", "published")
     run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], captions=10,
                           device=None)
     with pytest.MonkeyPatch.context() as patch:

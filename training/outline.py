@@ -10,6 +10,7 @@ from common.errors import InputError
 from common.presets import PRESETS, default_data_path, preset_lines
 from common.ranks import world_size
 from common.terminal import print_status, warn
+from encoders.preparation import preparation_text
 from training.objectives import objective_class
 from training.objectives.base import phases
 from training.options import TrainOptions, default_folder
@@ -43,6 +44,7 @@ def outline(run: Run, given: set[str], resume: Path | None) -> list[str]:
     lines = [
         f"data: {options.dataset}, {run.captions:,} pairs of {len(run.photos):,} photos in "
         f"{options.data_path.absolute()}",
+        preparation_text(options),
         f"model: {parameters_text(run)}; on {device_text(run)}",
         f"steps: {steps:,} of {options.batch_size_train} pairs an epoch, {epochs}, "
         f"{steps * options.num_epochs:,} in all",

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from common.device import place_on_device
 from common.processes import broadcast_tensors, make_adam, with_summed_gradients
 from data import LoadedSplit
-from encoders.processors import image_statistics
+from encoders.processors import image_statistics, photo_fit
 from encoders.stored import describe_encoders
+from inputs.fitting import PhotoFit
 from model import (
     DualEncoder,
     check_deterministic_gradients,
@@ -80,6 +81,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`
+    photo_fit: PhotoFit  # how photos are fitted into a square where they are not augmented
     steps_per_epoch: int
     photos: Sequence[Path]  # (N_i,) files of the training split
     captions: int | None  # N_t of the training split; None in a trial without data
@@ -158,16 +160,16 @@ def build_run(
     check_entries_named(objective)
     trained = [parameter for module in (model, objective) for parameter in module.parameters()
                if parameter.requires_grad]
-    statistics = image_statistics(options)
+    statistics, fit = image_statistics(options), photo_fit(options)
     return Run(
         options, device, model, with_summed_gradients(model), objective,
         # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
         make_adam(trained, options.shard, lr=options.learning_rate, fused=True),
-        torch.tensor(statistics, device=device), steps_per_epoch,
+        torch.tensor(statistics, device=device), fit, steps_per_epoch,
         () if train_set is None else train_set.photos,
         None if train_set is None else len(train_set.captions),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe_encoders(model, tokenizer, *statistics))
+        describe_encoders(model, tokenizer, *statistics, fit))
 
 
 def check_entries_named(objective: Objective) -> None:

@@ -29,7 +29,12 @@ OF_MODULE = {
     "encoders.families": "encoders/test_refusals.py",
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
+    "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.pair_models":
+        "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
+    "encoders.pairs":
+        "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
@@ -65,6 +70,7 @@ OF_MODULE = {
     "inputs.arrow": "inputs/test_arrow.py",
     "inputs.augmentation": "inputs/test_augmentation.py",
     "inputs.captions": "inputs/test_captions.py",
+    "inputs.fitting": "inputs/test_fitting.py::test_the_published_fit_is_the_published_resize",
     "inputs.loader": "inputs/test_loader.py",
     "inputs.photos": "inputs/test_photos.py",
     "inputs.records": "inputs/test_records.py",
