@@ -22,6 +22,7 @@ OF_MODULE = {
     "common.processes":
         "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
     "common.ranks": "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
+    "common.temporary": "common/test_temporary.py",
     "common.terminal": "common/test_terminal.py",
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
