@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
 from pathlib import Path
 
 from common.errors import exit_on_import_error, reraise_out_of_memory
@@ -29,9 +28,10 @@ import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import read_json
 from common.flags import names_from_checkpoint
+from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
 from common.terminal import print_result
-from encoders.folder import DTYPES, has_only_export_files, is_export
+from encoders.folder import CARD, DTYPES
 from encoders.preparation import Preparation
 from encoders.processors import (
     image_statistics,
@@ -60,22 +60,9 @@ def output_folder(out: Path, source: Path) -> Path:
     Raises:
         InputError: something else is there, or it is `source` itself.
     """
-    place = Path(os.path.realpath(out))
-    if place == Path(os.path.realpath(source)):
+    if os.path.realpath(out) == os.path.realpath(source):
         raise InputError(f"{out} is what is exported: name another folder")
-    if os.path.lexists(place) and not is_replaceable(place):
-        raise InputError(f"{out} cannot be written: what is there already is no empty folder and "
-                         "no earlier export; name another one")
-    return place
-
-
-def is_replaceable(place: Path) -> bool:
-    """Return whether a path is an empty folder, or an earlier export with nothing added to it."""
-    if not place.is_dir():
-        return False
-    if not any(place.iterdir()):
-        return True
-    return bool(is_export(place) and has_only_export_files(place))
+    return folder_place(out, "OUT")
 
 
 def read_model(
@@ -170,7 +157,7 @@ def known_scores(state: dict, path: Path) -> dict:
 
 # ---------------------------------------------------------------------------------------- the card
 
-CARD = """---
+CARD_TEXT = """---
 library_name: {library}
 pipeline_tag: sentence-similarity
 tags: [image-text-retrieval, dual-encoder, false-negative-elimination]
@@ -252,7 +239,7 @@ def card(model: DualEncoder, dtype: str) -> str:
         sentence = f"`sentence_transformers` cannot load it: {reason}.\n"
     else:
         sentence = SENTENCE
-    return CARD.format(
+    return CARD_TEXT.format(
         library="pytorch" if reason else "sentence-transformers", dim=model.embed_size,
         how=f"with the loss `{options.get('loss', 'fne')}`", dataset=options.get("dataset"),
         image_encoder=options.get("image_encoder"), text_encoder=options.get("text_encoder"),
@@ -395,22 +382,11 @@ def export(arguments: ExportOptions) -> str:
                              arguments.text_encoder)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
-    unfinished = place.with_name(f"{place.name[:200]}.part")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
+    with replaced_folder(place, "OUT", may_stay=[CARD]) as folder:
+        model.save_pretrained(folder)
         if arguments.onnx:
-            write_onnx(model, unfinished)
-        if place.exists():
-            shutil.rmtree(place)
-        unfinished.rename(place)
-    except OSError as error:
-        raise InputError(f"{arguments.out} cannot be written ({one_line(error)}): free some space "
-                         "or name another place") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+            write_onnx(model, folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     source = arguments.checkpoint
     source_size = source.stat().st_size if source.is_file() else size
     return f"{arguments.out}: {size / 1e6:,.1f} MB, of a checkpoint of {source_size / 1e6:,.1f} MB"

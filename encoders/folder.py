@@ -28,7 +28,7 @@ from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache
 from encoders.pair_models import read_pair
 from encoders.pairs import with_names_of_today
 from encoders.preparation import Preparation
-from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
+from encoders.sentence import cleaning_tokenizer, layout
 from encoders.stored import (
     ENCODERS_KEY,
     SIDES,
@@ -146,29 +146,22 @@ def tokenizer_config(tokenizer: dict) -> dict:
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write weights as model.safetensors, floating-point ones as `dtype`."""
+    """Write weights as model.safetensors, floating-point ones as `dtype`.
+
+    Raises:
+        OSError: If there is no room.
+    """
     tensors = {}
     for name, value in weights.items():
         target = dtype if value.is_floating_point() else value.dtype
         # Copied, because safetensors refuses tied weights, which share their memory.
         tensors[name] = value.detach().cpu().to(target, copy=True).contiguous()
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-
-
-def is_export(folder: Path) -> bool:
-    """Return whether a folder is one that `write_folder` wrote."""
     try:
-        return read_json_object(folder / CONFIG).get("format") == FORMAT
-    except InputError:
-        return False
-
-
-def has_only_export_files(folder: Path) -> bool:
-    """Return whether a folder holds nothing, at any depth, but files that `export.py` writes."""
-    names = {CONFIG, CARD, TOKENIZER, TOKENIZER_CONFIG, *LAYOUT, WEIGHTS, IMAGE_PROCESSOR, "onnx",
-             "image.onnx", "text.onnx", "image.onnx.data", "text.onnx.data", "test_results.json",
-             *(name.format(side) for name in (ENCODER_FOLDER, PROJECTION_FOLDER) for side in SIDES)}
-    return all(path.name in names and not path.is_symlink() for path in folder.rglob("*"))
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    except safetensors.SafetensorError as error:  # of the disk, since the tensors are sound
+        raise OSError(f"{folder.name}/{WEIGHTS}: {one_line(error)}") from error
+    # The library makes it readable by its owner alone.
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
 
 
 def read_json_object(path: Path) -> dict:

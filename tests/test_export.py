@@ -1,7 +1,9 @@
 """An exported model: its embeddings are the checkpoint's, whichever library loads it."""
 
 import json
+import os
 import re
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from helpers.encoders import IDS, MASK, RES, build, photos
 from helpers.paths import GOLDEN, ROOT
 from helpers.runs import CPU, command, contents, expect_exit
+from helpers.stopping import in_a_child, status_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -26,6 +29,7 @@ import evaluation
 import export
 import train
 from common.errors import InputError
+from common.folders import LIST
 from encoders.folder import DTYPES, read_folder, write_folder
 from encoders.preparation import Preparation
 from encoders.processors import load_tokenizer
@@ -140,7 +144,8 @@ def small_tokenizer(words):
 
 def test_a_loaded_model_is_saved_as_the_same_files(ours, tmp_path):
     DualEncoder.from_pretrained(ours).save_pretrained(tmp_path / "again")
-    assert {path.relative_to(ours): content for path, content in contents(ours).items()} == {
+    assert {path.relative_to(ours): content for path, content in contents(ours).items()
+            if path.name != LIST} == {
         path.relative_to(tmp_path / "again"): content
         for path, content in contents(tmp_path / "again").items()}
     with pytest.raises(InputError, match="preparation"):
@@ -283,9 +288,8 @@ def test_only_an_earlier_export_is_replaced(finished, ours, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
     (tmp_path / "file").write_text("x")
-    mixed = shutil.copytree(ours, tmp_path / "mixed")
-    (mixed / "LICENSE").write_text("x")
-    for out in "full", "file", "mixed":
+    shutil.copytree(ours, tmp_path / "unlisted", ignore=shutil.ignore_patterns(LIST))
+    for out in "full", "file", "unlisted":
         before = contents(tmp_path)
         expect_exit([str(path), str(tmp_path / out)], 2, capsys, [str(tmp_path / out)], export.main)
         assert contents(tmp_path) == before
@@ -293,6 +297,49 @@ def test_only_an_earlier_export_is_replaced(finished, ours, tmp_path, capsys):
     again = shutil.copytree(ours, tmp_path / "again")
     export_to(again, path)
     assert len(contents(again)) == len(contents(ours))
+
+
+def test_what_somebody_put_into_an_export_stays(finished, ours, tmp_path, capsys):
+    """An edited card too; an edited file of the model is not replaced, and ends the command."""
+    path = finished / "model_best.pth.tar"
+    folder = shutil.copytree(ours, tmp_path / "x")
+    theirs = {"LICENSE": b"mine", "onnx/config.json": b"{}", "README.md": b"licence: mine"}
+    (folder / "onnx").mkdir()
+    for name, content in theirs.items():
+        (folder / name).write_bytes(content)
+    export_to(folder, path, "--dtype", "bfloat16")
+    assert {name: (folder / name).read_bytes() for name in theirs} == theirs
+    assert DualEncoder.from_pretrained(folder)
+    weights = folder / SIDES[0] / "model.safetensors"
+    assert weights.stat().st_size < (ours / SIDES[0] / "model.safetensors").stat().st_size
+    (folder / "config.json").write_bytes(b"{}")
+    before = contents(tmp_path)
+    expect_exit([str(path), str(folder)], 2, capsys, ["config.json"], export.main)
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_without_room_leaves_the_earlier_export(finished, ours, tmp_path):
+    """The child may write no file larger than 20 kB."""
+    folder = shutil.copytree(ours, tmp_path / "x")
+    before = contents(tmp_path)
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        export.main([str(finished / "model_best.pth.tar"), str(folder)])
+
+    assert status_of(in_a_child(limited)) == 2
+    assert contents(tmp_path) == before
+
+
+def test_files_have_the_permissions_of_any_new_file(finished, tmp_path):
+    former = os.umask(0o027)
+    try:
+        folder = export_to(tmp_path / "x", finished / "model_best.pth.tar")
+        DualEncoder.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(former)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
 
 
 def change_json(name, **changes):
@@ -388,7 +435,8 @@ def test_a_model_is_pulled_from_the_hub_and_pushed_to_it(ours, tmp_path, monkeyp
                         lambda name, filename, **more: str(hub / filename))
     monkeypatch.setattr(encoders.folder, "snapshot_download", lambda name, **more: str(hub))
     DualEncoder.from_pretrained(ours).push_to_hub("someone/model")
-    assert {path.name for path in hub.rglob("*")} == {path.name for path in ours.rglob("*")}
+    assert {path.name for path in hub.rglob("*")} | {LIST} == {
+        path.name for path in ours.rglob("*")}
     weights = DualEncoder.from_pretrained("someone/model", revision="main").state_dict()
     wanted = DualEncoder.from_pretrained(ours).state_dict()
     assert all(torch.equal(weights[name], value) for name, value in wanted.items())

@@ -12,6 +12,7 @@ OF_MODULE = {
     "common.errors": "common/test_options.py",
     "common.files": "common/test_files.py",
     "common.flags": "common/test_options.py",
+    "common.folders": "common/test_folders.py",
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
     "common.locks": "searching/test_update.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
@@ -22,6 +23,7 @@ OF_MODULE = {
     "common.processes":
         "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
     "common.ranks": "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
+    "common.temporary": "common/test_temporary.py",
     "common.terminal": "common/test_terminal.py",
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
