@@ -158,7 +158,9 @@ def stored_options(state: dict) -> dict:
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
                 "posterior": "published"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
-    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
+    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
+               "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 

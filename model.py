@@ -76,6 +76,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.channels_last = False
         self.uses_4d_mask = False
         self.bf16 = False
+        self.logit_scale: float | None = None
+        self.logit_bias: float | None = None
         self.preparation: Preparation | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
