@@ -224,6 +224,13 @@ class ExportOptions(ConfigurationOptions):
         "float32", "of the weights; whoever loads them computes in float32 either way",
         choices=("float32", "bfloat16"))
     onnx: bool = option(False, "also an ONNX file for each encoder")
+    average: float | None = option(
+        None, "share of the trained weights in an average with those that training began with, the "
+        "rest being theirs; 1 is the model as it is (WiSE-FT, docs/fine_tuning.md)", low=0, high=1,
+        metavar="ALPHA")
+    average_with: Path | None = option(
+        None, "model that --average takes the other weights from (default: the pretrained encoders "
+        "that the checkpoint names)", metavar="MODEL")
 
 
 # ----------------------------------------------------------------------------- layers and commands

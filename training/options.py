@@ -238,7 +238,8 @@ def check_exclusive(options: TrainOptions) -> None:
     declared = flags_of(OBJECTIVES[options.loss].flags)
     for name, flag in flags_of(type(options)).items():
         value = getattr(options, name)
-        if flag.exclusive and name not in declared and value != flag.default:
+        unused = flag.exclusive and value != flag.default or value in flag.words
+        if unused and name not in declared:
             losses = [loss for loss, entry in OBJECTIVES.items() if name in flags_of(entry.flags)]
             raise InputError(f"--{name} {value}: --loss {options.loss} does not use it; leave the "
                              f"flag out, or give --loss {' or '.join(losses)}")

@@ -138,6 +138,11 @@ def load_progress(run: Run, state: dict) -> None:
         raise ValueError(f"best_rsum is {run.best_rsum}")
     if not all(type(photo) is int and 0 <= photo < len(run.photos) for photo in run.bad_photos):
         raise ValueError("a bad photo that the training split does not have")
+    run.zero_shot = state.get("zero_shot")  # checkpoints of earlier versions do not have it
+    if run.zero_shot is not None and not all(
+            isinstance(name, str) and isinstance(value, float)
+            for name, value in run.zero_shot.items()):
+        raise ValueError("metrics before the first step that are no numbers")
     run.logs = [{name: torch.tensor(float(value), device=run.device)
                  for name, value in logs.items()} for logs in state["logs"]]
     if not all("loss" in logs for logs in run.logs):

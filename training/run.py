@@ -94,6 +94,7 @@ class Run:
     global_step: int = 0
     validation_due: bool = True  # before the first step or after the last one, and not done yet
     best_rsum: float = -1.0
+    zero_shot: dict[str, float] | None = None  # metrics of the validation before the first step
     bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
     collapsed: bool = False  # whether the last warning told of a collapse
     logs: list[dict[str, Tensor]] = field(default_factory=list)  # since they were last written

@@ -35,7 +35,8 @@ def learning_rate_factor(options: TrainOptions, step: int, steps_per_epoch: int)
     if options.lr_schedule != "steps":
         falling = max(1, options.num_epochs * steps_per_epoch - options.lr_warmup)
         left = 1 - max(0, step - options.lr_warmup) / falling
-        return rise * (left if options.lr_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+        cosine = options.lr_schedule == "cosine"
+        return rise * ((1 - math.cos(math.pi * left)) / 2 if cosine else left)
     epoch = step // steps_per_epoch
     if options.lr_update:
         falls = epoch // options.lr_update
