@@ -83,10 +83,6 @@ class TrainingOptions:
         1.0, "factor between the learning rates of a layer and of the next one in an encoder; what "
         "comes after its last layer has the encoder's own rate", above=0, high=1,
         from_checkpoint=True, fixed=True)
-    lr_schedule: str = option(
-        "steps", "fall of the learning rate after --lr_warmup: by --lr_milestones or --lr_update, "
-        "or to 0 at the end of the run, as half a cosine or as a line",
-        choices=("steps", "cosine", "linear"), from_checkpoint=True)
     lr_milestones: list[int] = option(
         [5, 15], "with --lr_schedule steps, after these many epochs the learning rate falls to a "
         "tenth", low=0, high=LARGEST_COUNT, from_checkpoint=True)
@@ -96,6 +92,10 @@ class TrainingOptions:
     lr_warmup: int = option(
         0, "steps over which the learning rate rises from 0 at the start", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)
+    lr_schedule: str = option(
+        "steps", "fall of the learning rate after --lr_warmup: by --lr_milestones or --lr_update, "
+        "or to 0 at the end of the run, as half a cosine or as a line",
+        choices=("steps", "cosine", "linear"), from_checkpoint=True)
     grad_clip: float = option(
         2.0, "largest norm of the gradient; 0 for no limit", low=0, high=1e30,
         from_checkpoint=True)
