@@ -172,7 +172,9 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
-               "captions": "published", "image_fit": "squash"}
+               "captions": "published", "image_fit": "squash",
+               "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -209,16 +211,18 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     """
     stored = stored_options(state)
     testing = not isinstance(options, TrainOptions) or options.test
+    flags = flags_of(type(options))
     if testing:
         fixed = {"embed_size", "oracle"}
     else:
-        fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+        fixed = {name for name, flag in flags.items() if flag.fixed}
         if is_released(state):
             fixed -= set(FREE_IN_RELEASED)
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
-        if name not in given:
+        # Of a flag such as --margin auto the run has made a number, with which it goes on.
+        if name not in given or getattr(options, name) in flags[name].words:
             setattr(options, name, value)
         elif name in fixed and getattr(options, name) != value:
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
@@ -330,7 +334,7 @@ def pack(run: Run) -> dict:
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
-        "steps_per_epoch": run.steps_per_epoch,
+        "zero_shot": run.zero_shot, "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         stored_encoders.ENCODERS_KEY: run.encoders,
         "model": run.model.state_dict(),

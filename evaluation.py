@@ -408,6 +408,9 @@ def score_checkpoint(
 ) -> None:
     """Score a checkpoint on a split, print the metrics, and write them to a file.
 
+    The file says beside them, as "zero_shot", what the run's model gave on val before training, and
+    the rsum of its best validation.
+
     Args:
         options: The options of the model and the device.
         state: The checkpoint's content.
@@ -419,7 +422,11 @@ def score_checkpoint(
     """
     embeddings = embed_split(options, state, path, eval_set, name, tokenizer)
     if is_main():
-        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), output)
+        metrics = print_metrics(embeddings, options, split_title(embeddings, path))
+        if state.get("zero_shot"):  # of the validation before the first step
+            metrics["zero_shot"] = {"split": "val", **state["zero_shot"],
+                                    "best_rsum": state["best_rsum"]}
+        write_metrics(metrics, output)
 
 
 # ------------------------------------------------------------------------------------- the command

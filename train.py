@@ -37,7 +37,7 @@ from inputs.loader import close_workers
 from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from metrics.judgements import read_judgements
-from training import features, guard, monitor, outline, storage
+from training import features, guard, monitor, outline, storage, zero_shot
 from training.bad_photos import count_bad_photos
 from training.exchange import exchange_ids
 from training.objectives.base import Step
@@ -151,6 +151,8 @@ def validate_log_and_save(run: Run, val_set: LoadedSplit, board, signals: Signal
         metrics, embeds = score(run.model, val_set, run.options, signals.stop_if_asked)
         signals.stop_if_asked()
         best = metrics["rsum"] > run.best_rsum
+        if run.global_step == 0:
+            zero_shot.keep(run, metrics, embeds, val_set.split)
         board.write_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
     if monitor.logs_due(run):

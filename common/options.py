@@ -1,6 +1,7 @@
 """The options of the commands, and how their values layer.
 
-    default  <  preset of the dataset  <  checkpoint (--resume, --test)  <  the command line
+    default  <  preset of the dataset  <  --recipe  <  checkpoint (--resume, --test)
+             <  the command line
 
 The defaults are the published setting. Each group of flags is a dataclass, and each of its fields
 declares a flag (`common/flags.py`); the options of a command inherit its groups. This file holds
@@ -25,6 +26,7 @@ from common.presets import (
     TEXT_ENCODER,
     USUAL_AMBIGUITY,
     default_data_path,
+    preset_of,
 )
 
 # The upper ends of ranges are far above all that makes sense: they keep a slip of the pen from
@@ -228,16 +230,24 @@ class ExportOptions(ConfigurationOptions):
         "float32", "of the weights; whoever loads them computes in float32 either way",
         choices=("float32", "bfloat16"))
     onnx: bool = option(False, "also an ONNX file for each encoder")
+    average: float | None = option(
+        None, "share of the trained weights in an average with those that training began with, the "
+        "rest being theirs; 1 is the model as it is (WiSE-FT, docs/fine_tuning.md)", low=0, high=1,
+        metavar="ALPHA")
+    average_with: Path | None = option(
+        None, "model that --average takes the other weights from (default: the pretrained encoders "
+        "that the checkpoint names)", metavar="MODEL")
 
 
 # ----------------------------------------------------------------------------- layers and commands
 
 
 def with_preset(options_class: type, given: dict[str, object]):
-    """Return options: the defaults, the preset of the dataset over them, and `given` over both."""
+    """Return options: the defaults, over them the preset of the dataset and that of the recipe, if
+    one is given, and `given` over all."""
     flags = flags_of(options_class)
-    dataset = given.get("dataset", flags["dataset"].default)
-    preset = {name: value for name, value in PRESETS[dataset].items() if name in flags}
+    preset = preset_of(given.get("dataset", flags["dataset"].default), given.get("recipe"))
+    preset = {name: value for name, value in preset.items() if name in flags}
     return options_class(**preset | given)
 
 

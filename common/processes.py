@@ -354,21 +354,24 @@ def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Ten
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def make_adam(parameters: list[nn.Parameter], shard: bool, **kwargs) -> torch.optim.Optimizer:
-    """Return an Adam optimizer, whose moments may be shared out among the processes.
+def make_optimizer(
+    optimizer_class: type, groups: list, shard: bool, **settings
+) -> torch.optim.Optimizer:
+    """Return an optimizer, whose state may be shared out among the processes.
 
     Args:
-        parameters: The parameters that are trained.
-        shard: Whether each process keeps the moments of an Nth of the parameters only. Call
+        optimizer_class: A class of `torch.optim`.
+        groups: The parameters that are trained, or groups of them as `torch.optim` takes them.
+        shard: Whether each process keeps the state of an Nth of the parameters only. Call
             `consolidate_state` before such an optimizer's state is read.
-        **kwargs: Further arguments of `torch.optim.Adam`.
+        **settings: Further arguments of the class.
     """
     if not shard or world_size() == 1:
-        return torch.optim.Adam(parameters, **kwargs)
+        return optimizer_class(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # half a second, for --shard alone
 
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.Adam,
-                                   process_group=nccl_group, **kwargs)
+    return ZeroRedundancyOptimizer(groups, optimizer_class=optimizer_class,
+                                   process_group=nccl_group, **settings)
 
 
 def local_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers.encoders import IDS, MASK, RES, build, photos
+from helpers.encoders import IDS, MASK, RES, build, make, photos
+from helpers.encoders import SIZES as ENCODER_SIZES
 from helpers.paths import GOLDEN, ROOT
 from helpers.runs import CPU, command, contents, expect_exit
 from helpers.stopping import in_a_child, status_of
@@ -21,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import checkpoint
 import encoders.folder
@@ -31,6 +32,7 @@ import train
 from common.errors import InputError
 from common.folders import LIST
 from encoders.folder import DTYPES, read_folder, write_folder
+from encoders.loading import load_encoder
 from encoders.preparation import Preparation
 from encoders.processors import load_tokenizer
 from encoders.sentence import cleaning_tokenizer, layout
@@ -205,6 +207,74 @@ def test_a_new_run_starts_from_its_weights(ours, data, tmp_path):
     wanted = read_folder(ours)["model"]
     assert all(torch.equal(state["model"][name], value) for name, value in wanted.items())
     assert "init" not in state["options"] and "init_weights" not in state["options"]
+
+
+# ------------------------------------------------------------------------------- averaged weights
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(data, tmp_path_factory):
+    """The folder of a run that fine-tuned two pretrained encoders, and their own folders."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    torch.manual_seed(3)
+    make("vit").save_pretrained(folder / "vit")
+    bert = BertConfig(vocab_size=len(TOKENIZER), max_position_embeddings=32, **ENCODER_SIZES)
+    BertModel(bert).save_pretrained(folder / "bert")
+    TOKENIZER.save_pretrained(folder / "bert")
+    train.main(command(
+        data, folder / "run", "--image_encoder", str(folder / "vit"), "--text_encoder",
+        str(folder / "bert"), "--embed_size", "0", "--image_res", str(RES), "--num_epochs", "1",
+        "--learning_rate", "1e-3"))
+    return folder
+
+
+def exported_weights(folder, *words):
+    return read_folder(export_to(folder, *words))["model"]
+
+
+def test_averaged_weights_are_those_of_both_ends_and_of_a_hand(fine_tuned, tmp_path):
+    """At 0 and 1 to the bit; the other end are the encoders that the checkpoint names."""
+    trained_path = fine_tuned / "run" / "checkpoint.pth.tar"
+    trained = checkpoint.read(trained_path)["model"]
+    begun = {f"{side}_encoder.{name}": value
+             for side, kind in (("image", "vit"), ("text", "bert"))
+             for name, value in load_encoder(str(fine_tuned / kind), side,
+                                             RES).state_dict().items()}
+    assert begun.keys() == trained.keys()
+    moved = [name for name in trained if not torch.equal(trained[name], begun[name])]
+    assert len(moved) > 20
+    for alpha, wanted in (0, begun), (1, trained):
+        found = exported_weights(tmp_path / str(alpha), trained_path, "--average", alpha)
+        assert all(torch.equal(found[name], wanted[name]) for name in trained)
+    found = exported_weights(tmp_path / "half", trained_path, "--average", 0.5)
+    for name in trained:
+        torch.testing.assert_close(found[name], 0.5 * trained[name] + 0.5 * begun[name])
+    card = (tmp_path / "half" / "README.md").read_text()
+    about = json.loads((tmp_path / "half" / "config.json").read_text())["about"]
+    assert about["average"] == 0.5 and not about["recalls"] and about["statistics"] is None
+    assert "0.5 times the trained weights" in card and "not measured" in card
+
+
+def test_weights_are_averaged_with_those_of_a_model_that_is_named(finished, ours, tmp_path):
+    trained_path = finished / "checkpoint.pth.tar"
+    trained, other = checkpoint.read(trained_path)["model"], read_folder(ours)["model"]
+    found = exported_weights(tmp_path / "out", trained_path, "--average", 0.25, "--average_with",
+                             ours)
+    for name in trained:
+        torch.testing.assert_close(found[name], 0.25 * trained[name] + 0.75 * other[name])
+
+
+def test_an_average_that_cannot_be_is_refused(finished, fine_tuned, tmp_path, capsys):
+    """Nothing is left behind."""
+    run, other = finished / "model_best.pth.tar", fine_tuned / "run" / "checkpoint.pth.tar"
+    for words, named in (
+            (["--average", "0.5"], "--average 0.5"),
+            (["--average", "0.5", "--average_with", str(other)], "--average_with"),
+            (["--average", "1.5"], "--average 1.5"), (["--average_with", str(other)], "--average"),
+            (["--average", "1", "--average_with", str(tmp_path / "none")], "none")):
+        expect_exit([str(run), str(tmp_path / "out"), *words], 2, capsys, [named],
+                    main=export.main)
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------- what cleans and resizes
