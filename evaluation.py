@@ -5,6 +5,10 @@ r"""Score a checkpoint or saved embeddings on a split:
     python evaluation.py --embeddings embeddings.npz
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 # This file encodes splits and prints results. The metrics themselves are in `metrics`; its rank
 # functions can be imported from here as well.
 
@@ -14,7 +18,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from common.options import (
     EncodingOptions,
     ScoringOptions,
@@ -24,7 +27,6 @@ from common.options import (
 )
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_scoring(__doc__)  # so that --help and wrong flags need not wait for the imports below
 
 import numpy as np

@@ -8,17 +8,20 @@
 evaluation.py and train.py take it as a checkpoint.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 import importlib.util
 import json
 import os
 from pathlib import Path
 
-from common.errors import exit_on_import_error, reraise_out_of_memory
+from common.errors import reraise_out_of_memory
 from common.options import ExportOptions, check, check_paths, parse_export, parse_scoring
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_export(__doc__)  # --help need not wait for the imports below
 
 import torch

@@ -8,6 +8,10 @@ Photos are encoded once, and kept in an index: the next search encodes only what
 is new or has changed.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import argparse
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from searching.flags import LARGEST_TOP, parse_search
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 from torch import Tensor

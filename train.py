@@ -10,13 +10,15 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume
 auto` to go on where the run stopped.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 from torch import Tensor

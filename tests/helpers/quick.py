@@ -14,9 +14,13 @@ OF_MODULE = {
     "common.flags": "common/test_options.py",
     "common.folders": "common/test_folders.py",
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
+    "common.interrupt":
+        "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
     "common.locks": "searching/test_update.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
+    "common.packages":
+        "common/test_start.py::test_a_file_of_the_program_that_is_missing_is_named",
     "common.parser": "common/test_options.py",
     "common.pools": "common/test_pools.py",
     "common.presets": "common/test_options.py",
@@ -24,6 +28,8 @@ OF_MODULE = {
         "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
     "common.ranks": "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
     "common.temporary": "common/test_temporary.py",
+    "common.start":
+        "common/test_start.py::test_a_file_of_the_program_that_is_missing_is_named",
     "common.terminal": "common/test_terminal.py",
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
