@@ -16,7 +16,12 @@ import transformers
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from common.errors import NOT_DETERMINISTIC, InputError, one_line, reraise_out_of_memory
+from common.errors import (
+    InputError,
+    nondeterministic_operation,
+    one_line,
+    reraise_out_of_memory,
+)
 from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.families import choose_pooling, find_family
@@ -460,9 +465,9 @@ def check_deterministic_gradients(
             if value.requires_grad:
                 value.sum().backward()
         except RuntimeError as error:
-            if NOT_DETERMINISTIC not in str(error):
+            operation = nondeterministic_operation(error)
+            if operation is None:
                 raise
-            operation = str(error).partition(" ")[0]
             raise InputError(
                 f"--deterministic: {operation} of --{side}_encoder has no "
                 "gradient on a GPU that is the same each time: leave the flag out, or give photos "

@@ -12,6 +12,7 @@ the CPU through gloo, so that no step waits for a device, and so that a time lim
 import contextlib
 import datetime
 import os
+import re
 import signal
 import socket
 import sys
@@ -33,8 +34,9 @@ TIME_LIMIT = 600  # seconds that a process waits for the others
 GRACE = 3.0  # seconds in which all processes learn of a failure
 CHECKSUM_CHUNK = 2**22  # numbers of a tensor that `bit_checksum` sums at a time, to save memory
 REQUIRED_VARIABLES = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-# How torch.distributed says that another process did not answer: it has no one type for it.
-LOST_PROCESS_WORDS = "gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe"
+# How torch.distributed says that another process did not answer, where it raises a bare
+# RuntimeError. Such a message begins with the place in the library's source.
+LOST_PROCESS = re.compile(r"\[[^\]\n]*(gloo|NCCL|Rank \d)[^\]\n]*\]|Gloo |NCCL ")
 
 nccl_group = None  # the process group of NCCL, where the run is on GPUs
 
@@ -259,8 +261,7 @@ def is_lost_process(error: BaseException) -> bool:
     """Return whether an error says that another process did not answer."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in LOST_PROCESS_WORDS)
+    return isinstance(error, RuntimeError) and bool(LOST_PROCESS.match(str(error)))
 
 
 # ----------------------------------------------------------------------------------- communication

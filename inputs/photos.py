@@ -62,11 +62,10 @@ Photo = Path | object
 
 
 class TooLarge(InputError):
-    """A photo whose pixels would fill the memory."""
+    """A photo whose pixels would fill the memory.
 
-    def __init__(self, path: Photo, pixels: str):
-        super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
-                         "decoded: make it smaller")
+    It is made from its message alone, so that it comes out of a worker process as what it is.
+    """
 
 
 # ---------------------------------------------------------------------------------- many photos
@@ -454,14 +453,20 @@ def open_photo(path: Photo) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
             image = opened(path, start)
     except Image.DecompressionBombError as error:
-        raise TooLarge(path, "too many") from error
+        raise too_large(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
         reraise_out_of_memory(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise TooLarge(path, f"{image.width} x {image.height}")
+        raise too_large(path, f"{image.width} x {image.height}")
     return image
+
+
+def too_large(path: Photo, pixels: str) -> TooLarge:
+    """Return the error of a photo that has so many pixels."""
+    return TooLarge(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
+                    "decoded: make it smaller")
 
 
 def photo_file(path: Photo) -> io.IOBase:

@@ -13,6 +13,10 @@ from inputs.fitting import PhotoFit, fitted_pixels
 from inputs.loader import close_workers, make_loader
 from inputs.photos import load_photo, normalize
 from model import DualEncoder
+from searching.exact import are_unit_rows
+
+NO_EMBEDDINGS = ("gives embeddings that are zero, NaN or infinite: it is damaged, or was not "
+                 "trained well")
 
 
 class Fault(NamedTuple):
@@ -89,14 +93,17 @@ def encode_files(
 ) -> Iterator[EncodedBatch]:
     """Yield the embeddings of photo files, batch by batch, in the order of the files.
 
-    The embeddings are those of `evaluation.encode_photos`. A photo that cannot be read becomes a
-    fault of its batch and ends nothing.
+    The embeddings are those of `evaluation.encode_photos`. A photo that cannot be read, or whose
+    embedding is no unit row, becomes a fault of its batch and ends nothing.
 
     Args:
         model: a dual encoder with its `preparation`, in evaluation mode, on its device.
         photos: the files.
         workers: processes that load photos.
         batch_size: photos encoded at a time.
+
+    Raises:
+        InputError: no photo of a batch of several has an embedding, so the model is damaged.
     """
     device, preparation = next(model.parameters()).device, model.preparation
     batch_bytes = 3 * preparation.image_res**2 * batch_size
@@ -110,14 +117,17 @@ def encode_files(
                 pixels = normalize(pixels.to(device, non_blocking=True), preparation.mean,
                                    preparation.std)
                 embeds = model.encode_image(pixels).float().cpu()  # (n, D)
-            finite = embeds.isfinite().all(dim=1)  # (n,)
+            are_unit = are_unit_rows(embeds)  # (n,)
+            if len(indices) > 1 and not are_unit.any():
+                raise InputError(f"the model {NO_EMBEDDINGS}, of photo {photos[indices[0]]} and "
+                                 "those after it, say")
             encoded = []
-            for index, is_finite in zip(indices, finite.tolist()):
-                if is_finite:
+            for index, is_unit in zip(indices, are_unit.tolist()):
+                if is_unit:
                     encoded.append(index)
                 else:
-                    reason = f"photo {photos[index]}: its embedding is NaN or infinite"
+                    reason = f"photo {photos[index]}: its embedding is zero, NaN or infinite"
                     faults.append(Fault(index, reason, True))
-            yield EncodedBatch(encoded, embeds[finite], faults)
+            yield EncodedBatch(encoded, embeds[are_unit], faults)
     finally:
         close_workers(loader)
