@@ -477,7 +477,8 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
             resolve_preparation(options)
-            print_note(preparation_text(options))
+            if (options.image_fit, options.captions) != ("squash", "published"):
+                print_note(preparation_text(options))
             tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,
