@@ -282,7 +282,8 @@ def card(model: DualEncoder, dtype: str) -> str:
     """
     preparation, options = model.preparation, model.preparation.about["options"]
     _, reason = layout(model, preparation)  # why sentence-transformers cannot load it
-    projection = model.embed_size if model.image_projection.state_dict() else "none"
+    projected = model.image_projection.state_dict()
+    projection = f"{model.head}, {model.embed_size} wide" if projected else "none"
     if reason:
         sentence = f"`sentence_transformers` cannot load it: {reason}.\n"
     else:

@@ -4,7 +4,8 @@
     tokenizer.json              the text encoder's own tokenizer
     image_0_Transformer/        weights and configuration of the image encoder
     text_0_Transformer/         weights and configuration of the text encoder
-    image_2_Dense/, text_2_Dense/   projections, where there are any
+    image_2_Dense/, text_2_Dense/   projections, where there are any; with `--head mlp` their
+    image_3_Dense/, text_3_Dense/   first layers, and these the second
 
 `encoders.sentence` adds the files by which `sentence_transformers` reads the same weights. A folder
 may come from anywhere: no pickle in it is read, and its configurations are checked by
@@ -40,7 +41,10 @@ from encoders.stored import (
 from inputs.fitting import PUBLISHED_FIT
 
 FORMAT = "fne-export-1"
-ENCODER_FOLDER, PROJECTION_FOLDER = "{}_0_Transformer", "{}_2_Dense"  # of a side
+ENCODER_FOLDER = "{}_0_Transformer"  # of a side
+# The folders of a side's projection by --head, each with one linear layer, and the names that the
+# weights of the layers have in the projection.
+PROJECTION_LAYERS = {"linear": {"{}_2_Dense": ""}, "mlp": {"{}_2_Dense": "0.", "{}_3_Dense": "2."}}
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_JSON_BYTES = 2**27
@@ -87,13 +91,15 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
         projection = getattr(model, f"{side}_projection").state_dict()
         if projection:
             has_projections = True
-            projection_folder = folder / PROJECTION_FOLDER.format(side)
-            projection_folder.mkdir()
-            weights = {f"linear.{name}": value for name, value in projection.items()}
-            write_weights(projection_folder, weights, dtype)
+            for name, layer in PROJECTION_LAYERS[model.head].items():
+                layer_folder = folder / name.format(side)
+                layer_folder.mkdir()
+                weights = {f"linear.{part}": projection[f"{layer}{part}"]
+                           for part in ("weight", "bias")}
+                write_weights(layer_folder, weights, dtype)
     write_json(folder / TOKENIZER, tokenizer["tokenizer"])
     write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer))
-    model_config = {"projection": model.embed_size if has_projections else 0,
+    model_config = {"projection": model.embed_size if has_projections else 0, "head": model.head,
                     "image_pooling": model.image_pooling, "text_pooling": model.text_pooling,
                     "logit_scale": [model.logit_scale, model.logit_bias]}
     preparation_config = {name: getattr(preparation, name) for name in PREPARATION_TYPES}
@@ -267,15 +273,17 @@ def read_folder(folder: Path) -> dict:
         encoders[side] = json.dumps(encoder_config)
         weights |= read_weights(encoder_folder / WEIGHTS, f"{side}_encoder.")
         if model["projection"]:
-            projection = read_weights(folder / PROJECTION_FOLDER.format(side) / WEIGHTS,
-                                      f"{side}_projection.")
-            weights |= {name.replace(".linear.", "."): value for name, value in projection.items()}
+            for name, layer in PROJECTION_LAYERS[model["head"]].items():
+                read = read_weights(folder / name.format(side) / WEIGHTS, "")
+                weights |= {f"{side}_projection.{layer}{part.removeprefix('linear.')}": value
+                            for part, value in read.items()}
     options = config["about"]["options"] | {
         "image_res": preparation["image_res"], "max_words": preparation["max_words"],
         "max_tokens": preparation["max_tokens"], "caption_prefix": preparation["prefix"],
         "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
-        "embed_size": model["projection"], "image_pooling": model["image_pooling"],
-        "text_pooling": model["text_pooling"], "freeze": None}
+        "embed_size": model["projection"], "head": model["head"],
+        "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
+        "freeze": None}
     return {"options": options, "model": with_names_of_today(weights), ENCODERS_KEY: encoders,
             "criterion": {}, "folder": config}
 
@@ -284,7 +292,8 @@ def check_folder_config(config: dict, folder: Path) -> None:
     """Check the content of config.json, and complete it in place.
 
     Mean and std become lists. A folder of an earlier version does not name the cleaning of its
-    captions, nor how photos are fitted: both are as published.
+    captions, nor how photos are fitted, which are as published, nor the form of its projections,
+    which is "linear".
 
     Raises:
         InputError: If a value is missing, or of another type or range than `write_folder` writes.
@@ -308,6 +317,8 @@ def wrong_folder_values(config: dict) -> list[str]:
     valid = {name: type(preparation[name]) is kind for name, kind in PREPARATION_TYPES.items()}
     for name in "image_pooling", "text_pooling":
         valid[name] = isinstance(model[name], str)
+    model.setdefault("head", "linear")  # folders of earlier versions do not name it
+    valid["head"] = isinstance(model["head"], str) and model["head"] in PROJECTION_LAYERS
     valid["projection"] = type(model["projection"]) is int and 0 <= model["projection"] < 2**16
     valid["prefix"] = valid["prefix"] and len(preparation["prefix"]) <= LONGEST_PREFIX
     flags = flags_of(SourceOptions) | flags_of(DataOptions)

@@ -55,7 +55,8 @@ class TrainingOptions:
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
     freeze: str | None = option(
-        None, "encoder that is not trained (its projection is)", choices=("image", "text"),
+        None, "encoder that is not trained (its projection is); its features are made once, those "
+        "of photos under --augment none", choices=("image", "text", "both"),
         from_checkpoint=True, fixed=True)
     num_epochs: int = option(
         25, "epochs, warm-up included", low=1, high=10**6, from_checkpoint=True)
