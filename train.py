@@ -66,7 +66,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     run.clock.lap("loss")
     run.set_learning_rate()
     run.optimizer.zero_grad()
-    outcome.loss.backward()
+    outcome.loss.backward()  # --chunk encodes one chunk after the other again here
     norm, taken = guard.guarded_step(
         run, batch.image_ids, outcome.batch_loss, step.all_image_embeds, step.all_text_embeds)
     run.clock.lap("backward")
