@@ -6,6 +6,7 @@ them is ever run as code.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import read_model
 from encoders.hub import is_hub_name
-from encoders.pairs import with_names_of_today
+from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
@@ -397,7 +398,28 @@ def model_for_testing(
         return released_dual_encoder(options, state, path)
     model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
+    if model.logit_scale is not None:  # a loss may have trained it
+        model.set_logit_scale(trained_logit_scale(state, path) or
+                              LogitScale(model.logit_scale, model.logit_bias))
     return model.eval()
+
+
+def trained_logit_scale(state: dict, path: Path) -> LogitScale | None:
+    """Return the logit scale and bias that a loss has trained; None of a loss without them.
+
+    Args:
+        state: the content of the checkpoint `path`.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    if "log_scale" not in state:
+        return None
+    try:
+        log_scale, bias = (float(state.get(name, 0.0)) for name in ("log_scale", "sigmoid_bias"))
+        return stored_encoders.read_logit_scale([math.exp(log_scale), bias], str(path))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: its logit scale is none ({one_line(error)})") from error
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:
