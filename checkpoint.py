@@ -24,6 +24,7 @@ from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import read_model
 from encoders.hub import is_hub_name
+from encoders.open_clip_pairs import SCHEME
 from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
@@ -75,7 +76,8 @@ def read(path: Path, **way_out: str) -> dict:
 
 def names_hub_model(path: Path) -> bool:
     """Return whether a path can be the name of a model on the Hub, and not a checkpoint's file."""
-    return is_hub_name(str(path)) and not path.name.endswith(FILE_ENDINGS)
+    name = str(path).removeprefix(SCHEME)
+    return is_hub_name(name) and not path.name.endswith(FILE_ENDINGS)
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:

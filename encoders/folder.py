@@ -26,6 +26,7 @@ from common.files import read_json
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache_only
+from encoders.open_clip_pairs import SCHEME
 from encoders.pair_folder import is_whole_pair, pair_files, pair_weights
 from encoders.pair_models import read_pair
 from encoders.pairs import with_names_of_today
@@ -266,7 +267,7 @@ def read_model(name: str | Path, **kwargs) -> dict:
         InputError: If there is no such model, or it is neither.
     """
     name = str(name)
-    if not Path(name).is_dir() and not is_hub_name(name):
+    if not Path(name).is_dir() and not is_hub_name(name.removeprefix(SCHEME)):
         raise InputError(f"{name} is no folder, and cannot be a name of the Hub")
     config = model_file(name, CONFIG, **kwargs)
     if config is None or read_json_object(config).get("format") != FORMAT:
