@@ -32,7 +32,7 @@ from training.options import TrainOptions, options_class
 from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
-FORMAT = "fne-1"
+FORMAT = storage.FORMAT
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
                 "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",

@@ -27,6 +27,7 @@ from training.options import TrainOptions
 from training.run import Run
 
 FEATURES = "photo_features.pt"
+FORMAT = "fne-features-1"
 # Options that a feature depends on. The device and the precision in use are parts of the key.
 OPTIONS = {"exif", "image_res", "image_stats", "batch_size_test", *ModelOptions.__annotations__} - {
     "device", "precision"}
@@ -126,12 +127,15 @@ def fits(state: object, key: dict, photos: int) -> bool:
 def save(run: Run, key: dict | None) -> None:
     """Write a run's image features to its folder, if `prepare` returned a key for them.
 
-    A full disk gives a warning and no error, since the features can be computed again.
+    A full disk, or somebody else's file there, gives a warning and no error, since the features can
+    be computed again.
     """
     if key is None:
         return
-    folder, state = run.options.logger_name, {"key": key, "features": run.image_features.cpu()}
+    path = run.options.logger_name / FEATURES
+    state = {"format": FORMAT, "key": key, "features": run.image_features.cpu()}
     try:
-        files.write(folder / FEATURES, lambda file: torch.save(state, file), "photo features")
+        storage.check_own(path, FORMAT)
+        files.write(path, lambda file: torch.save(state, file), "photo features")
     except InputError as error:
         warn(str(error))
