@@ -202,6 +202,17 @@ def check_path(path: Path, flag: str) -> None:
         raise InputError(f"{flag} {str(path)[:60]}: no file can have this name")
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path leads to a place in a folder when all links are followed.
+
+    Links of the Hub's cache, from a snapshot to the blobs beside it, lead to no other place.
+    """
+    root = Path(os.path.realpath(folder))
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
 def leads_out_of_folder(name: str) -> bool:
     """Return whether a photo's name, as a path, leads out of the folder of photos."""
     return name.startswith("/") or ".." in name.split("/")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError, one_line, reraise_out_of_memory
-from common.files import read_json
+from common.files import is_inside, read_json, read_start
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.preparation import Preparation
@@ -38,6 +38,7 @@ ENCODER_FOLDER, PROJECTION_FOLDER = "{}_0_Transformer", "{}_2_Dense"  # of a sid
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_JSON_BYTES = 2**27
+MAX_CARD_BYTES = 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The fields of `Preparation` that config.json holds beside mean and std, with their types.
 PREPARATION_TYPES = {"image_res": int, "max_words": int, "max_tokens": int, "prefix": str,
@@ -202,6 +203,7 @@ def read_folder(folder: Path) -> dict:
     Raises:
         InputError: If a file is missing, or is not what `write_folder` writes.
     """
+    check_links(folder)
     config = read_json_object(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} is no folder that export.py wrote: its {CONFIG} does not say "
@@ -233,6 +235,22 @@ def read_folder(folder: Path) -> dict:
         "text_pooling": model["text_pooling"], "freeze": None}
     return {"options": options, "model": weights, ENCODERS_KEY: encoders, "criterion": {},
             "folder": config}
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a model's folder is a link out of it.
+
+    Raises:
+        InputError: If one is; its content would go into what is made from the folder.
+    """
+    names = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, CARD]
+    for side in SIDES:
+        encoder_folder = ENCODER_FOLDER.format(side)
+        names += [f"{encoder_folder}/{CONFIG}", f"{encoder_folder}/{WEIGHTS}",
+                  f"{PROJECTION_FOLDER.format(side)}/{WEIGHTS}"]
+    for name in names:
+        if not is_inside(folder / name, folder):
+            raise InputError(f"{folder / name} leads out of the folder: put the file itself there")
 
 
 def check_folder_config(config: dict, folder: Path) -> None:
@@ -285,9 +303,8 @@ def read_preparation(state: dict, tokenizer, folder: Path) -> Preparation:
         folder: The folder, whose README.md is read.
     """
     preparation = state["folder"]["preparation"]
-    card = folder / CARD
     return Preparation(
         tokenizer, about=state["folder"]["about"], mean=preparation["mean"],
         std=preparation["std"], cleaning=preparation["cleaning"],
-        card=card.read_text("utf-8", "replace") if card.is_file() else "",
+        card=read_start(folder / CARD, MAX_CARD_BYTES).decode("utf-8", "replace"),
         **{name: preparation[name] for name in PREPARATION_TYPES})

@@ -32,6 +32,7 @@ FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"}
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
+MAX_BYTES = 2**30  # of the file of a photo
 LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
 MANY, SAMPLE = 200_000, 20_000  # photos above which a sample is checked, and of how many
 CHECKED = 4096  # photos that are checked together
@@ -63,11 +64,10 @@ Photo = Path | object
 
 
 class TooLarge(InputError):
-    """A photo whose pixels would fill the memory."""
+    """A photo whose pixels, or whose bytes, would fill the memory."""
 
-    def __init__(self, path: Photo, pixels: str):
-        super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
-                         "decoded: make it smaller")
+    def __init__(self, path: Photo, pixels: str, most: str = f"{MAX_PIXELS:,} that are decoded"):
+        super().__init__(f"photo {path} has {pixels}, more than the {most}: make it smaller")
 
 
 # ---------------------------------------------------------------------------------- many photos
@@ -450,18 +450,22 @@ def open_photo(path: Photo) -> Image.Image:
     """
     try:
         with photo_file(path) as file:
-            start = file.read(64)
+            start, size = file.read(64), file.seek(0, os.SEEK_END)
+        if size > MAX_BYTES:  # some formats are read as a whole
+            raise TooLarge(path, f"{size:,} bytes", f"{MAX_BYTES:,} that are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
             image = opened(path, start)
+    except TooLarge:
+        raise
     except Image.DecompressionBombError as error:
-        raise TooLarge(path, "too many") from error
+        raise TooLarge(path, "too many pixels") from error
     except Exception as error:  # of a dozen kinds, as bytes come
         reraise_out_of_memory(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise TooLarge(path, f"{image.width} x {image.height}")
+        raise TooLarge(path, f"{image.width} x {image.height} pixels")
     return image
 
 
