@@ -36,7 +36,7 @@ from training.options import TrainOptions, options_class
 from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
-FORMAT = "fne-1"
+FORMAT = storage.FORMAT
 FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",

@@ -412,9 +412,10 @@ def metrics_path(path: Path, flag: str, other_files: list[Path]) -> Path:
     """
     def is_metrics(existing: Path) -> bool:
         try:
-            return "rsum" in files.read_json(existing)
-        except (InputError, TypeError):
+            content = files.read_json(existing, files.MAX_RESULT_BYTES)
+        except InputError:
             return False
+        return isinstance(content, dict) and {"i2t_r1", "t2i_r1", "rsum"} <= content.keys()
 
     return files.resolve_output(path, flag, is_metrics, other_files)
 

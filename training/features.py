@@ -30,6 +30,7 @@ from inputs.sources import photos_place
 from training import storage
 from training.run import Run
 
+FORMAT = "fne-features-1"
 KINDS = {"image": "photo", "text": "caption"}  # what a side encodes
 # Options that a feature depends on. The device and the precision in use are parts of the key, and
 # so are the tokens, on which other options act.
@@ -221,13 +222,15 @@ def fits(state: object, key: dict, count: int) -> bool:
 def save(made: list[Features]) -> None:
     """Write the features that `prepare` made to the run's folder, in the first process.
 
-    A full disk gives a warning and no error, since the features can be computed again.
+    A full disk, or somebody else's file there, gives a warning and no error, since the features can
+    be computed again.
     """
     for features in made:
         if features.key is None or features.is_kept:
             continue
-        state = {"key": features.key, "features": features.values}
+        state = {"format": FORMAT, "key": features.key, "features": features.values}
         try:
+            storage.check_own(features.path, FORMAT)
             files.write(features.path, lambda file, state=state: torch.save(state, file),
                         "features")
         except InputError as error:
