@@ -45,9 +45,11 @@ def test_infonce_begins_with_the_pairs_temperature(tmp_path, monkeypatch, flags,
 
 
 @pytest.mark.parametrize(("flags", "pair", "wanted"), [
-    ([], (None, None), (10, -10)), ([], (117.5, -12.9), (117.5, -12.9)), ([], (40.0, 0.0), (40, 0)),
+    ([], (None, None), (10, -10)), ([], (117.5, -12.9), (117.5, -12.9)),
     (["--sigmoid_scale", "5"], (117.5, -12.9), (5, -12.9)),
-    (["--sigmoid_bias", "-3"], (117.5, -12.9), (117.5, -3)), ([], (100.0, None), (100, -10))])
+    (["--sigmoid_bias", "-3"], (117.5, -12.9), (117.5, -3)),
+    ([], (40.0, 0.0), (10, -10)),  # a pair without bias
+    (["--sigmoid_scale", "5"], (40.0, 0.0), (5, -10))])
 def test_the_sigmoid_loss_begins_with_the_pairs_scale_and_bias(tmp_path, monkeypatch, flags, pair,
                                                                wanted):
     run = run_of_a_pair(monkeypatch, tmp_path, *pair, "--loss", "sigmoid", *flags)
