@@ -6,6 +6,7 @@ them is ever run as code.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import read_model
 from encoders.hub import is_hub_name
-from encoders.pairs import with_names_of_today
+from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
@@ -37,7 +38,7 @@ from training.run import Run
 FORMAT = "fne-1"
 FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
-WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
+WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",
                 "text_pooling", "image_res", "image_fit", "image_stats", "max_words", "max_tokens",
                 "caption_prefix", "captions")
 # What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
@@ -169,12 +170,13 @@ def stored_options(state: dict) -> dict:
     if is_released(state):
         # Fixed values, so that no preset of a data set replaces them.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
-                "posterior": "published"} | released_options(state)
+                "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
                "captions": "published", "image_fit": "squash",
                "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
-               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps",
+               "head": "linear"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -213,7 +215,7 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     testing = not isinstance(options, TrainOptions) or options.test
     flags = flags_of(type(options))
     if testing:
-        fixed = {"embed_size", "oracle"}
+        fixed = {"embed_size", "head", "oracle"}
     else:
         fixed = {name for name, flag in flags.items() if flag.fixed}
         if is_released(state):
@@ -248,9 +250,10 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
     if is_released(state):
         raise InputError(f"--init {options.init} is a released checkpoint: go on from it with "
                          "--resume, or export it first")
+    stored = {"head": "linear"} | state["options"]  # earlier versions do not name the head
     for name in WITH_WEIGHTS:
-        if name in state["options"] and name not in given:
-            setattr(options, name, state["options"][name])
+        if name in stored and name not in given:
+            setattr(options, name, stored[name])
     options.init_weights = state["model"]
     options.stored_encoders = stored_encoders.read_stored_encoders(
         state, state["model"], str(options.init), given)
@@ -395,7 +398,28 @@ def model_for_testing(
         return released_dual_encoder(options, state, path)
     model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
+    if model.logit_scale is not None:  # a loss may have trained it
+        model.set_logit_scale(trained_logit_scale(state, path) or
+                              LogitScale(model.logit_scale, model.logit_bias))
     return model.eval()
+
+
+def trained_logit_scale(state: dict, path: Path) -> LogitScale | None:
+    """Return the logit scale and bias that a loss has trained; None of a loss without them.
+
+    Args:
+        state: the content of the checkpoint `path`.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    if "log_scale" not in state:
+        return None
+    try:
+        log_scale, bias = (float(state.get(name, 0.0)) for name in ("log_scale", "sigmoid_bias"))
+        return stored_encoders.read_logit_scale([math.exp(log_scale), bias], str(path))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: its logit scale is none ({one_line(error)})") from error
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:

@@ -72,7 +72,7 @@ def do_nothing() -> None:
 @torch.no_grad()
 def encode_photos(
     model: DualEncoder, photos: Sequence[Path], options: EncodingOptions, project: bool = True,
-    between_batches: Callable[[], None] = do_nothing,
+    between_batches: Callable[[], None] = do_nothing, features: Tensor | None = None,
 ) -> Tensor:
     """Encode photo files; several processes share the work.
 
@@ -83,6 +83,8 @@ def encode_photos(
         project: Whether to return embeddings. If false, the features before the projection are
             returned.
         between_batches: Called after each batch, in all processes equally often. It may raise.
+        features: (N_i, width) that the photos are known to have, on the CPU. They are projected,
+            and no photo is read.
 
     Returns:
         (N_i, D) unit embeddings or (N_i, width) features, on the CPU, the same in all processes.
@@ -92,6 +94,9 @@ def encode_photos(
     """
     device = next(model.parameters()).device
     batch_size = options.batch_size_test
+    if features is not None:
+        batches = project_features(model.project_image, local_share(features), batch_size, device)
+        return gather_batches(batches, len(photos), batch_size, between_batches)
     mean, std = image_statistics(options)
     encode = model.encode_image if project else model.image_features
     batch_bytes = 3 * options.image_res**2 * batch_size
@@ -108,7 +113,8 @@ def encode_photos(
 
 @torch.no_grad()
 def encode_captions(
-    model: DualEncoder, captions: Captions, between_batches: Callable[[], None] = do_nothing
+    model: DualEncoder, captions: Captions, between_batches: Callable[[], None] = do_nothing,
+    project: bool = True, features: Tensor | None = None,
 ) -> Tensor:
     """Encode captions; several processes share the work.
 
@@ -118,24 +124,48 @@ def encode_captions(
         model: The `DualEncoder`, in the mode and precision in which it is to encode.
         captions: Token ids of N_t captions.
         between_batches: Called after each batch, in all processes equally often. It may raise.
+        project: Whether to return embeddings. If false, the features before the projection are
+            returned.
+        features: (N_t, width) that the captions are known to have, on the CPU. They are projected,
+            and no caption is encoded.
 
     Returns:
-        (N_t, D) unit embeddings, on the CPU, in the order of `captions`, the same in all processes.
+        (N_t, D) unit embeddings or (N_t, width) features, on the CPU, in the order of `captions`,
+        the same in all processes.
     """
     device = next(model.parameters()).device
     batch_size = 256
     order = np.argsort(captions.lengths, kind="stable")  # (N_t,) shortest first
     share = local_share(order)
+    encode = model.encode_text if project else model.text_features
 
     def encoded_batches() -> Iterator[Tensor]:
-        for start in range(0, len(share), batch_size):
+        for start in progress(range(0, len(share), batch_size), "encoding captions"):
             batch = [captions[index] for index in share[start : start + batch_size]]
             input_ids, mask = captions.padded(batch)
-            yield model.encode_text(input_ids.to(device), mask.to(device))
+            yield encode(input_ids.to(device), mask.to(device))
 
-    embeds = gather_batches(encoded_batches(), len(order), batch_size, between_batches)
+    batches = encoded_batches()
+    if features is not None:
+        batches = project_features(model.project_text, features[share], batch_size, device)
+    embeds = gather_batches(batches, len(order), batch_size, between_batches)
     position = np.argsort(order)  # (N_t,) where each caption stands in that order
     return embeds[torch.from_numpy(position)]
+
+
+def project_features(
+    project: Callable[[Tensor], Tensor], features: Tensor, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the embeddings of features in batches, which are those in which they were made.
+
+    Args:
+        project: Projects features (B, width) to unit embeddings (B, D).
+        features: (N, width) on the CPU.
+        batch_size: The largest number of rows of a batch.
+        device: Where they are projected.
+    """
+    for rows in features.split(batch_size):
+        yield project(rows.to(device))
 
 
 def local_share(items: Sequence) -> Sequence:
@@ -183,7 +213,7 @@ def encode_split(
 
     Args:
         model: The `DualEncoder`.
-        eval_set: N_i photos and N_t captions.
+        eval_set: N_i photos and N_t captions, and the features of them that are known.
         options: See `encode_photos`.
         between_batches: Called after each batch, in all processes equally often. It may raise.
 
@@ -192,8 +222,10 @@ def encode_split(
     """
     was_training = model.training
     model.eval()
-    image_embeds = encode_photos(model, eval_set.photos, options, between_batches=between_batches)
-    text_embeds = encode_captions(model, eval_set.captions, between_batches)
+    image_embeds = encode_photos(model, eval_set.photos, options, between_batches=between_batches,
+                                 features=eval_set.image_features)
+    text_embeds = encode_captions(model, eval_set.captions, between_batches,
+                                  features=eval_set.text_features)
     model.train(was_training)
     return image_embeds, text_embeds
 

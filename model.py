@@ -24,6 +24,7 @@ from common.errors import (
 )
 from common.options import EncodingOptions
 from common.terminal import warn
+from encoders.chunks import in_chunks
 from encoders.families import choose_pooling, find_family
 from encoders.folder import read_model, read_preparation, write_folder
 from encoders.loading import load_encoder, quiet_transformers
@@ -31,23 +32,28 @@ from encoders.pairs import LogitScale, PairHalf
 from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
 from encoders.processors import load_tokenizer
-from encoders.stored import read_stored_encoders
+from encoders.stored import SIDES, read_stored_encoders
 
 MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
+HIDDEN_PER_OUTPUT = 2  # width of the hidden layer of --head mlp by that of the output
 
 
 class DualEncoder(nn.Module, ModelHubMixin):
     """Map photos and captions to unit vectors of one embedding space.
 
     Each side (image or text) has an encoder, whose last hidden state is pooled to one feature
-    vector. A linear projection follows where `embed_size` > 0, and then L2 normalisation. The dot
-    product of an image embedding and a text embedding is their cosine similarity.
+    vector. A projection follows where `embed_size` > 0, and then L2 normalisation. The dot product
+    of an image embedding and a text embedding is their cosine similarity.
 
     Where both encoders are halves of one pretrained pair, `logit_scale` and `logit_bias` are the
     numbers by which the pair turns cosines into logits; else they are None.
 
     The encoders compute in bfloat16 autocast if the attribute `bf16` is true. Pooling, projections
     and embeddings are float32 in any case.
+
+    If the attribute `chunk` is above 0, each encoder takes so many photos or captions of a batch
+    at a time, and activations for the backward pass are kept of one chunk alone
+    (`encoders.chunks.in_chunks`).
 
     `from_pretrained` and `save_pretrained` read and write the folder of `export.py`
     (docs/export.md). The attribute `preparation` of a model that was read so says how its photos
@@ -63,30 +69,39 @@ class DualEncoder(nn.Module, ModelHubMixin):
             the published ViT.
         text_pooling: The counterpart for the text encoder: "auto" is "tokens" for the published
             BERT. The released program averages padding too, which is "padded" (Fidelity note 2).
-        freeze: "image" or "text" for an encoder that is not trained, or None.
+        freeze: "image" or "text" for an encoder that is not trained, "both" if neither is, or None.
         image_res: R, the side of the square photos in pixels.
         max_tokens: L, the length of the longest caption in tokens.
+        head: The form of the projections, "linear" or "mlp", see `build_projection`.
 
     Raises:
-        InputError: If the widths differ without `embed_size`, or if an encoder does not take
+        InputError: If the widths differ without `embed_size`, if the projections are asked to be an
+            MLP, or are all that is trained, and there are none, or if an encoder does not take
             photos or captions of that size, or does not have the pooling.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, embed_size: int = 0,
                  image_pooling: str = "auto", text_pooling: str = "auto",
-                 freeze: str | None = None, image_res: int = 384, max_tokens: int = 30):
+                 freeze: str | None = None, image_res: int = 384, max_tokens: int = 30,
+                 head: str = "linear"):
         super().__init__()
+        if embed_size == 0 and (freeze == "both" or head != "linear"):
+            flag = "--freeze both" if freeze == "both" else f"--head {head}"
+            raise InputError(f"{flag}: --embed_size 0 means that there are no projections to "
+                             "train; give --embed_size 512, say")
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_pooling = choose_pooling(image_encoder, "image", image_pooling)
         self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
         self.freeze = freeze
+        self.head = head
         self.image_encoder_kwargs = interpolation_kwargs(image_encoder, image_res)
         self.channels_last = False
         self.uses_4d_mask = False
         self.bf16 = False
         self.logit_scale: float | None = None
         self.logit_bias: float | None = None
+        self.chunk = 0
         self.preparation: Preparation | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
@@ -96,14 +111,10 @@ class DualEncoder(nn.Module, ModelHubMixin):
             raise InputError(f"the image encoder is {image_width} wide and the text encoder "
                              f"{text_width}: give both a projection with --embed_size 256, say")
         self.embed_size = embed_size or image_width  # D
-        if embed_size:
-            self.image_projection = nn.Linear(image_width, embed_size)
-            self.text_projection = nn.Linear(text_width, embed_size)
-        else:
-            self.image_projection = nn.Identity()
-            self.text_projection = nn.Identity()
-        if freeze:
-            self.frozen_encoder.requires_grad_(False)
+        self.image_projection = build_projection(image_width, embed_size, head)
+        self.text_projection = build_projection(text_width, embed_size, head)
+        for encoder in self.frozen_encoders:
+            encoder.requires_grad_(False)
         self.train()
         scale = getattr(image_encoder, "logit_scale", None)
         if scale == getattr(text_encoder, "logit_scale", None):
@@ -115,10 +126,14 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.logit_scale = value.scale if has_scale else None
         self.logit_bias = value.bias if has_scale else None
 
+    def freezes(self, side: str) -> bool:
+        """Return whether the encoder of a side, "image" or "text", is not trained."""
+        return self.freeze in (side, "both")
+
     @property
-    def frozen_encoder(self) -> nn.Module | None:
-        """The encoder that is not trained, or None if both are trained."""
-        return getattr(self, f"{self.freeze}_encoder") if self.freeze else None
+    def frozen_encoders(self) -> list[nn.Module]:
+        """The encoders that are not trained."""
+        return [getattr(self, f"{side}_encoder") for side in SIDES if self.freezes(side)]
 
     @torch.no_grad()
     def _probe_image_encoder(self, image_res: int) -> int:
@@ -169,8 +184,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         statistics of their pretraining.
         """
         super().train(mode)
-        if self.freeze:
-            self.frozen_encoder.eval()
+        for encoder in self.frozen_encoders:
+            encoder.eval()
         for module in self.image_encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -201,7 +216,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
     @contextlib.contextmanager
     def _encoder_context(self, side: str, device: torch.device) -> Iterator[None]:
         """Turn gradients off for a frozen encoder, and bfloat16 autocast on if `bf16` is set."""
-        gradients = torch.is_grad_enabled() and self.freeze != side
+        gradients = torch.is_grad_enabled() and not self.freezes(side)
         with (torch.set_grad_enabled(gradients),
               torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)):
             yield
@@ -215,6 +230,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
         Returns:
             (B, width) float32, as wide as the image encoder.
         """
+        return in_chunks(self._image_features, self.chunk, pixel_values)
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         if self.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with self._encoder_context("image", pixel_values.device):
@@ -231,6 +249,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
         Returns:
             (B, width) float32, as wide as the text encoder.
         """
+        return in_chunks(self._text_features, self.chunk, input_ids, attention_mask)
+
+    def _text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask
         if self.uses_4d_mask:  # (B, 1, L, L): every query token sees the same real tokens
             length = mask.shape[1]
@@ -241,7 +262,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
 
     def forward(
         self, pixel_values: Tensor | None, image_features: Tensor | None, input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor, text_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode B pairs of a photo and a caption for training.
 
@@ -251,6 +272,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
                 encoder are; None to compute them from `pixel_values`.
             input_ids: (B, L) token ids.
             attention_mask: (B, L), 1 on real tokens.
+            text_features: (B, width) features that are known already, as those of a frozen text
+                encoder are; None to compute them from `input_ids`.
 
         Returns:
             Image embeddings (B, D), text embeddings (B, D), image features (B, width) and text
@@ -258,7 +281,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """
         if image_features is None:
             image_features = self.image_features(pixel_values)
-        text_features = self.text_features(input_ids, attention_mask)
+        if text_features is None:
+            text_features = self.text_features(input_ids, attention_mask)
         image_embeds = self.project_image(image_features)  # (B, D)
         text_embeds = self.project_text(text_features)  # (B, D)
         return image_embeds, text_embeds, image_features, text_features
@@ -312,7 +336,8 @@ def model_from_state(state: dict, source: str) -> DualEncoder:
     model = DualEncoder(
         stored.build_encoder("image", tokenizer), stored.build_encoder("text", tokenizer),
         options["embed_size"], options["image_pooling"], options["text_pooling"],
-        freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"])
+        freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"],
+        head=options["head"])
     model.set_logit_scale(stored.logit_scale)
     try:
         if not all(value.isfinite().all() for value in state["model"].values()):
@@ -322,6 +347,23 @@ def model_from_state(state: dict, source: str) -> DualEncoder:
         raise InputError(f"{source}: its weights do not fit ({one_line(error)[:200]})") from error
     model.preparation = read_preparation(state, tokenizer, Path(source))
     return model.eval()
+
+
+def build_projection(width: int, embed_size: int, head: str) -> nn.Module:
+    """Build the projection of one side, from features (B, width) to vectors (B, D).
+
+    Args:
+        width: The width of the features.
+        embed_size: D. 0 means no projection.
+        head: "linear", or "mlp": two linear layers with a GELU between them. The hidden layer is
+            `HIDDEN_PER_OUTPUT` times as wide as the output.
+    """
+    if embed_size == 0:
+        return nn.Identity()
+    if head == "linear":
+        return nn.Linear(width, embed_size)
+    hidden = HIDDEN_PER_OUTPUT * embed_size
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_size))
 
 
 @contextlib.contextmanager
@@ -358,7 +400,7 @@ def momentum_copy(model: DualEncoder) -> DualEncoder:
     A frozen encoder is shared instead of copied, since it never changes.
     """
     # A deep copy takes what its memo holds instead of copying it.
-    memo = {id(model.frozen_encoder): model.frozen_encoder} if model.freeze else {}
+    memo = {id(encoder): encoder for encoder in model.frozen_encoders}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 
@@ -431,9 +473,14 @@ def enable_gradient_checkpointing(model: DualEncoder) -> None:
     Only the inputs of each block are kept, which trades time for memory.
 
     Raises:
-        InputError: If an encoder that is trained does not support gradient checkpointing.
+        InputError: If an encoder that is trained does not support gradient checkpointing, or if
+            none is trained.
     """
-    for side in {"image", "text"} - {model.freeze}:
+    trained = [side for side in SIDES if not model.freezes(side)]
+    if not trained:
+        raise InputError("--grad_checkpointing: with --freeze both no gradient goes through an "
+                         "encoder; leave the flag out")
+    for side in trained:
         encoder = getattr(model, f"{side}_encoder")
         encoder = encoder.pair if isinstance(encoder, PairHalf) else encoder
         if not encoder.supports_gradient_checkpointing:
@@ -509,7 +556,7 @@ def build_model(
         pretrained: Whether the encoders are to have their pretrained weights. If false, a
             checkpoint will fill them: the encoders are built from `options.stored_encoders` where
             it has them, without any other file.
-        freeze: "image" or "text", the encoder that is not trained; None for neither.
+        freeze: "image" or "text", the encoder that is not trained, or "both"; None for neither.
 
     Raises:
         InputError: If an encoder cannot be had, or the two do not fit the flags.
@@ -525,7 +572,7 @@ def build_model(
         encoders[side] = encoder
     model = DualEncoder(encoders["image"], encoders["text"], options.embed_size,
                         options.image_pooling, options.text_pooling, freeze,
-                        options.image_res, options.max_tokens)
+                        options.image_res, options.max_tokens, options.head)
     if options.stored_encoders is not None:
         model.set_logit_scale(options.stored_encoders.logit_scale)
     return model

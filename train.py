@@ -33,7 +33,7 @@ from common.processes import gather_several, once_per_machine, process_group
 from common.ranks import local_rows
 from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
 from encoders.processors import photo_fit, resolve_preparation, tokenizer_of
-from evaluation import encode_photos, metrics_path, score, score_checkpoint
+from evaluation import encode_captions, encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
@@ -66,7 +66,7 @@ def training_step(run: Run, batch: Batch) -> Tensor:
     run.clock.lap("loss")
     run.set_learning_rate()
     run.optimizer.zero_grad()
-    outcome.loss.backward()
+    outcome.loss.backward()  # --chunk encodes one chunk after the other again here
     norm, taken = guard.guarded_step(
         run, batch.image_ids, outcome.batch_loss, step.all_image_embeds, step.all_text_embeds)
     run.clock.lap("backward")
@@ -85,12 +85,15 @@ def encode(run: Run, batch: Batch) -> Step:
     """
     seed_dropout(run.options.seed, run.global_step)
     local = local_rows(len(batch.image_ids))
+    pixels = image_features = text_features = None
     if run.image_features is None:
-        pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
+        pixels = normalize(batch.pixels, *run.pixel_statistics)
     else:  # a frozen encoder has seen all photos
-        pixels, image_features = None, run.image_features[batch.image_ids[local]]
+        image_features = run.image_features[batch.image_ids[local]]
+    if run.text_features is not None:  # a frozen encoder has seen all captions
+        text_features = run.text_features[batch.text_ids[local]]
     image_embeds, text_embeds, image_features, text_features = run.encode_pairs(
-        pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
+        pixels, image_features, batch.input_ids, batch.attention_mask, text_features)
     all_images, all_texts = gather_several(image_embeds, text_embeds)  # (B, D), (B, D)
     return Step(
         batch, pixels, image_features, text_features, image_embeds, text_embeds, all_images,
@@ -187,29 +190,30 @@ def train_and_test(
         lock: keeps the run's folder to this run.
     """
     tokenizer = tokenizer_of(options)
-    train_set, val_set, test_set = load_all_splits(options, tokenizer)
+    splits = dict(zip(("train", "val", "test"), load_all_splits(options, tokenizer), strict=True))
     if options.judgements:
-        read_judgements(options.judgements, test_set.split)  # an error shows before training
-    loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda",
-                               photo_fit(options))
+        read_judgements(options.judgements, splits["test"].split)  # an error shows before training
+    loader = make_train_loader(
+        options, splits["train"], pick_device(options.device).type == "cuda", photo_fit(options))
     model = checkpoint.model_for_training(options, state, path, tokenizer)
-    run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
+    run = build_run(options, model, tokenizer, len(loader.batch_sampler), splits["train"])
     if state is not None:
         checkpoint.unpack(run, state, path)
     goes_on_from = path if checkpoint.holds_a_run(state) else None
     outline.print_outline(run, given, goes_on_from)
-    key = features.prepare(run, encode_photos)
+    splits, made = features.prepare(run, splits, encode_photos, encode_captions)
     storage.prepare_run_folder(run, lock, goes_on_from)
     results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
-    features.save(run, key)
+    features.save(made)
+    del made  # the run and its splits hold what they need of them
     try:
         with storage.written_to(options.logger_name):
-            train(run, loader, train_set, val_set)
+            train(run, loader, splits["train"], splits["val"])
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
     state = checkpoint.read_best(best)
-    score_checkpoint(options, state, best, test_set, "test", tokenizer, results)
+    score_checkpoint(options, state, best, splits["test"], "test", tokenizer, results)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -148,8 +148,11 @@ class ModelOptions:
         "vocab/flickr30k.txt", "WordPiece vocabulary of a built-in text encoder",
         from_checkpoint=True, fixed=True)
     embed_size: int = option(
-        0, "D of a linear projection of both towers; 0 for none", low=0, high=2**16,
+        0, "D of a projection of both towers; 0 for none", low=0, high=2**16,
         from_checkpoint=True, fixed=True)
+    head: str = option(
+        "linear", "form of the projections: linear, or mlp, which has a hidden layer of twice D",
+        choices=("linear", "mlp"), from_checkpoint=True, fixed=True)
     image_pooling: str = option(
         "auto", "mean over tokens or places, the class token, or the encoder's own; auto: what "
         "docs/encoders.md lists first for the encoder", choices=("auto", "mean", "cls", "own"),

@@ -51,7 +51,8 @@ def read_pair(name: str, **kwargs) -> dict:
         "logit_scale": None if scale.scale is None else [scale.scale, scale.bias]}
     weights = {f"{side}_encoder.{key}": value for side, half in halves.items()
                for key, value in half.state_dict().items()}
-    options = {"image_encoder": name, "text_encoder": name, "embed_size": 0, "freeze": None,
+    options = {"image_encoder": name, "text_encoder": name, "embed_size": 0, "head": "linear",
+               "freeze": None,
                "image_pooling": "own", "text_pooling": "own", "captions": "raw",
                "image_fit": photos.fit.fit, "image_res": photos.size,
                "max_tokens": caption_length(pair.config, tokenizer)}

@@ -56,8 +56,11 @@ PAIRS = {
     "BlipForImageTextRetrieval": Pair(Half("vision_model", "first", "vision_proj"),
                                       Half("text_encoder", "first", "text_proj")),
 }
-# Parts of a model that neither half needs. The logit scale and bias are kept as numbers.
-UNUSED = "logit_scale", "logit_bias", "temperature", "itm_head"
+# Parameters of a model that neither half needs: they are kept as numbers.
+SCALES = "logit_scale", "logit_bias", "temperature"
+# BLIP's head for pairs of a photo and a caption that are read together goes with its text half, as
+# the attention to photos does. Neither is used.
+ONLY_IN_TEXT_HALF = "itm_head"
 
 
 class LogitScale(NamedTuple):
@@ -201,8 +204,10 @@ def without_other_side(pair: nn.Module, side: str) -> nn.Module:
         side: "image" or "text".
     """
     halves = PAIRS[type(pair).__name__]
-    other = halves.text if side == "image" else halves.image
-    for name in (other.tower, other.head, *UNUSED):
+    names = [halves.text.tower, halves.text.head, ONLY_IN_TEXT_HALF]
+    if side == "text":
+        names = [halves.image.tower, halves.image.head]
+    for name in (*names, *SCALES):
         if name and "." not in name and getattr(pair, name, None) is not None:
             setattr(pair, name, None)
     return pair

@@ -120,12 +120,13 @@ def test_the_released_model_is_the_same_to_the_bit(released):
     assert model.preparation.padded and not model.training
 
 
-@pytest.mark.parametrize("image, text", [("vit", "bert"), ("clip", "clip"), ("siglip", "siglip"),
-                                         ("resnet", "bert")])
-def test_every_kind_of_encoder_comes_back_to_the_bit(folders, tmp_path, image, text):
+@pytest.mark.parametrize("image, text, head", [
+    ("vit", "bert", "linear"), ("clip", "clip", "linear"), ("siglip", "siglip", "mlp"),
+    ("resnet", "bert", "mlp")])
+def test_every_kind_of_encoder_comes_back_to_the_bit(folders, tmp_path, image, text, head):
     """Also with encoders that sentence_transformers cannot express; the folder then has none of
     its files."""
-    model = build(folders, image, text, RES, embed_size=8)
+    model = build(folders, image, text, RES, embed_size=8, head=head)
     rows = model.text_encoder
     words = 40 if hasattr(rows, "pair") else rows.config.vocab_size
     tokenizer = small_tokenizer(words)
@@ -309,14 +310,15 @@ def test_sentence_transformers_gives_our_vectors(model_name, request, finished, 
         torch.testing.assert_close(torch.from_numpy(left), right, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("image, text, poolings, size", [
-    ("vit", "bert", ("own", "own"), 8), ("vit", "bert", ("cls", "cls"), 0),
-    ("vit", "bert", ("mean", "padded"), 8), ("resnet", "bert", ("mean", "tokens"), 0)])
-def test_sentence_transformers_supports_every_pooling(folders, tmp_path, paths, image, text,
-                                                      poolings, size):
+@pytest.mark.parametrize("image, text, poolings, size, head", [
+    ("vit", "bert", ("own", "own"), 8, "linear"), ("vit", "bert", ("cls", "cls"), 0, "linear"),
+    ("vit", "bert", ("mean", "padded"), 8, "mlp"), ("resnet", "bert", ("mean", "tokens"), 8, "mlp"),
+    ("resnet", "bert", ("mean", "tokens"), 0, "linear")])
+def test_sentence_transformers_supports_every_pooling_and_projection(
+        folders, tmp_path, paths, image, text, poolings, size, head):
     library = pytest.importorskip("sentence_transformers")
     model = build(folders, image, text, RES, embed_size=size, image_pooling=poolings[0],
-                  text_pooling=poolings[1])
+                  text_pooling=poolings[1], head=head)
     core = small_tokenizer(40)
     core.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     model.preparation = Preparation(core, RES, [0.1] * 3, [0.2] * 3, 30, 12, "word3 ",

@@ -85,7 +85,7 @@ def two(data, one_thread, tmp_path_factory):
 
 @pytest.mark.parametrize("loss, counts", [
     ("fne", (2, 4)), ("triplet", (2,)), ("infonce", (2,)), ("sigmoid", (2,)),
-    ("fne --oracle", (2,)),
+    ("fne --oracle", (2,)), ("fne --freeze both --head mlp", (2,)),
     ("fne --posterior evidence", (2,)),
     ("infonce --oracle positives", (2,))])
 def test_losses_do_not_depend_on_the_number_of_processes(data, tmp_path, loss, counts):

@@ -43,6 +43,7 @@ def test_the_warm_up_leaves_the_bank_alone(data, tmp_path):
 @pytest.mark.parametrize("more", [
     ["--loss", "triplet", "--lr_update", "1"], ["--loss", "infonce", "--grad_clip", "0"],
     ["--freeze", "image", "--text_pooling", "padded"], ["--freeze", "text", "--lr_warmup", "3"],
+    ["--freeze", "both", "--head", "mlp"], ["--freeze", "both", "--augment", "published"],
     ["--image_encoder", "small-vit", "--augment", "published", "--num_epochs", "1"],
 ])
 def test_every_way_of_training_runs_and_can_be_tested(data, tmp_path, more):

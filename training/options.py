@@ -55,7 +55,8 @@ class TrainingOptions:
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
     freeze: str | None = option(
-        None, "encoder that is not trained (its projection is)", choices=("image", "text"),
+        None, "encoder that is not trained (its projection is); its features are made once, those "
+        "of photos under --augment none", choices=("image", "text", "both"),
         from_checkpoint=True, fixed=True)
     num_epochs: int = option(
         25, "epochs, warm-up included", low=1, high=10**6, from_checkpoint=True)
@@ -102,6 +103,10 @@ class TrainingOptions:
     grad_checkpointing: bool = option(
         False, "less memory for a third more computing: activations are made again on the way back",
         from_checkpoint=True)
+    chunk: int = option(
+        0, "gradient caching: pairs that a process encodes at a time, so that activations take the "
+        "memory of so few, whatever B is, for one more forward pass; 0 for all at once", low=0,
+        high=LARGEST_BATCH, from_checkpoint=True)
     shard: bool = option(
         False, "of several processes each keeps a share of Adam's moments, for one more sending of "
         "the weights in a step", from_checkpoint=True)

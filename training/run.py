@@ -90,7 +90,9 @@ class Run:
     skips: Skips
     clock: StepClock
     encoders: dict  # what `encoders.stored` has a checkpoint hold of them
-    image_features: Tensor | None = None  # (N_i, W) of a frozen image encoder, not augmented
+    # Features of the training split, which `training.features` has frozen encoders make once.
+    image_features: Tensor | None = None  # (N_i, W), of photos that are not augmented
+    text_features: Tensor | None = None  # (N_t, W)
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in this epoch
     global_step: int = 0
@@ -156,6 +158,7 @@ def build_run(
     """
     device = place_on_device(model, options)
     broadcast_tensors(*model.parameters(), *model.buffers())
+    model.chunk = options.chunk
     split = None if train_set is None else train_set.split
     objective = objective_class(options.loss)(options, model, split).to(device)
     if options.grad_checkpointing:

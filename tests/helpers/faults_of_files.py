@@ -114,6 +114,11 @@ def checkpoint_flag_excluded(place):
     place.resume(lambda state: None, "--embed_size", "32")
 
 
+@fault("another form of the projections than the checkpoint's", "--head mlp", "checkpoint.pth.tar")
+def checkpoint_head_excluded(place):
+    place.resume(lambda state: state["options"].pop("head"), "--head", "mlp")
+
+
 @fault("a checkpoint scored whose statistics are texts", "checkpoint.pth.tar")
 def checkpoint_statistics_texts(place):
     path = place.resume(lambda state: state.update(criterion={"positive.count": "many"}))
@@ -122,6 +127,22 @@ def checkpoint_statistics_texts(place):
 
 
 # ------------------------------------------------------------------------------------------- flags
+
+@fault("both encoders frozen, and no projections to train", "--freeze both", "--embed_size 0")
+def flag_nothing_to_train(place):
+    place.arguments += ["--freeze", "both", "--embed_size", "0"]
+
+
+@fault("an MLP for projections, and no projections", "--head mlp", "--embed_size 0")
+def flag_head_without_projections(place):
+    place.arguments += ["--head", "mlp", "--embed_size", "0"]
+
+
+@fault("gradient checkpointing of encoders that are both frozen", "--grad_checkpointing",
+       "--freeze both")
+def flag_checkpointing_frozen(place):
+    place.arguments += ["--freeze", "both", "--grad_checkpointing"]
+
 
 @fault("--learning_rate nan", "--learning_rate nan")
 def flag_nan(place):

@@ -34,11 +34,14 @@ OF_MODULE = {
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
     "data": "test_data.py::test_a_loaded_split_has_its_photos_and_captions",
+    "encoders.chunks": "training/test_chunks.py::test_one_chunk_after_the_other_goes_back",
     "encoders.families": "encoders/test_refusals.py",
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.pair_folder":
+        "encoders/test_pair_folder.py::test_a_projection_makes_it_a_folder_of_ours",
     "encoders.pair_models":
         "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
     "encoders.pairs":

@@ -106,11 +106,11 @@ class FNEObjective(Objective):
 
         A frozen encoder is shared with the online model, so its features serve as they are.
         """
-        model, frozen = self.momentum_model, self.options.freeze
+        model = self.momentum_model
         image_features, text_features = step.image_features, step.text_features
-        if frozen != "image":
+        if not model.freezes("image"):
             image_features = model.image_features(step.pixels)
-        if frozen != "text":
+        if not model.freezes("text"):
             text_features = model.text_features(step.batch.input_ids, step.batch.attention_mask)
         return model.project_image(image_features), model.project_text(text_features)
 
