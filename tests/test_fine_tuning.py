@@ -83,3 +83,17 @@ def test_it_is_averaged_with_the_pair(whole, pair, tmp_path):
         assert found.keys() == trained.keys()
         for key, value in found.items():
             torch.testing.assert_close(value, 0.5 * trained[key] + 0.5 * begun[key])
+
+
+def test_the_recipe_of_frozen_encoders_trains_projections_alone(pair, data, tmp_path):
+    """On the towers of a pair, for two epochs: all negatives, and then the hardest one."""
+    train.main(["--dataset", "shapes", "--data_path", str(data), "--logger_name", str(tmp_path),
+                "--image_encoder", str(pair), "--text_encoder", str(pair), "--image_res", "32",
+                "--max_tokens", "12", "--recipe", "frozen", "--embed_size", "8", "--easy_epochs",
+                "1", "--num_epochs", "2", "--batch_size_train", "16", "--workers", "0",
+                "--no_figures", *CPU])
+    state = checkpoint.read(tmp_path / "checkpoint.pth.tar")
+    assert state["options"]["freeze"] == "both" and state["options"]["loss"] == "triplet"
+    (decaying, other) = state["optimizer"]["param_groups"]
+    assert (decaying["weight_decay"], other["weight_decay"]) == (0.01, 0)
+    assert len(decaying["params"]) == len(other["params"]) == 2  # weights and biases of two heads
