@@ -1,6 +1,7 @@
 """A pretrained pair through `--recipe clip`: its weights, its scale, its average."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -83,6 +84,15 @@ def test_it_is_averaged_with_the_pair(whole, pair, tmp_path):
         assert found.keys() == trained.keys()
         for key, value in found.items():
             torch.testing.assert_close(value, 0.5 * trained[key] + 0.5 * begun[key])
+        # Of the logit scale, the logarithm is a weight of the pair.
+        scales = DualEncoder.from_pretrained(pair).logit_scale, trained_scale(path)
+        assert abs(scales[0] / scales[1] - 1) > 1e-5
+        assert DualEncoder.from_pretrained(tmp_path / name).logit_scale == pytest.approx(
+            math.sqrt(scales[0] * scales[1]), rel=1e-6)
+
+
+def trained_scale(path):
+    return checkpoint.read(path)["log_scale"].exp().item()
 
 
 def test_the_recipe_of_frozen_encoders_trains_projections_alone(pair, data, tmp_path):
