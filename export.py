@@ -37,6 +37,7 @@ from common.terminal import print_result
 from encoders.folder import CARD, DTYPES
 from encoders.loading import BUILT_IN
 from encoders.pair_folder import is_whole_pair, pair_class, sentence_reason
+from encoders.pairs import LogitScale
 from encoders.preparation import Preparation
 from encoders.processors import (
     image_statistics,
@@ -204,6 +205,11 @@ def average_weights(
     for key, weights in trained.items():
         if weights.is_floating_point():
             weights.copy_(torch.lerp(first[key], weights, alpha))  # to the bit at 0 and at 1
+    if None not in (first_model.logit_scale, model.logit_scale):
+        # What a pair has learned is the logarithm of its scale.
+        model.set_logit_scale(LogitScale(
+            first_model.logit_scale ** (1 - alpha) * model.logit_scale**alpha,
+            (1 - alpha) * first_model.logit_bias + alpha * model.logit_bias))
     about = {**model.preparation.about, "average": alpha, "recalls": {}, "statistics": None}
     model.preparation = model.preparation._replace(about=about)
 

@@ -143,6 +143,8 @@ OF_MODULE = {
     "training.objectives.sigmoid": "test_fne_loss.py",
     "training.objectives.triplet":
         "test_one_step.py::test_the_triplet_loss_of_a_step_is_the_oracles",
+    "training.optimizer":
+        "training/test_optimizer.py::test_groups_are_those_of_each_parameters_module",
     "training.options": "common/test_options.py",
     "training.outline":
         "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
@@ -155,6 +157,7 @@ OF_MODULE = {
         "training/test_signals.py::test_a_signal_waits_until_the_run_may_stop",
     "training.storage": "training/test_folders.py::test_permission_is_not_damage",
     "training.true_matches": "training/test_monitor.py",
+    "training.zero_shot": "training/test_zero_shot.py::test_similarities_are_those_of_a_loop",
     "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
 }
 # Numbers of the released program, formulas against the oracle, and what else is quick.
