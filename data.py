@@ -4,7 +4,7 @@
     record  a photo's name, captions of it               inputs/records.py   check_record
     split   N_i photos, N_t captions, who is whose       inputs/sources.py   read_split, a `Split`
     photo   a file, or bytes inside a tar or table       inputs/photos.py    load_photo
-    pixels  uint8 (3, R, R), augmented or not            inputs/augmentation.py  train_pixels
+    pixels  uint8 (3, R, R), augmented or only fitted    inputs/augmentation.py, inputs/fitting.py
     tokens  (L,) ids of a caption                        inputs/captions.py  Captions
     item    pixels, tokens and numbers of a pair         data.py             PairDataset
     batch   B items, padded and stacked                  data.py             Collator
@@ -33,8 +33,9 @@ from inputs import sources
 from inputs.augmentation import train_pixels
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
+from inputs.fitting import PUBLISHED_FIT, PhotoFit, fitted_pixels
 from inputs.loader import EpochSampler, make_loader
-from inputs.photos import Photo, PhotoSequence, check_photos, eval_pixels, load_from
+from inputs.photos import Photo, PhotoSequence, check_photos, load_from
 from inputs.shards import is_shards
 from inputs.sources import (
     cache_folder,
@@ -106,14 +107,15 @@ class PairDataset(Dataset):
             photos already.
         captions: (N_t) tokens; None leaves the tokens empty, (0,), likewise.
         size: R, the side of a photo in pixels.
-        augment: crop, flip and change photos as published; else only resize them.
+        augment: crop, flip and change photos as published; else only fit them.
+        fit: how photos that are not augmented are fitted into the square.
     """
 
     def __init__(self, split: Split, photos: Sequence | None, captions: Captions | None, size: int,
-                 augment: bool):
+                 augment: bool, fit: PhotoFit = PUBLISHED_FIT):
         self.photos, self.captions, self.size = photos, captions, size
         self.image_of_text = split.image_of_text
-        self.pixels = train_pixels if augment else eval_pixels
+        self.augment, self.fit = augment, fit
 
     def __len__(self) -> int:
         return len(self.image_of_text)
@@ -126,7 +128,8 @@ class PairDataset(Dataset):
             image, text_id, bad = self.readable_photo(text_id, seed)
             with torch.random.fork_rng(devices=[]):  # the caller's draws stay as they were
                 torch.default_generator.manual_seed(seed)
-                pixels = self.pixels(image, self.size)
+                pixels = (train_pixels(image, self.size) if self.augment
+                          else fitted_pixels(image, self.size, self.fit))
         tokens = NO_TOKENS if self.captions is None else self.captions[text_id]
         return pixels, tokens, int(self.image_of_text[text_id]), text_id, bad
 
@@ -377,17 +380,20 @@ def sees_captions_once(options: LoadingOptions) -> bool:
     return options.freeze in ("text", "both")
 
 
-def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+def make_train_loader(
+    options: LoadingOptions, train_set: LoadedSplit, pin: bool, fit: PhotoFit = PUBLISHED_FIT
+) -> DataLoader:
     """Return a loader of the training split, which gives of each batch the rows that belong to this
     process; without pixels where `sees_photos_once`, and without tokens where `sees_captions_once`.
 
     Args:
         pin: give pinned memory, from which a GPU copies while it computes.
+        fit: how photos are fitted into a square where they are not augmented.
     """
     photos = None if sees_photos_once(options) else train_set.photos
     captions = None if sees_captions_once(options) else train_set.captions
     pairs = PairDataset(train_set.split, photos, captions, options.image_res,
-                        augment=options.augment == "published")
+                        augment=options.augment == "published", fit=fit)
     local = local_rows(options.batch_size_train)
     sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, local)
     pixels = 0 if photos is None else 3 * options.image_res**2 * (local.stop - local.start)

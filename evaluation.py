@@ -5,6 +5,10 @@ r"""Score a checkpoint or saved embeddings on a split:
     python evaluation.py --embeddings embeddings.npz
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 # This file encodes splits and prints results. The metrics themselves are in `metrics`; its rank
 # functions can be imported from here as well.
 
@@ -14,7 +18,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from common.options import (
     EncodingOptions,
     ScoringOptions,
@@ -24,7 +27,6 @@ from common.options import (
 )
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_scoring(__doc__)  # so that --help and wrong flags need not wait for the imports below
 
 import numpy as np
@@ -37,13 +39,15 @@ from common.device import place_on_device
 from common.errors import InputError, exit_on_input_error
 from common.processes import broadcast_from_main, gather_strided, process_group
 from common.ranks import is_main, rank, world_size
-from common.terminal import print_result, progress
+from common.terminal import print_note, print_result, progress
 from common.version import commit
 from data import LoadedSplit, load_eval_set, photos_of_names
-from encoders.processors import image_statistics, tokenizer_of
+from encoders.preparation import preparation_text
+from encoders.processors import image_statistics, photo_fit, resolve_preparation, tokenizer_of
 from inputs.captions import Captions
+from inputs.fitting import PhotoDataset
 from inputs.loader import make_loader
-from inputs.photos import PhotoDataset, normalize
+from inputs.photos import normalize
 from metrics.embeddings import (
     Embeddings,
     is_embeddings_file,
@@ -96,8 +100,9 @@ def encode_photos(
     mean, std = image_statistics(options)
     encode = model.encode_image if project else model.image_features
     batch_bytes = 3 * options.image_res**2 * batch_size
-    loader = make_loader(PhotoDataset(local_share(photos), options.image_res), options.workers,
-                         device.type == "cuda", batch_bytes, batch_size=batch_size)
+    dataset = PhotoDataset(local_share(photos), options.image_res, photo_fit(options))
+    loader = make_loader(dataset, options.workers, device.type == "cuda", batch_bytes,
+                         batch_size=batch_size)
 
     def encoded_batches() -> Iterator[Tensor]:
         for pixels in progress(loader, "encoding photos"):
@@ -437,6 +442,9 @@ def score_checkpoint(
 ) -> None:
     """Score a checkpoint on a split, print the metrics, and write them to a file.
 
+    The file says beside them, as "zero_shot", what the run's model gave on val before training, and
+    the rsum of its best validation.
+
     Args:
         options: The options of the model and the device.
         state: The checkpoint's content.
@@ -448,7 +456,11 @@ def score_checkpoint(
     """
     embeddings = embed_split(options, state, path, eval_set, name, tokenizer)
     if is_main():
-        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), output)
+        metrics = print_metrics(embeddings, options, split_title(embeddings, path))
+        if state.get("zero_shot"):  # of the validation before the first step
+            metrics["zero_shot"] = {"split": "val", **state["zero_shot"],
+                                    "best_rsum": state["best_rsum"]}
+        write_metrics(metrics, output)
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -496,6 +508,9 @@ def main(argv: list[str] | None = None) -> None:
                                     "released one")
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
+            resolve_preparation(options)
+            if (options.image_fit, options.captions) != ("squash", "published"):
+                print_note(preparation_text(options))
             tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,

@@ -13,18 +13,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from common.errors import NOT_DETERMINISTIC, InputError, one_line, reraise_out_of_memory
+from common.errors import (
+    InputError,
+    nondeterministic_operation,
+    one_line,
+    reraise_out_of_memory,
+)
 from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.families import choose_pooling, find_family
-from encoders.folder import PATTERNS, read_folder, read_preparation, write_folder
-from encoders.hub import fetch_error_message, use_cache_only
+from encoders.folder import read_model, read_preparation, write_folder
 from encoders.loading import load_encoder, quiet_transformers
+from encoders.pairs import LogitScale, PairHalf
 from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
+from encoders.processors import load_tokenizer
 from encoders.stored import SIDES, read_stored_encoders
 
 MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
@@ -37,6 +43,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
     Each side (image or text) has an encoder, whose last hidden state is pooled to one feature
     vector. A projection follows where `embed_size` > 0, and then L2 normalisation. The dot product
     of an image embedding and a text embedding is their cosine similarity.
+
+    Where both encoders are halves of one pretrained pair, `logit_scale` and `logit_bias` are the
+    numbers by which the pair turns cosines into logits; else they are None.
 
     The encoders compute in bfloat16 autocast if the attribute `bf16` is true. Pooling, projections
     and embeddings are float32 in any case.
@@ -85,6 +94,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.channels_last = False
         self.uses_4d_mask = False
         self.bf16 = False
+        self.logit_scale: float | None = None
+        self.logit_bias: float | None = None
         self.preparation: Preparation | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
@@ -99,6 +110,15 @@ class DualEncoder(nn.Module, ModelHubMixin):
         for encoder in self.frozen_encoders:
             encoder.requires_grad_(False)
         self.train()
+        scale = getattr(image_encoder, "logit_scale", None)
+        if scale == getattr(text_encoder, "logit_scale", None):
+            self.set_logit_scale(scale)
+
+    def set_logit_scale(self, value: LogitScale | None) -> None:
+        """Set `logit_scale` and `logit_bias` in place; to None where a pair has no scale."""
+        has_scale = value is not None and value.scale is not None
+        self.logit_scale = value.scale if has_scale else None
+        self.logit_bias = value.bias if has_scale else None
 
     def freezes(self, side: str) -> bool:
         """Return whether the encoder of a side, "image" or "text", is not trained."""
@@ -173,37 +193,19 @@ class DualEncoder(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs) -> "DualEncoder":
-        """Read a model, in evaluation mode, from a folder of `export.py` or from the Hub.
+        """Read a model, in evaluation mode, by the name of a folder or of a model on the Hub.
 
         Args:
-            name: A local folder, or the name of a model on the Hugging Face Hub.
-            **kwargs: Those of `huggingface_hub.ModelHubMixin.from_pretrained`.
+            name: A local folder, or the name of a model on the Hugging Face Hub: an export of
+                `export.py`, or a pretrained pair of a type in docs/encoders.md.
+            **kwargs: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only` of
+                the Hub.
 
         Raises:
-            InputError: If there is no such folder or model, or it is not what `export.py` writes.
+            InputError: If there is no such model, or it is neither an export nor such a pair.
         """
-        if Path(name).is_dir():
-            return model_from_folder(Path(name))
         quiet_transformers()
-        try:
-            kwargs["local_files_only"] = (kwargs.get("local_files_only")
-                                          or use_cache_only(str(name)))
-            return super().from_pretrained(name, **kwargs)
-        except InputError:
-            raise
-        except Exception as error:  # the Hub's client and broken files raise a dozen kinds
-            reraise_out_of_memory(error)
-            reason = fetch_error_message(str(name), error)[:200]
-            raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
-                             f"({reason})") from error
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None,
-                         force_download=False, local_files_only=False, token=None, **ignored):
-        folder = snapshot_download(
-            model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token, allow_patterns=PATTERNS)
-        return model_from_folder(Path(folder))
+        return model_from_state(read_model(name, **kwargs), str(name))
 
     @contextlib.contextmanager
     def _encoder_context(self, side: str, device: torch.device) -> Iterator[None]:
@@ -285,34 +287,53 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """Encode standardised pixels (B, 3, R, R) as unit embeddings (B, D)."""
         return self.project_image(self.image_features(pixel_values))
 
+    def logits_per_image(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Return the logits of photos and captions as a pretrained pair computes them.
+
+        Args:
+            image_embeds: (N_i, D) unit embeddings.
+            text_embeds: (N_t, D) unit embeddings.
+
+        Returns:
+            (N_i, N_t): the cosines, scaled and shifted by `logit_scale` and `logit_bias` where
+            these are not None.
+        """
+        cosines = image_embeds @ text_embeds.T
+        if self.logit_scale is None:
+            return cosines
+        return self.logit_scale * cosines + self.logit_bias
+
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode token ids (B, L) and their mask (B, L), 1 on real tokens, as embeddings (B, D)."""
         return self.project_text(self.text_features(input_ids, attention_mask))
 
 
-def model_from_folder(folder: Path) -> DualEncoder:
-    """Read the model in a local folder of `export.py`, in evaluation mode.
+def model_from_state(state: dict, source: str) -> DualEncoder:
+    """Build the model that `encoders.folder.read_model` has read, in evaluation mode.
+
+    Args:
+        state: What it returned.
+        source: The folder or name, with which error messages begin.
 
     Raises:
-        InputError: If the folder is not what `export.py` writes, or its weights do not fit.
+        InputError: If the weights do not fit.
     """
-    quiet_transformers()
-    state = read_folder(folder)
-    stored = read_stored_encoders(state, state["model"], str(folder), set())
+    stored = read_stored_encoders(state, state["model"], source, set())
     options = state["options"]
-    tokenizer = stored.read_tokenizer()
+    tokenizer = stored.read_tokenizer() or load_tokenizer(options["text_encoder"], "")
     model = DualEncoder(
         stored.build_encoder("image", tokenizer), stored.build_encoder("text", tokenizer),
         options["embed_size"], options["image_pooling"], options["text_pooling"],
         freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"],
         head=options["head"])
+    model.set_logit_scale(stored.logit_scale)
     try:
         if not all(value.isfinite().all() for value in state["model"].values()):
             raise ValueError("NaN or infinity")
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: its weights do not fit ({one_line(error)[:200]})") from error
-    model.preparation = read_preparation(state, tokenizer, folder)
+        raise InputError(f"{source}: its weights do not fit ({one_line(error)[:200]})") from error
+    model.preparation = read_preparation(state, tokenizer, Path(source))
     return model.eval()
 
 
@@ -449,7 +470,7 @@ def enable_gradient_checkpointing(model: DualEncoder) -> None:
                          "encoder; leave the flag out")
     for side in trained:
         encoder = getattr(model, f"{side}_encoder")
-        encoder = getattr(encoder, "clip", encoder)  # the model of transformers in a `ClipEncoder`
+        encoder = encoder.pair if isinstance(encoder, PairHalf) else encoder
         if not encoder.supports_gradient_checkpointing:
             raise InputError(f"--grad_checkpointing: the {side} encoder, a "
                              f"{type(encoder).__name__}, has none; leave the flag out")
@@ -479,9 +500,9 @@ def check_deterministic_gradients(
             if value.requires_grad:
                 value.sum().backward()
         except RuntimeError as error:
-            if NOT_DETERMINISTIC not in str(error):
+            operation = nondeterministic_operation(error)
+            if operation is None:
                 raise
-            operation = str(error).partition(" ")[0]
             raise InputError(
                 f"--deterministic: {operation} of --{side}_encoder has no "
                 "gradient on a GPU that is the same each time: leave the flag out, or give photos "
@@ -537,6 +558,9 @@ def build_model(
         if encoder is None:
             encoder = load_encoder(name, side, options.image_res, tokenizer, pretrained)
         encoders[side] = encoder
-    return DualEncoder(encoders["image"], encoders["text"], options.embed_size,
-                       options.image_pooling, options.text_pooling, freeze,
-                       options.image_res, options.max_tokens, options.head)
+    model = DualEncoder(encoders["image"], encoders["text"], options.embed_size,
+                        options.image_pooling, options.text_pooling, freeze,
+                        options.image_res, options.max_tokens, options.head)
+    if options.stored_encoders is not None:
+        model.set_logit_scale(options.stored_encoders.logit_scale)
+    return model

@@ -10,13 +10,15 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume
 auto` to go on where the run stopped.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 from torch import Tensor
@@ -30,14 +32,14 @@ from common.options import check_paths
 from common.processes import gather_several, once_per_machine, process_group
 from common.ranks import local_rows
 from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
-from encoders.processors import tokenizer_of
+from encoders.processors import photo_fit, resolve_preparation, tokenizer_of
 from evaluation import encode_captions, encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from metrics.judgements import read_judgements
-from training import features, guard, monitor, outline, storage
+from training import features, guard, monitor, outline, storage, zero_shot
 from training.bad_photos import count_bad_photos
 from training.exchange import exchange_ids
 from training.objectives.base import Step
@@ -154,6 +156,8 @@ def validate_log_and_save(run: Run, val_set: LoadedSplit, board, signals: Signal
         metrics, embeds = score(run.model, val_set, run.options, signals.stop_if_asked)
         signals.stop_if_asked()
         best = metrics["rsum"] > run.best_rsum
+        if run.global_step == 0:
+            zero_shot.keep(run, metrics, embeds, val_set.split)
         board.write_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
     if monitor.logs_due(run):
@@ -189,7 +193,8 @@ def train_and_test(
     splits = dict(zip(("train", "val", "test"), load_all_splits(options, tokenizer), strict=True))
     if options.judgements:
         read_judgements(options.judgements, splits["test"].split)  # an error shows before training
-    loader = make_train_loader(options, splits["train"], pick_device(options.device).type == "cuda")
+    loader = make_train_loader(options, splits["train"], pick_device(options.device).type == "cuda",
+                               photo_fit(options))
     model = checkpoint.model_for_training(options, state, path, tokenizer)
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), splits["train"])
     if state is not None:
@@ -218,6 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
+        resolve_preparation(options)
         set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet

@@ -18,10 +18,6 @@ SENTENCE_MODULES = "sentence_transformers.sentence_transformer.modules"
 MODULE_TYPES = {"Transformer": f"{BASE_MODULES}.transformer.Transformer",
                 "Pooling": f"{SENTENCE_MODULES}.pooling.Pooling",
                 "Dense": f"{BASE_MODULES}.dense.Dense"}
-# Names of files and folders that `layout` may add.
-LAYOUT = ("modules.json", "router_config.json", "config_sentence_transformers.json",
-          "sentence_bert_config.json", "image_1_Pooling", "text_1_Pooling", "text_1_Dense",
-          "1_Normalize")
 IMAGE_PROCESSOR = "preprocessor_config.json"
 # Our poolings to those of sentence_transformers. "padded" is a mean without the attention mask.
 POOLING_MODES = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls",

@@ -18,7 +18,7 @@ METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
 
 def test_a_run_leaves_checkpoints_results_and_logs(finished):
     results = json.loads((finished / "test_results.json").read_text())
-    assert results.keys() == METRICS | {f"{side}_{key}" for side in ("i2t", "t2i")
+    assert results.keys() == METRICS | {"zero_shot"} | {f"{side}_{key}" for side in ("i2t", "t2i")
                                        for key in ("map_at_r", "r_precision")}
     state = checkpoint.read(finished / "checkpoint.pth.tar")
     assert (state["epoch"], state["step"], state["global_step"]) == (3, 0, 21)

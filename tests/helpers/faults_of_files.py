@@ -185,6 +185,32 @@ def flag_oracle_positives(place):
     place.arguments += ["--oracle", "positives", "--loss", "triplet"]
 
 
+@fault("a learning rate for an encoder that is frozen", "--image_lr 0.001", "--freeze image")
+def flag_rate_of_a_frozen_encoder(place):
+    place.arguments += ["--image_lr", "1e-3", "--freeze", "image"]
+
+
+@fault("falls of the learning rate in a schedule that has none", "--lr_update 2",
+       "--lr_schedule cosine")
+def flag_falls_of_a_cosine(place):
+    place.arguments += ["--lr_update", "2", "--lr_schedule", "cosine"]
+
+
+@fault("--margin auto for a loss without a margin", "--margin auto", "--loss infonce")
+def flag_margin_auto_of_infonce(place):
+    place.arguments += ["--margin", "auto", "--loss", "infonce"]
+
+
+@fault("--margin auto for encoders that are no pretrained pair", "--margin auto")
+def flag_margin_auto_without_a_pair(place):
+    place.arguments += ["--margin", "auto", "--quiet"]
+
+
+@fault("a run taken up with another recipe", "--recipe clip", "checkpoint.pth.tar")
+def flag_recipe_of_another_run(place):
+    place.resume(lambda state: None, "--recipe", "clip")
+
+
 @fault("--posterior evidence for a loss that has no posterior",
        "--posterior evidence", "--loss infonce")
 def flag_posterior_of_a_control(place):

@@ -1,5 +1,7 @@
 """The objective of the paper: False Negative Elimination after a warm-up (section 3)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,11 @@ class FNEObjective(Objective):
     def build_criterion(self) -> FNELoss:
         """Build the FNE loss that the options describe."""
         return build_criterion(self.options)
+
+    def set_margin(self, margin: float) -> None:
+        """Set the margin of hinge and cut-down in place, as `--margin auto` needs it."""
+        super().set_margin(margin)
+        self.criterion.margin = margin
 
     @classmethod
     def phase(cls, options, epoch: int) -> str:
@@ -180,7 +187,8 @@ class FNEObjective(Objective):
 
 def build_criterion(options) -> FNELoss:
     """Build the FNE loss that a run's options describe."""
-    return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
+    margin = math.nan if options.margin == "auto" else options.margin  # until `set_margin`
+    return FNELoss(margin, options.tau, options.prior, options.posterior_floor,
                    options.nums_right_sims, options.posterior)
 
 
