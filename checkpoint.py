@@ -175,10 +175,9 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
-               "captions": "published", "image_fit": "squash",
+               "captions": "published", "image_fit": "squash", "head": "linear",
                "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
-               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps",
-               "head": "linear"}
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 

@@ -36,7 +36,7 @@ KINDS = {"image": "photo", "text": "caption"}  # what a side encodes
 # so are the tokens, on which other options act.
 OPTIONS = {
     "image": ("batch_size_test", "exif", "image_encoder", "image_pooling", "image_res",
-              "image_stats"),
+              "image_fit", "image_stats"),
     "text": ("text_encoder", "text_pooling")}
 
 
@@ -86,6 +86,8 @@ def prepare(
         weights = weights_digest(getattr(run.model, f"{side}_encoder")) if is_main() else None
         for name, loaded in splits.items():
             if name == "train" and not sees_once(run.options, side):
+                print_status("training photos are augmented, so the frozen image encoder encodes "
+                             "them in each step: --augment none has it encode them once")
                 continue
             features = features_of(run, name, side, loaded, weights, encode)
             made.append(features)
@@ -153,7 +155,7 @@ def features_key(run: Run, split: str, side: str, loaded: LoadedSplit, weights: 
     if side == "text":
         return key | {"captions": captions_digest(loaded.captions)}
     return key | {"photos": photos_digest(loaded.photos, photos_place(run.options, split)),
-                  "pixels": run.pixel_statistics.tolist(), "fit": run.photo_fit._asdict()}
+                  "pixels": run.pixel_statistics.tolist(), "fit": list(run.photo_fit)}
 
 
 def weights_digest(module: nn.Module) -> str:
