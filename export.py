@@ -32,6 +32,7 @@ from common.flags import names_from_checkpoint
 from common.processes import require_one_process
 from common.terminal import print_result
 from encoders.folder import DTYPES, has_only_export_files, is_export
+from encoders.lora import AdapterSettings, remove_adapters, write_adapters
 from encoders.preparation import Preparation
 from encoders.processors import image_statistics, tokenizer_of
 from encoders.sentence import layout
@@ -74,7 +75,8 @@ def is_replaceable(place: Path) -> bool:
 
 
 def read_model(
-    path: Path, image_encoder: str | None = None, text_encoder: str | None = None
+    path: Path, image_encoder: str | None = None, text_encoder: str | None = None,
+    merge: bool = True,
 ) -> tuple[DualEncoder, TrainOptions, dict]:
     """Read the model of a checkpoint, or of a folder that `export.py` wrote.
 
@@ -83,6 +85,7 @@ def read_model(
         image_encoder: folder or Hub name of the image encoder's configuration, for a checkpoint
             that holds none.
         text_encoder: the same of the text encoder.
+        merge: whether adapters of `--lora` are merged into the weights beside them.
 
     Returns:
         The dual encoder, in evaluation mode and with its `preparation`; the options that it was
@@ -105,6 +108,8 @@ def read_model(
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
+    if merge:
+        remove_adapters(model, merge=True)
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
@@ -382,17 +387,27 @@ def export(arguments: ExportOptions) -> str:
             missing.
     """
     place = output_folder(arguments.out, arguments.checkpoint)
+    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"):
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx and --dtype")
     if arguments.onnx:
         check_onnx()
-    model, _, _ = read_model(arguments.checkpoint, arguments.image_encoder,
-                             arguments.text_encoder)
+    model, run_options, _ = read_model(arguments.checkpoint, arguments.image_encoder,
+                                       arguments.text_encoder, merge=not arguments.adapter)
+    if arguments.adapter and model.saved_names is None:
+        raise InputError(f"--adapter: {arguments.checkpoint} is of no run with --lora; leave the "
+                         "flag out")
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
     unfinished = place.with_name(f"{place.name[:200]}.part")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
+        if arguments.adapter:
+            settings = AdapterSettings(run_options.lora, run_options.lora_alpha,
+                                       run_options.lora_dropout)
+            write_adapters(model, unfinished, settings)
+        else:
+            model.save_pretrained(unfinished)
         if arguments.onnx:
             write_onnx(model, unfinished)
         if place.exists():

@@ -169,6 +169,7 @@ class LoadedParts:
     # An `encoders.stored.StoredEncoders`, and the weights of --init by name.
     stored_encoders: object | None = field(default=None, repr=False, compare=False)
     init_weights: dict | None = field(default=None, repr=False, compare=False)
+    init_base: dict | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)
@@ -222,6 +223,9 @@ class ExportOptions(ConfigurationOptions):
         "float32", "of the weights; whoever loads them computes in float32 either way",
         choices=("float32", "bfloat16"))
     onnx: bool = option(False, "also an ONNX file for each encoder")
+    adapter: bool = option(
+        False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
+        "the adapters merged into it")
 
 
 # ----------------------------------------------------------------------------- layers and commands

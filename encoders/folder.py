@@ -237,7 +237,7 @@ def read_folder(folder: Path) -> dict:
         "max_tokens": preparation["max_tokens"], "caption_prefix": preparation["prefix"],
         "captions": preparation["cleaning"],
         "embed_size": model["projection"], "image_pooling": model["image_pooling"],
-        "text_pooling": model["text_pooling"], "freeze": None}
+        "text_pooling": model["text_pooling"], "freeze": None, "lora": 0}
     return {"options": options, "model": weights, ENCODERS_KEY: encoders, "criterion": {},
             "folder": config}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import files
 from common.errors import InputError
@@ -18,7 +18,7 @@ from common.options import ModelOptions
 from common.processes import broadcast_from_main
 from common.ranks import is_main
 from common.terminal import print_status, warn
-from common.weights import add_to_digest
+from common.weights import weights_digest
 from data import sees_photos_once
 from inputs.photos import Photo
 from model import DualEncoder
@@ -66,20 +66,13 @@ def prepare(
 def features_key(run: Run) -> dict:
     """Collect what the features of the training photos depend on, as plain values."""
     return {
-        "encoder": weights_digest(run.model.image_encoder),
+        "encoder": weights_digest(run.model.image_encoder.state_dict()),
         "photos": photos_digest(run.photos, run.options.data_path),
         "pixels": run.pixel_statistics.tolist(),
         "options": {name: getattr(run.options, name) for name in sorted(OPTIONS)},
         "device": run.device.type, "bf16": run.model.bf16,
         "versions": [str(torch.__version__), str(transformers.__version__)],
     }
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, with their names and types."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_to_digest(digest, module.state_dict().items())
-    return digest.hexdigest()
 
 
 def photos_digest(photos: Sequence[Photo], root: Path) -> str:

@@ -31,6 +31,8 @@ OF_MODULE = {
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.lora":
+        "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
