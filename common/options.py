@@ -183,6 +183,7 @@ class LoadedParts:
     # An `encoders.stored.StoredEncoders`, and the weights of --init by name.
     stored_encoders: object | None = field(default=None, repr=False, compare=False)
     init_weights: dict | None = field(default=None, repr=False, compare=False)
+    init_base: dict | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)
@@ -243,6 +244,9 @@ class ExportOptions(ConfigurationOptions):
     average_with: Path | None = option(
         None, "model that --average takes the other weights from (default: the pretrained encoders "
         "that the checkpoint names)", metavar="MODEL")
+    adapter: bool = option(
+        False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
+        "the adapters merged into it")
 
 
 # ----------------------------------------------------------------------------- layers and commands

@@ -368,7 +368,7 @@ def options_of_config(config: dict) -> dict:
             "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
             "embed_size": model["projection"], "head": model["head"],
             "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
-            "freeze": None}
+            "freeze": None, "lora": 0}
 
 
 def check_links(folder: Path) -> None:

@@ -48,6 +48,8 @@ OF_MODULE = {
         "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
     "encoders.pairs":
         "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
+    "encoders.lora":
+        "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
