@@ -67,6 +67,8 @@ def is_in_a_layer(name: str) -> bool:
 def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     """Return the names of the linear layers that get an adapter: those of attention and MLP.
 
+    BLIP's attention from captions to photos gets none: a caption is encoded alone.
+
     Args:
         encoder: A model of transformers.
         flag: What names the encoder in an error message: "--image_encoder vit".
@@ -74,7 +76,8 @@ def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     Raises:
         InputError: If the encoder is a convolutional network.
     """
-    modules = {name: module for name, module in encoder.named_modules() if is_in_a_layer(name)}
+    modules = {name: module for name, module in encoder.named_modules()
+               if is_in_a_layer(name) and "crossattention" not in name}
     if any(isinstance(module, nn.Conv2d) for module in modules.values()):
         raise InputError(f"{flag}: --lora adapts transformers, and this is a convolutional network:"
                          f" freeze it with --freeze, or take a transformer of {DOCS}")
