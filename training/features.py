@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import files
 from common.errors import InputError
 from common.processes import broadcast_from_main
 from common.ranks import is_main
 from common.terminal import print_status, warn
-from common.weights import add_to_digest
+from common.weights import weights_digest
 from data import LoadedSplit, sees_captions_once, sees_photos_once
 from encoders.stored import SIDES
 from inputs.captions import Captions
@@ -36,7 +36,7 @@ KINDS = {"image": "photo", "text": "caption"}  # what a side encodes
 # so are the tokens, on which other options act.
 OPTIONS = {
     "image": ("batch_size_test", "exif", "image_encoder", "image_pooling", "image_res",
-              "image_stats"),
+              "image_fit", "image_stats"),
     "text": ("text_encoder", "text_pooling")}
 
 
@@ -83,9 +83,12 @@ def prepare(
     for side in SIDES:
         if not run.model.freezes(side):
             continue
-        weights = weights_digest(getattr(run.model, f"{side}_encoder")) if is_main() else None
+        encoder = getattr(run.model, f"{side}_encoder")
+        weights = weights_digest(encoder.state_dict()) if is_main() else None
         for name, loaded in splits.items():
             if name == "train" and not sees_once(run.options, side):
+                print_status("training photos are augmented, so the frozen image encoder encodes "
+                             "them in each step: --augment none has it encode them once")
                 continue
             features = features_of(run, name, side, loaded, weights, encode)
             made.append(features)
@@ -153,14 +156,7 @@ def features_key(run: Run, split: str, side: str, loaded: LoadedSplit, weights: 
     if side == "text":
         return key | {"captions": captions_digest(loaded.captions)}
     return key | {"photos": photos_digest(loaded.photos, photos_place(run.options, split)),
-                  "pixels": run.pixel_statistics.tolist(), "fit": run.photo_fit._asdict()}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, with their names and types."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_to_digest(digest, module.state_dict().items())
-    return digest.hexdigest()
+                  "pixels": run.pixel_statistics.tolist(), "fit": list(run.photo_fit)}
 
 
 def photos_digest(photos: Sequence[Photo], root: Path) -> str:
