@@ -16,7 +16,7 @@ OF_MODULE = {
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
     "common.interrupt":
         "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
-    "common.locks": "searching/test_update.py",
+    "common.locks": "common/test_locks.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
     "common.packages":
