@@ -6,6 +6,7 @@ them is ever run as code.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -21,22 +22,30 @@ from common.processes import broadcast_from_main, consolidate_state
 from common.ranks import is_main, world_size
 from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
-from encoders.folder import CONFIG, read_folder
+from encoders.folder import read_model
+from encoders.hub import is_hub_name
+from encoders.lora import AdapterSettings, add_adapters, check_base
+from encoders.open_clip_pairs import SCHEME
+from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
 from training.objectives.fne import check_bank
-from training.options import TrainOptions, options_class
+from training.options import TrainOptions, options_class, set_precision
 from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
-FORMAT = "fne-1"
+FORMAT = storage.FORMAT
+FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
-WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
-                "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
+WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",
+                "text_pooling", "image_res", "image_fit", "image_stats", "max_words", "max_tokens",
                 "caption_prefix", "captions")
+# And with adapters.
+WITH_ADAPTERS = "lora", "lora_alpha", "lora_dropout", "base_dtype", "freeze"
+BASE_KEY = "base"  # of a checkpoint of adapters: the digests of the weights beside them, by side
 # What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
@@ -46,17 +55,18 @@ FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
 def read(path: Path, **way_out: str) -> dict:
     """Read the content of a checkpoint, ours or released, with its tensors mapped from the file.
 
-    A folder that `export.py` wrote counts as a checkpoint without the state of a run.
+    A folder that `export.py` wrote, and a pretrained pair, count as a checkpoint without the state
+    of a run.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or the name of a model on the Hub.
         way_out: `way_out` of `storage.load`, the end of the message where there is no file.
 
     Raises:
         InputError: it is missing, no checkpoint, damaged, holds code, or lacks a main part.
     """
-    if path.is_dir() and (path / CONFIG).is_file():
-        return {"format": FORMAT, **read_folder(path)}
+    if path.is_dir() or (not os.path.lexists(path) and names_hub_model(path)):
+        return {"format": FORMAT, **read_model(path)}
     state = storage.load(path, **way_out)
     if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
@@ -65,7 +75,13 @@ def read(path: Path, **way_out: str) -> dict:
     for name in "options", "model":
         if not isinstance(state.get(name), dict):
             raise InputError(f"{path} is no whole checkpoint: it lacks {name!r}")
-    return state
+    return state | {"model": with_names_of_today(state["model"])}
+
+
+def names_hub_model(path: Path) -> bool:
+    """Return whether a path can be the name of a model on the Hub, and not a checkpoint's file."""
+    name = str(path).removeprefix(SCHEME)
+    return is_hub_name(name) and not path.name.endswith(FILE_ENDINGS)
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
@@ -141,6 +157,10 @@ def choose_folder(
     """
     if path is None:
         return  # a fresh run: `storage.prepare_folder` moves a former one aside
+    if is_pretrained_pair(state):
+        if "logger_name" not in given:  # nothing is written into the pair's own folder
+            options.logger_name = Path("runs") / f"{options.dataset}_{path.name}"
+        return
     run_folder = path if path.is_dir() else path.parent
     released = is_released(state)
     if "logger_name" not in given and (options.test or not released):
@@ -156,9 +176,12 @@ def stored_options(state: dict) -> dict:
     if is_released(state):
         # Fixed values, so that no preset of a data set replaces them.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
-                "posterior": "published"} | released_options(state)
+                "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
-    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
+    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
+               "captions": "published", "image_fit": "squash", "head": "linear",
+               "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -195,16 +218,20 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     """
     stored = stored_options(state)
     testing = not isinstance(options, TrainOptions) or options.test
+    flags = flags_of(type(options))
     if testing:
-        fixed = {"embed_size", "oracle"}
+        fixed = {"embed_size", "head", "oracle"}
     else:
-        fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+        fixed = {name for name, flag in flags.items() if flag.fixed}
         if is_released(state):
             fixed -= set(FREE_IN_RELEASED)
+        if stored.get("lora"):  # the base may lie elsewhere; its digest tells whether it is the one
+            fixed -= {"image_encoder", "text_encoder"}
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
-        if name not in given:
+        # Of a flag such as --margin auto the run has made a number, with which it goes on.
+        if name not in given or getattr(options, name) in flags[name].words:
             setattr(options, name, value)
         elif name in fixed and getattr(options, name) != value:
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
@@ -224,16 +251,24 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
         given: names of the options that the command line gave, which stay.
 
     Raises:
-        InputError: `--init` names no folder of a model and no checkpoint of this program.
+        InputError: `--init` names no folder of a model and no checkpoint of this program, or it
+            holds all weights and `--lora` wants adapters alone, or the other way round.
     """
     state = read(options.init)
     if is_released(state):
         raise InputError(f"--init {options.init} is a released checkpoint: go on from it with "
                          "--resume, or export it first")
-    for name in WITH_WEIGHTS:
-        if name in state["options"] and name not in given:
-            setattr(options, name, state["options"][name])
-    options.init_weights = state["model"]
+    stored = {"head": "linear"} | state["options"]  # earlier versions do not name the head
+    has_adapters = bool(stored.get("lora"))
+    for name in WITH_WEIGHTS + (WITH_ADAPTERS if has_adapters else ()):
+        if name in stored and name not in given:
+            setattr(options, name, stored[name])
+    if bool(options.lora) is not has_adapters:
+        way_out = ("export.py merges its adapters into all weights" if has_adapters else
+                   "adapters need a base that --image_encoder and --text_encoder name")
+        raise InputError(f"--init {options.init} does not go with --lora {options.lora}: {way_out}")
+    set_precision(options, given)
+    options.init_weights, options.init_base = state["model"], state.get(BASE_KEY)
     options.stored_encoders = stored_encoders.read_stored_encoders(
         state, state["model"], str(options.init), given)
 
@@ -266,6 +301,11 @@ def start_from(
     return path, state
 
 
+def is_pretrained_pair(state: dict) -> bool:
+    """Return whether a state is that of a pretrained pair, and of no folder of `export.py`."""
+    return "folder" in state and "format" not in state["folder"]
+
+
 def holds_a_run(state: dict | None) -> bool:
     """Tell whether a checkpoint holds a run to go on with: one of ours, and no released one."""
     return state is not None and not is_released(state)
@@ -286,12 +326,45 @@ def model_for_training(
     """
     torch.manual_seed(options.seed)
     if state is not None and is_released(state):
+        if options.lora:
+            raise InputError(f"--lora {options.lora}: adapters need a base that --image_encoder "
+                             f"and --text_encoder name, and {path} is a released checkpoint")
         return released_dual_encoder(options, state, path)
     weights = options.init_weights
-    pretrained = state is None and weights is None
-    model = build_model(options, tokenizer, pretrained, options.freeze)
+    if options.lora:
+        source, digests = (options.init, options.init_base) if state is None else (
+            path, state.get(BASE_KEY))
+        model = model_with_adapters(options, options, tokenizer, source, digests)
+    else:
+        pretrained = state is None and weights is None
+        model = build_model(options, tokenizer, pretrained, options.freeze)
     if weights is not None:
         load_weights(model, weights, options.init)
+    return model
+
+
+def model_with_adapters(
+    options: EncodingOptions, run_options: TrainOptions, tokenizer, path: Path | None,
+    digests: dict | None,
+) -> DualEncoder:
+    """Build a model of pretrained encoders with new adapters, in training mode.
+
+    Args:
+        options: what describes the model.
+        run_options: of the run that trains it, or has.
+        tokenizer: of the text encoder.
+        path: the checkpoint that the adapters come from; None for new ones.
+        digests: of the base of that checkpoint.
+
+    Raises:
+        InputError: an encoder takes no adapters, or is not the base of the checkpoint.
+    """
+    model = build_model(options, tokenizer, True, run_options.freeze)
+    settings = AdapterSettings(run_options.lora, run_options.lora_alpha, run_options.lora_dropout,
+                               run_options.base_dtype)
+    add_adapters(model, {"image": options.image_encoder, "text": options.text_encoder}, settings)
+    if path is not None:
+        check_base(model, digests, path)
     return model
 
 
@@ -311,7 +384,7 @@ def pack(run: Run) -> dict:
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
-        "steps_per_epoch": run.steps_per_epoch,
+        "zero_shot": run.zero_shot, "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         stored_encoders.ENCODERS_KEY: run.encoders,
         "model": run.model.state_dict(),
@@ -319,6 +392,8 @@ def pack(run: Run) -> dict:
         "skips": run.skips.state_dict(),
         "processes": world_size(),
     }
+    if run.model.base_digests is not None:
+        state[BASE_KEY] = run.model.base_digests
     for name, value in run.objective.entries().items():
         if name in state:
             raise TypeError(f"{type(run.objective).__name__}.entries: {name!r} is the key of "
@@ -370,9 +445,34 @@ def model_for_testing(
     """
     if is_released(state):
         return released_dual_encoder(options, state, path)
-    model = build_model(options, tokenizer, pretrained=False)
+    run_options = options_of_run(options, state)
+    if run_options.lora:
+        model = model_with_adapters(options, run_options, tokenizer, path, state.get(BASE_KEY))
+    else:
+        model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
+    if model.logit_scale is not None:  # a loss may have trained it
+        model.set_logit_scale(trained_logit_scale(state, path) or
+                              LogitScale(model.logit_scale, model.logit_bias))
     return model.eval()
+
+
+def trained_logit_scale(state: dict, path: Path) -> LogitScale | None:
+    """Return the logit scale and bias that a loss has trained; None of a loss without them.
+
+    Args:
+        state: the content of the checkpoint `path`.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    if "log_scale" not in state:
+        return None
+    try:
+        log_scale, bias = (float(state.get(name, 0.0)) for name in ("log_scale", "sigmoid_bias"))
+        return stored_encoders.read_logit_scale([math.exp(log_scale), bias], str(path))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: its logit scale is none ({one_line(error)})") from error
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:

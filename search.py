@@ -9,6 +9,10 @@ Photos are encoded once, and kept in an index: the next search encodes only what
 is new or has changed.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import argparse
 import os
 import time
@@ -17,11 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from searching.flags import LARGEST_TOP, SERVED_TOP, USUAL_TOP, parse_search
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 import torch

@@ -8,14 +8,13 @@ import contextlib
 import errno
 import os
 import re
-import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 
-# Bytes of address space; a small run maps about as much once its libraries are loaded.
-MIN_ADDRESS_SPACE = 5 * 2**30
+from common.interrupt import exit_on_interrupt, raise_on_interrupt
+
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # What the machine refuses wherever a file is written. Any other OSError is a fault of the program.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -129,6 +128,7 @@ def exit_on_input_error() -> Iterator[None]:
     """
     threading.excepthook = quiet_excepthook
     accept_any_text()
+    is_command = raise_on_interrupt()
     try:
         yield
         return
@@ -136,10 +136,21 @@ def exit_on_input_error() -> Iterator[None]:
         known = message_and_status(error)
         if known is None:
             raise
+    finally:
+        if is_command:  # again, while the interpreter ends
+            exit_on_interrupt()
     message, status = known
     with contextlib.suppress(OSError):
         print(one_line(message), file=sys.stderr)
     sys.exit(status)
+
+
+def print_last_line(line: str) -> None:
+    """Print the line with which a command ends on standard error, if that can be written."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(one_line(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
 
 
 def machine_error_message(error: Exception) -> str | None:
@@ -176,34 +187,6 @@ def reraise_out_of_memory(error: BaseException) -> None:
     """
     if is_out_of_memory(error):
         raise error
-
-
-def exit_on_import_error() -> None:
-    """From now on, end the program in one line with status 2 if a package cannot be imported.
-
-    That is a package that is missing, or for which memory does not suffice. Only for commands: it
-    sets `sys.excepthook`.
-
-    A limit on the address space that is too low ends the program at once, because libraries under
-    PyTorch may wait for ever for a thread that finds no room.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if 0 <= limit < MIN_ADDRESS_SPACE:
-        print(f"error: ulimit -v {limit // 1024}: PyTorch needs {MIN_ADDRESS_SPACE // 1024} and "
-              "more: raise the limit, and bound memory in another way", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    def hook(kind, error, trace):
-        if isinstance(error, ModuleNotFoundError):
-            message = f"no Python package {error.name}: pip install -r requirements.txt"
-        elif is_out_of_memory(error):
-            message = "out of memory while packages are loaded: raise the limit (ulimit -v)"
-        else:
-            return sys.__excepthook__(kind, error, trace)
-        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    sys.excepthook = hook
 
 
 def accept_any_text() -> None:

@@ -8,9 +8,12 @@ another loss, with the oracle, or with its batches and draws in another order. A
 test are scored, and a json file holds the result. A run that was stopped goes on.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -88,7 +91,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     began, folder = time.monotonic(), configuration.folder(protocol)
     data = make_data(configuration, protocol)
     if configuration.use:
-        shutil.rmtree(folder, ignore_errors=True)  # a use's state is in no checkpoint
+        remove_run(folder, storage.RUN_FILES)  # a use's state is in no checkpoint
     if configuration.oracle == WARM_UP:
         command = warm_up_command(configuration, protocol)
     else:
@@ -117,8 +120,14 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     }
     text = json.dumps(result, indent=2)
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
-    for path in folder.glob("*.pth.tar"):
-        path.unlink()  # a hundred of them would fill a disk
+    remove_run(folder, (storage.NEWEST, storage.BEST))  # a hundred of them would fill a disk
+
+
+def remove_run(folder: Path, patterns: tuple[str, ...]) -> None:
+    """Remove the files of a run from its folder whose names fit one of the patterns."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -137,7 +146,7 @@ def scores(folder: Path, data: Path, split: str) -> dict[str, float]:
     output = folder / f"{split}.json"
     evaluation.main([str(folder / storage.NEWEST), "--data_path", str(data), "--split", split,
                      "--output", str(output), "--workers", "0", "--device", "cpu"])
-    metrics = files.read_json(output)
+    metrics = files.read_json(output, files.MAX_RESULT_BYTES)
     return {name: metrics[name] for name in REPORTED}
 
 

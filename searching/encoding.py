@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import InputError, one_line
+from inputs.fitting import PhotoFit, fitted_pixels
 from inputs.loader import close_workers, make_loader
-from inputs.photos import eval_pixels, load_photo, normalize
+from inputs.photos import load_photo, normalize
 from model import DualEncoder
 from searching.exact import are_unit_rows
 
@@ -53,17 +54,19 @@ class PhotoFiles(Dataset):
     Args:
         photos: the files.
         size: R; pixels are uint8 (3, R, R).
+        fit: how photos are fitted into the square.
     """
 
-    def __init__(self, photos: list[Path], size: int):
-        self.photos, self.size = photos, size
+    def __init__(self, photos: list[Path], size: int, fit: PhotoFit):
+        self.photos, self.size, self.fit = photos, size, fit
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor] | Fault:
         try:
-            return index, eval_pixels(load_photo(self.photos[index], upright=True), self.size)
+            photo = load_photo(self.photos[index], upright=True)
+            return index, fitted_pixels(photo, self.size, self.fit)
         except InputError as error:
             return Fault(index, one_line(error), not is_temporary(error.__cause__))
 
@@ -105,8 +108,8 @@ def encode_files(
     device, preparation = next(model.parameters()).device, model.preparation
     batch_bytes = 3 * preparation.image_res**2 * batch_size
     loader = make_loader(
-        PhotoFiles(photos, preparation.image_res), workers, device.type == "cuda", batch_bytes,
-        batch_size=batch_size, collate_fn=collate)
+        PhotoFiles(photos, preparation.image_res, preparation.photo_fit), workers,
+        device.type == "cuda", batch_bytes, batch_size=batch_size, collate_fn=collate)
     try:
         for indices, pixels, faults in loader:
             embeds = torch.empty(0, model.embed_size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common import temporary
 from common.errors import InputError, one_line
 from common.locks import wait_for_lock
 from common.terminal import print_note, progress, warn
@@ -206,10 +207,8 @@ def is_writable(place: Path) -> bool:
 
 def check_writable(place: Path) -> None:
     """Raise InputError where no file can be made beside `place`: before hours of encoding."""
-    probe = place.with_name(f"{place.name[:200]}.part")
     try:
-        probe.write_bytes(b"1")
-        probe.unlink()
+        temporary.check_writable(place.parent)
     except OSError as error:
         raise InputError(f"--index {place} cannot be written ({one_line(error)}): name another "
                          "place with --index") from error

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import socket
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,10 +18,18 @@ from common import files, processes
 from common.errors import NOT_WRITABLE, InputError, one_line, reraise_out_of_memory
 from common.locks import LockHeld, lock
 from common.ranks import is_main, world_size
+from common.temporary import (
+    check_writable,
+    remove,
+    remove_left_overs,
+    temporary_file,
+    temporary_path,
+)
 from common.terminal import print_status, warn
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
-RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
+RUN_FILES = NEWEST, BEST, RESULTS, "events.out.tfevents.*"
+FORMAT = "fne-1"  # of checkpoints
 LOCK = ".lock"
 # Errors that keep a file from being read now, though it may be whole.
 NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
@@ -49,12 +56,12 @@ def save_twice(path: Path, other: Path, state: dict) -> None:
         InputError: it cannot be written.
     """
     save(path, state)
-    part = other.with_name(f"{other.name}.part")
+    link = temporary_path(other.parent, path.stat().st_ino)
     try:
-        part.unlink(missing_ok=True)
-        os.link(path, part)
-        os.replace(part, other)
+        os.link(path, link)
+        os.replace(link, other)
     except OSError:
+        remove(link)
         save(other, state)
 
 
@@ -185,6 +192,23 @@ def holds_run(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in RUN_FILES)
 
 
+def check_own(path: Path, file_format: str) -> None:
+    """Check that nothing is at a path but a file that this program wrote, whole or damaged.
+
+    Args:
+        path: the path.
+        file_format: value of the entry "format", the first of such a file.
+
+    Raises:
+        InputError: something else is there.
+    """
+    is_own = path.is_file() and (
+        path.stat().st_size == 0 or file_format.encode() in files.read_start(path, 2**20))
+    if os.path.lexists(path) and not is_own:
+        raise InputError(f"{path} is none of this program's files: move it away, or name another "
+                         "folder")
+
+
 def prepare_folder(
     folder: Path, lock: FolderLock, fresh: bool, best_of: Path | None = None
 ) -> None:
@@ -204,13 +228,12 @@ def prepare_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
-        for part in folder.glob("*.part"):  # a save that was killed
-            part.unlink()
-        probe = folder / f".{os.getpid()}.part"
-        probe.write_bytes(b"1")
-        probe.unlink()
-        if fresh and any(folder.glob(RUN_FILES[0])):
+        remove_left_overs(folder)
+        check_writable(folder)
+        if fresh and any(os.path.lexists(folder / name) for name in (NEWEST, BEST)):
             move_aside(folder)
+        for name in NEWEST, BEST:
+            check_own(folder / name, FORMAT)
     except OSError as error:
         raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free "
                          "some space, or name another folder") from error
@@ -252,16 +275,13 @@ def check_shared(folder: Path) -> None:
     """
     if world_size() == 1:
         return
-    mark = processes.broadcast_from_main(folder / f".{uuid.uuid4().hex}.part")
-    if is_main():
-        mark.touch()
-    processes.barrier()
-    if not mark.exists():
-        raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the folder "
-                         "of the first process: name one on a disk that all machines share")
-    processes.barrier()
-    if is_main():
-        mark.unlink(missing_ok=True)
+    with temporary_file(folder) if is_main() else contextlib.nullcontext((None, None)) as (_, made):
+        mark = processes.broadcast_from_main(made)
+        if not mark.exists():
+            raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the "
+                             "folder of the first process: name one on a disk that all machines "
+                             "share")
+        processes.barrier()
 
 
 @contextlib.contextmanager
@@ -283,7 +303,7 @@ def written_to(folder: Path) -> Iterator[None]:
 def move_aside(folder: Path) -> None:
     """Move a run's files into the first `previous_N` that does not exist yet, and print a line."""
     number = 1
-    while (aside := folder / f"previous_{number}").exists():
+    while os.path.lexists(aside := folder / f"previous_{number}"):
         number += 1
     aside.mkdir()
     for pattern in RUN_FILES:

@@ -19,7 +19,8 @@ from common.errors import (
     nondeterministic_operation,
 )
 from common.processes import is_lost_process
-from inputs.photos import PhotoDataset, TooLarge, load_photo
+from inputs.fitting import PhotoDataset
+from inputs.photos import TooLarge, load_photo
 
 WORDS = [
     "out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory",

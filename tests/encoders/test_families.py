@@ -15,7 +15,8 @@ import transformers as T
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, choose_pooling
 from encoders.loading import load_encoder
-from model import DualEncoder
+from encoders.lora import AdapterSettings, add_adapters, remove_adapters
+from model import DualEncoder, momentum_copy
 
 WIDTH, WORDS, RES, PATCH, REGISTERS = 16, 40, 32, 8, 3
 PAD, FIRST, LAST = 1, 2, 3
@@ -35,6 +36,10 @@ NEXT = dict(hidden_sizes=[8, WIDTH], depths=[1, 1], num_stages=2, initializer_ra
 CONV = dict(embedding_size=8, hidden_sizes=[8, WIDTH], depths=[1, 1])
 PAIR = dict(text_config=TEXT, vision_config=VISION)
 T5 = dict(vocab_size=WORDS, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2, **SPECIAL)
+NETWORK = dict(image_size=RES, width_coefficient=0.25, depth_coefficient=0.2, hidden_dim=16,
+               kernel_sizes=[3, 3], in_channels=[32, 16], out_channels=[16, 24],
+               depthwise_padding=[], strides=[1, 2], num_block_repeats=[1, 1],
+               expand_ratios=[1, 4], initializer_range=0.3)
 ROPE = dict(num_key_value_heads=1, **TEXT)
 
 CONFIGS = {  # by model type
@@ -63,6 +68,11 @@ CONFIGS = {  # by model type
     "clip": lambda: T.CLIPConfig(projection_dim=12, **PAIR),
     "metaclip_2": lambda: T.MetaClip2Config(projection_dim=12, **PAIR),
     "siglip": lambda: T.SiglipConfig(**PAIR | dict(text_config=TEXT | {"projection_size": WIDTH})),
+    "altclip": lambda: T.AltCLIPConfig(projection_dim=12, **PAIR | dict(
+        text_config=TEXT | {"project_dim": 14, "type_vocab_size": 1})),
+    "chinese_clip": lambda: T.ChineseCLIPConfig(projection_dim=12, **PAIR),
+    "align": lambda: T.AlignConfig(text_config=TEXT, vision_config=NETWORK, projection_dim=8),
+    "blip": lambda: T.BlipConfig(projection_dim=12, architectures=["BlipModel"], **PAIR),
     "bert": lambda: T.BertConfig(**TEXT),
     "roberta": lambda: T.RobertaConfig(**TEXT),
     "xlm-roberta": lambda: T.XLMRobertaConfig(**TEXT),
@@ -88,7 +98,9 @@ CONFIGS = {  # by model type
 }
 # Types of whose feature map one position would be left for a smaller photo.
 LARGER = {"mobilenet_v1": 64, "mobilenet_v2": 64, "dinov3_convnext": 64}
-ENCODERS = [(kind, side) for kind, family in SUPPORTED.items() for side in family.sides]
+# Pairs of open_clip are no models of transformers: test_open_clip.py has some.
+ENCODERS = [(kind, side) for kind, family in SUPPORTED.items() if kind != "open_clip"
+            for side in family.sides]
 IMAGE_KINDS = [kind for kind, side in ENCODERS if side == "image"]
 TEXT_KINDS = [kind for kind, side in ENCODERS if side == "text"]
 
@@ -158,7 +170,7 @@ def same(got, wanted, tolerance=1e-5):
 
 
 def test_there_is_a_configuration_of_every_type():
-    assert CONFIGS.keys() == SUPPORTED.keys()
+    assert CONFIGS.keys() == SUPPORTED.keys() - {"open_clip"}
     assert not REFUSED.keys() & SUPPORTED.keys()
     for kind, config in CONFIGS.items():
         assert kind == "timm_wrapper" or config().model_type == kind
@@ -181,8 +193,9 @@ def test_an_embedding_does_not_depend_on_its_batch(dual, kind, side):
     assert torch.equal(embed(model, side), batch)
 
 
-# Weights that an encoder has and does not use: heads of its first task, and a pair's other half.
-UNUSED = "pooler|mask_token|logit_|text_projection|visual_projection"
+# Weights that an encoder has and does not use: heads of its first task, and BLIP's attention to
+# photos. Keys' biases have no gradient: they add the same to all logits of a softmax.
+UNUSED = "pooler|mask_token|crossattention"
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -216,7 +229,8 @@ def test_features_under_bf16_are_float32(dual, kind, side):
     model.bf16 = True
     got = features(model, side)
     assert got.dtype == torch.float32 and not torch.equal(got, exact)
-    assert (got != got.bfloat16())[got != 0].float().mean() > 0.5
+    if (kind, side) != ("align", "image"):  # whose features are the network's output itself
+        assert (got != got.bfloat16())[got != 0].float().mean() > 0.5
     assert F.cosine_similarity(got, exact).min() > 0.98
 
 
@@ -230,6 +244,57 @@ def test_an_encoder_is_the_same_after_saving(dual, kind, side):
     file.seek(0)
     again.load_state_dict(torch.load(file))
     assert torch.equal(embed(again, side), embed(model, side))
+
+
+CONVOLUTIONAL = {"dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1",
+                 "mobilenet_v2"}
+SETTINGS = AdapterSettings(rank=2, alpha=8, dropout=0.0)
+NAMES = {"image": "vit", "text": "bert"}
+NEEDS_PEFT = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+
+
+@pytest.mark.parametrize(("kind", "side"),
+                         [pair for pair in ENCODERS if pair[0] not in CONVOLUTIONAL
+                          and pair != ("align", "image")])
+@NEEDS_PEFT
+def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
+    """The base keeps its bits, and is that of the momentum encoder too."""
+    model = dual(kind, side, freeze="text" if side == "image" else "image")
+    plain = embed(model, side).detach()
+    add_adapters(model, NAMES, SETTINGS)
+    same(embed(model, side), plain)  # an adapter begins as nothing
+    model.train()
+    momentum = momentum_copy(model)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.Adam(list(trained.values()), lr=0.01, eps=1e-20)
+    for _ in range(2):
+        similarity = model.encode_image(photos(model)) @ model.encode_text(IDS, MASK).T
+        optimizer.zero_grad()
+        F.cross_entropy(5 * similarity, torch.arange(3)).backward()
+        optimizer.step()
+    changed = {name for name, weight in model.named_parameters()
+               if not torch.equal(weight, before[name])}
+    assert changed == trained.keys() == model.state_dict().keys()
+    adapters = {name for name in trained if ".lora_" in name}
+    assert len(adapters) >= 8 and all(name.startswith(f"{side}_encoder.") for name in adapters)
+    assert all("projection" in name for name in trained.keys() - adapters)
+    for name, weight in momentum.named_parameters():
+        online = model.get_parameter(name)
+        assert (weight is online) is (name not in trained)
+    model.eval()
+    adapted = embed(model, side).detach()
+    assert (adapted - plain).abs().max() > 1e-3
+    remove_adapters(model, merge=True)
+    same(embed(model, side), adapted)
+    assert model.state_dict().keys() == dual(kind, side).state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", sorted(CONVOLUTIONAL | {"align"}))
+@NEEDS_PEFT
+def test_a_convolutional_encoder_takes_no_adapters(dual, kind):
+    with pytest.raises(InputError, match="--image_encoder .*--lora"):
+        add_adapters(dual(kind, "image"), NAMES, SETTINGS)
 
 
 # ------------------------------------------------------------------------------------------ pooling
@@ -355,8 +420,9 @@ def test_photos_of_another_size_are_encoded_or_refused(dual, kind):
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_captions_longer_than_the_table_of_positions_are_refused(dual, kind):
     """Refused when the model is built, not in the middle of a run or on the device."""
-    tables = {"roberta": 22, "xlm-roberta": 22, "camembert": 22, "mpnet": 22} | dict.fromkeys(
-        ("bert", "electra", "albert", "distilbert", "gpt2", "clip", "metaclip_2", "siglip"), 24)
+    tables = dict.fromkeys(("roberta", "xlm-roberta", "camembert", "mpnet", "altclip"), 22)
+    tables |= dict.fromkeys(("bert", "electra", "albert", "distilbert", "gpt2", "clip",
+                             "metaclip_2", "siglip", "chinese_clip", "align", "blip"), 24)
     if kind not in tables:
         dual(kind, "text", max_tokens=100)
         return
@@ -373,7 +439,7 @@ def test_captions_longer_than_the_table_of_positions_are_refused(dual, kind):
 def test_the_head_of_siglip_is_applied_once_in_float32(dual):
     """It is not applied inside the vision model as well."""
     model, dtypes = dual("siglip", "image"), []
-    model.image_encoder.clip.vision_model.head.register_forward_hook(
+    model.image_encoder.pair.vision_model.head.register_forward_hook(
         lambda module, inputs, output: dtypes.append(output.dtype))
     model.bf16 = True
     features(model, "image")
