@@ -121,6 +121,8 @@ OF_MODULE = {
     "searching.queries": "searching/test_queries.py",
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
+    "searching.server":
+        "searching/test_server.py::test_a_query_that_says_nothing_is_told_in_a_line",
     "searching.update": "searching/test_update.py",
     "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
