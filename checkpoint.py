@@ -21,8 +21,10 @@ from common.processes import broadcast_from_main, consolidate_state
 from common.ranks import is_main, world_size
 from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
-from encoders.folder import CONFIG, read_folder
+from encoders.folder import read_model
+from encoders.hub import is_hub_name
 from encoders.lora import AdapterSettings, add_adapters, check_base
+from encoders.pairs import with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
@@ -34,9 +36,10 @@ from training.restore import PROGRESS, load_number, load_optimizer, load_progres
 from training.run import Run
 
 FORMAT = "fne-1"
+FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
-WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "image_pooling",
-                "text_pooling", "image_res", "image_stats", "max_words", "max_tokens",
+WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",
+                "text_pooling", "image_res", "image_fit", "image_stats", "max_words", "max_tokens",
                 "caption_prefix", "captions")
 # And with adapters.
 WITH_ADAPTERS = "lora", "lora_alpha", "lora_dropout", "base_dtype", "freeze"
@@ -50,17 +53,18 @@ FREE_IN_RELEASED = "dataset", "image_encoder", "text_encoder"
 def read(path: Path, **way_out: str) -> dict:
     """Read the content of a checkpoint, ours or released, with its tensors mapped from the file.
 
-    A folder that `export.py` wrote counts as a checkpoint without the state of a run.
+    A folder that `export.py` wrote, and a pretrained pair, count as a checkpoint without the state
+    of a run.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or the name of a model on the Hub.
         way_out: `way_out` of `storage.load`, the end of the message where there is no file.
 
     Raises:
         InputError: it is missing, no checkpoint, damaged, holds code, or lacks a main part.
     """
-    if path.is_dir() and (path / CONFIG).is_file():
-        return {"format": FORMAT, **read_folder(path)}
+    if path.is_dir() or (not os.path.lexists(path) and names_hub_model(path)):
+        return {"format": FORMAT, **read_model(path)}
     state = storage.load(path, **way_out)
     if not (isinstance(state, dict) and (state.get("format") == FORMAT or is_released(state))):
         raise InputError(f"{path} is neither a checkpoint of this program nor a released one")
@@ -69,7 +73,12 @@ def read(path: Path, **way_out: str) -> dict:
     for name in "options", "model":
         if not isinstance(state.get(name), dict):
             raise InputError(f"{path} is no whole checkpoint: it lacks {name!r}")
-    return state
+    return state | {"model": with_names_of_today(state["model"])}
+
+
+def names_hub_model(path: Path) -> bool:
+    """Return whether a path can be the name of a model on the Hub, and not a checkpoint's file."""
+    return is_hub_name(str(path)) and not path.name.endswith(FILE_ENDINGS)
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
@@ -145,6 +154,10 @@ def choose_folder(
     """
     if path is None:
         return  # a fresh run: `storage.prepare_folder` moves a former one aside
+    if is_pretrained_pair(state):
+        if "logger_name" not in given:  # nothing is written into the pair's own folder
+            options.logger_name = Path("runs") / f"{options.dataset}_{path.name}"
+        return
     run_folder = path if path.is_dir() else path.parent
     released = is_released(state)
     if "logger_name" not in given and (options.test or not released):
@@ -160,9 +173,13 @@ def stored_options(state: dict) -> dict:
     if is_released(state):
         # Fixed values, so that no preset of a data set replaces them.
         return {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "oracle": "off",
-                "posterior": "published"} | released_options(state)
+                "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
-    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY}
+    earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
+               "captions": "published", "image_fit": "squash",
+               "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps",
+               "head": "linear"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -199,10 +216,11 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     """
     stored = stored_options(state)
     testing = not isinstance(options, TrainOptions) or options.test
+    flags = flags_of(type(options))
     if testing:
-        fixed = {"embed_size", "oracle"}
+        fixed = {"embed_size", "head", "oracle"}
     else:
-        fixed = {name for name, flag in flags_of(type(options)).items() if flag.fixed}
+        fixed = {name for name, flag in flags.items() if flag.fixed}
         if is_released(state):
             fixed -= set(FREE_IN_RELEASED)
         if stored.get("lora"):  # the base may lie elsewhere; its digest tells whether it is the one
@@ -210,7 +228,8 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
-        if name not in given:
+        # Of a flag such as --margin auto the run has made a number, with which it goes on.
+        if name not in given or getattr(options, name) in flags[name].words:
             setattr(options, name, value)
         elif name in fixed and getattr(options, name) != value:
             raise InputError(f"--{name} {getattr(options, name)} does not fit {path}, which was "
@@ -237,10 +256,11 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
     if is_released(state):
         raise InputError(f"--init {options.init} is a released checkpoint: go on from it with "
                          "--resume, or export it first")
-    has_adapters = bool(state["options"].get("lora"))
+    stored = {"head": "linear"} | state["options"]  # earlier versions do not name the head
+    has_adapters = bool(stored.get("lora"))
     for name in WITH_WEIGHTS + (WITH_ADAPTERS if has_adapters else ()):
-        if name in state["options"] and name not in given:
-            setattr(options, name, state["options"][name])
+        if name in stored and name not in given:
+            setattr(options, name, stored[name])
     if bool(options.lora) is not has_adapters:
         way_out = ("export.py merges its adapters into all weights" if has_adapters else
                    "adapters need a base that --image_encoder and --text_encoder name")
@@ -277,6 +297,11 @@ def start_from(
     elif options.init is not None:
         begin_from(options, given)
     return path, state
+
+
+def is_pretrained_pair(state: dict) -> bool:
+    """Return whether a state is that of a pretrained pair, and of no folder of `export.py`."""
+    return "folder" in state and "format" not in state["folder"]
 
 
 def holds_a_run(state: dict | None) -> bool:
@@ -357,7 +382,7 @@ def pack(run: Run) -> dict:
     state = {
         "format": FORMAT, "options": options,
         **{name: getattr(run, name) for name in PROGRESS},
-        "steps_per_epoch": run.steps_per_epoch,
+        "zero_shot": run.zero_shot, "steps_per_epoch": run.steps_per_epoch,
         "logs": [{name: float(value) for name, value in logs.items()} for logs in run.logs],
         stored_encoders.ENCODERS_KEY: run.encoders,
         "model": run.model.state_dict(),

@@ -4,7 +4,7 @@
     record  a photo's name, captions of it               inputs/records.py   check_record
     split   N_i photos, N_t captions, who is whose       inputs/sources.py   read_split, a `Split`
     photo   a file, or bytes inside a tar or table       inputs/photos.py    load_photo
-    pixels  uint8 (3, R, R), augmented or not            inputs/augmentation.py  train_pixels
+    pixels  uint8 (3, R, R), augmented or only fitted    inputs/augmentation.py, inputs/fitting.py
     tokens  (L,) ids of a caption                        inputs/captions.py  Captions
     item    pixels, tokens and numbers of a pair         data.py             PairDataset
     batch   B items, padded and stacked                  data.py             Collator
@@ -33,8 +33,9 @@ from inputs import sources
 from inputs.augmentation import train_pixels
 from inputs.captions import Captions
 from inputs.captions import clean_caption as clean_caption  # is public here
+from inputs.fitting import PUBLISHED_FIT, PhotoFit, fitted_pixels
 from inputs.loader import EpochSampler, make_loader
-from inputs.photos import Photo, PhotoSequence, check_photos, eval_pixels, load_from
+from inputs.photos import Photo, PhotoSequence, check_photos, load_from
 from inputs.shards import is_shards
 from inputs.sources import (
     cache_folder,
@@ -46,6 +47,7 @@ from inputs.sources import (
 from inputs.splits import Split as Split  # is public here
 
 NO_PHOTO = -1
+NO_TOKENS = torch.empty(0, dtype=torch.int64)
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
 
 
@@ -81,9 +83,9 @@ class Batch(NamedTuple):
     once `training.exchange.exchange_ids` has fetched them, the ids of all B.
     """
 
-    pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0)
-    input_ids: Tensor  # (B, L) int64
-    attention_mask: Tensor  # (B, L) int64, 1 on real tokens
+    pixels: Tensor  # (B, 3, R, R) uint8, or (B, 0) where features are known
+    input_ids: Tensor  # (B, L) int64, or (B, 0) where features are known
+    attention_mask: Tensor  # (B, L) int64, 1 on real tokens, or (B, 0)
     image_ids: Tensor  # (B,) int64, index of the photo in the split
     text_ids: Tensor  # (B,) int64, index of the caption in the split
     bad_photos: Tensor  # (B,) int64, a photo that this pair stands in for, or NO_PHOTO
@@ -103,30 +105,33 @@ class PairDataset(Dataset):
     Args:
         photos: (N_i); None leaves the pixels empty, (0,), for a run that has the features of all
             photos already.
-        captions: (N_t) tokens.
+        captions: (N_t) tokens; None leaves the tokens empty, (0,), likewise.
         size: R, the side of a photo in pixels.
-        augment: crop, flip and change photos as published; else only resize them.
+        augment: crop, flip and change photos as published; else only fit them.
+        fit: how photos that are not augmented are fitted into the square.
     """
 
-    def __init__(self, split: Split, photos: Sequence | None, captions: Captions, size: int,
-                 augment: bool):
+    def __init__(self, split: Split, photos: Sequence | None, captions: Captions | None, size: int,
+                 augment: bool, fit: PhotoFit = PUBLISHED_FIT):
         self.photos, self.captions, self.size = photos, captions, size
         self.image_of_text = split.image_of_text
-        self.pixels = train_pixels if augment else eval_pixels
+        self.augment, self.fit = augment, fit
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.image_of_text)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int, int, int]:
         text_id, seed = item
         if self.photos is None:
-            image_id, pixels = int(self.image_of_text[text_id]), torch.empty(0, dtype=torch.uint8)
-            return pixels, self.captions[text_id], image_id, text_id, NO_PHOTO
-        image, text_id, bad = self.readable_photo(text_id, seed)
-        with torch.random.fork_rng(devices=[]):  # the caller's dropout and draws stay as they were
-            torch.default_generator.manual_seed(seed)
-            pixels = self.pixels(image, self.size)
-        return pixels, self.captions[text_id], int(self.image_of_text[text_id]), text_id, bad
+            pixels, bad = torch.empty(0, dtype=torch.uint8), NO_PHOTO
+        else:
+            image, text_id, bad = self.readable_photo(text_id, seed)
+            with torch.random.fork_rng(devices=[]):  # the caller's draws stay as they were
+                torch.default_generator.manual_seed(seed)
+                pixels = (train_pixels(image, self.size) if self.augment
+                          else fitted_pixels(image, self.size, self.fit))
+        tokens = NO_TOKENS if self.captions is None else self.captions[text_id]
+        return pixels, tokens, int(self.image_of_text[text_id]), text_id, bad
 
     def readable_photo(self, text_id: int, seed: int) -> tuple[Image.Image, int, int]:
         """Return the photo of a pair, or of a pair that `seed` chooses where the photo is broken.
@@ -150,14 +155,20 @@ class PairDataset(Dataset):
 
 
 class Collator:
-    """Joins items of a `PairDataset` to a `Batch`; `captions` say how their tokens are padded."""
+    """Joins items of a `PairDataset` to a `Batch`.
 
-    def __init__(self, captions: Captions):
+    Args:
+        captions: these say how their tokens are padded; None where the tokens are empty.
+    """
+
+    def __init__(self, captions: Captions | None):
         self.captions = captions
 
     def __call__(self, items: list[tuple[Tensor, Tensor, int, int, int]]) -> Batch:
         pixels, rows, *numbers = zip(*items, strict=True)
-        input_ids, mask = self.captions.padded(rows)
+        input_ids = mask = NO_TOKENS.expand(len(items), 0)
+        if self.captions is not None:
+            input_ids, mask = self.captions.padded(rows)
         return Batch(torch.stack(pixels), input_ids, mask, *map(torch.tensor, numbers))
 
 
@@ -165,11 +176,16 @@ class Collator:
 
 
 class LoadedSplit(NamedTuple):
-    """A split whose photos are found and whose captions are tokenised."""
+    """A split whose photos are found and whose captions are tokenised.
+
+    `training.features` adds the features that frozen encoders gave of them.
+    """
 
     split: Split
     photos: Sequence[Photo]  # (N_i,)
     captions: Captions  # (N_t,)
+    image_features: Tensor | None = None  # (N_i, W), on the CPU
+    text_features: Tensor | None = None  # (N_t, W), on the CPU
 
 
 class LoadingOptions(Protocol):
@@ -356,21 +372,32 @@ def identity(photo: Photo) -> object:
 
 def sees_photos_once(options: LoadingOptions) -> bool:
     """Return whether no step could tell a photo's features from those of the first time."""
-    return options.freeze == "image" and options.augment == "none"
+    return options.freeze in ("image", "both") and options.augment == "none"
 
 
-def make_train_loader(options: LoadingOptions, train_set: LoadedSplit, pin: bool) -> DataLoader:
+def sees_captions_once(options: LoadingOptions) -> bool:
+    """Return whether no step could tell a caption's features from those of the first time."""
+    return options.freeze in ("text", "both")
+
+
+def make_train_loader(
+    options: LoadingOptions, train_set: LoadedSplit, pin: bool, fit: PhotoFit = PUBLISHED_FIT
+) -> DataLoader:
     """Return a loader of the training split, which gives of each batch the rows that belong to this
-    process; without pixels where `sees_photos_once`.
+    process; without pixels where `sees_photos_once`, and without tokens where `sees_captions_once`.
 
     Args:
         pin: give pinned memory, from which a GPU copies while it computes.
+        fit: how photos are fitted into a square where they are not augmented.
     """
     photos = None if sees_photos_once(options) else train_set.photos
-    pairs = PairDataset(train_set.split, photos, train_set.captions, options.image_res,
-                        augment=options.augment == "published")
+    captions = None if sees_captions_once(options) else train_set.captions
+    pairs = PairDataset(train_set.split, photos, captions, options.image_res,
+                        augment=options.augment == "published", fit=fit)
     local = local_rows(options.batch_size_train)
     sampler = EpochSampler(len(pairs), options.batch_size_train, options.seed, local)
     pixels = 0 if photos is None else 3 * options.image_res**2 * (local.stop - local.start)
-    return make_loader(pairs, options.workers, pin, pixels, batch_sampler=sampler,
-                       collate_fn=Collator(train_set.captions))
+    # Where a batch is numbers alone, handing it over takes longer than making it.
+    workers = 0 if photos is None and captions is None else options.workers
+    return make_loader(pairs, workers, pin, pixels, batch_sampler=sampler,
+                       collate_fn=Collator(captions))

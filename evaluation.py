@@ -5,6 +5,10 @@ r"""Score a checkpoint or saved embeddings on a split:
     python evaluation.py --embeddings embeddings.npz
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 # This file encodes splits and prints results. The metrics themselves are in `metrics`; its rank
 # functions can be imported from here as well.
 
@@ -14,7 +18,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from common.options import (
     EncodingOptions,
     ScoringOptions,
@@ -24,7 +27,6 @@ from common.options import (
 )
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_scoring(__doc__)  # so that --help and wrong flags need not wait for the imports below
 
 import numpy as np
@@ -37,13 +39,15 @@ from common.device import place_on_device
 from common.errors import InputError, exit_on_input_error
 from common.processes import broadcast_from_main, gather_strided, process_group
 from common.ranks import is_main, rank, world_size
-from common.terminal import print_result, progress
+from common.terminal import print_note, print_result, progress
 from common.version import commit
 from data import LoadedSplit, load_eval_set, photos_of_names
-from encoders.processors import image_statistics, tokenizer_of
+from encoders.preparation import preparation_text
+from encoders.processors import image_statistics, photo_fit, resolve_preparation, tokenizer_of
 from inputs.captions import Captions
+from inputs.fitting import PhotoDataset
 from inputs.loader import make_loader
-from inputs.photos import PhotoDataset, normalize
+from inputs.photos import normalize
 from metrics.embeddings import (
     Embeddings,
     is_embeddings_file,
@@ -68,7 +72,7 @@ def do_nothing() -> None:
 @torch.no_grad()
 def encode_photos(
     model: DualEncoder, photos: Sequence[Path], options: EncodingOptions, project: bool = True,
-    between_batches: Callable[[], None] = do_nothing,
+    between_batches: Callable[[], None] = do_nothing, features: Tensor | None = None,
 ) -> Tensor:
     """Encode photo files; several processes share the work.
 
@@ -79,6 +83,8 @@ def encode_photos(
         project: Whether to return embeddings. If false, the features before the projection are
             returned.
         between_batches: Called after each batch, in all processes equally often. It may raise.
+        features: (N_i, width) that the photos are known to have, on the CPU. They are projected,
+            and no photo is read.
 
     Returns:
         (N_i, D) unit embeddings or (N_i, width) features, on the CPU, the same in all processes.
@@ -88,11 +94,15 @@ def encode_photos(
     """
     device = next(model.parameters()).device
     batch_size = options.batch_size_test
+    if features is not None:
+        batches = project_features(model.project_image, local_share(features), batch_size, device)
+        return gather_batches(batches, len(photos), batch_size, between_batches)
     mean, std = image_statistics(options)
     encode = model.encode_image if project else model.image_features
     batch_bytes = 3 * options.image_res**2 * batch_size
-    loader = make_loader(PhotoDataset(local_share(photos), options.image_res), options.workers,
-                         device.type == "cuda", batch_bytes, batch_size=batch_size)
+    dataset = PhotoDataset(local_share(photos), options.image_res, photo_fit(options))
+    loader = make_loader(dataset, options.workers, device.type == "cuda", batch_bytes,
+                         batch_size=batch_size)
 
     def encoded_batches() -> Iterator[Tensor]:
         for pixels in progress(loader, "encoding photos"):
@@ -103,7 +113,8 @@ def encode_photos(
 
 @torch.no_grad()
 def encode_captions(
-    model: DualEncoder, captions: Captions, between_batches: Callable[[], None] = do_nothing
+    model: DualEncoder, captions: Captions, between_batches: Callable[[], None] = do_nothing,
+    project: bool = True, features: Tensor | None = None,
 ) -> Tensor:
     """Encode captions; several processes share the work.
 
@@ -113,24 +124,48 @@ def encode_captions(
         model: The `DualEncoder`, in the mode and precision in which it is to encode.
         captions: Token ids of N_t captions.
         between_batches: Called after each batch, in all processes equally often. It may raise.
+        project: Whether to return embeddings. If false, the features before the projection are
+            returned.
+        features: (N_t, width) that the captions are known to have, on the CPU. They are projected,
+            and no caption is encoded.
 
     Returns:
-        (N_t, D) unit embeddings, on the CPU, in the order of `captions`, the same in all processes.
+        (N_t, D) unit embeddings or (N_t, width) features, on the CPU, in the order of `captions`,
+        the same in all processes.
     """
     device = next(model.parameters()).device
     batch_size = 256
     order = np.argsort(captions.lengths, kind="stable")  # (N_t,) shortest first
     share = local_share(order)
+    encode = model.encode_text if project else model.text_features
 
     def encoded_batches() -> Iterator[Tensor]:
-        for start in range(0, len(share), batch_size):
+        for start in progress(range(0, len(share), batch_size), "encoding captions"):
             batch = [captions[index] for index in share[start : start + batch_size]]
             input_ids, mask = captions.padded(batch)
-            yield model.encode_text(input_ids.to(device), mask.to(device))
+            yield encode(input_ids.to(device), mask.to(device))
 
-    embeds = gather_batches(encoded_batches(), len(order), batch_size, between_batches)
+    batches = encoded_batches()
+    if features is not None:
+        batches = project_features(model.project_text, features[share], batch_size, device)
+    embeds = gather_batches(batches, len(order), batch_size, between_batches)
     position = np.argsort(order)  # (N_t,) where each caption stands in that order
     return embeds[torch.from_numpy(position)]
+
+
+def project_features(
+    project: Callable[[Tensor], Tensor], features: Tensor, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the embeddings of features in batches, which are those in which they were made.
+
+    Args:
+        project: Projects features (B, width) to unit embeddings (B, D).
+        features: (N, width) on the CPU.
+        batch_size: The largest number of rows of a batch.
+        device: Where they are projected.
+    """
+    for rows in features.split(batch_size):
+        yield project(rows.to(device))
 
 
 def local_share(items: Sequence) -> Sequence:
@@ -178,7 +213,7 @@ def encode_split(
 
     Args:
         model: The `DualEncoder`.
-        eval_set: N_i photos and N_t captions.
+        eval_set: N_i photos and N_t captions, and the features of them that are known.
         options: See `encode_photos`.
         between_batches: Called after each batch, in all processes equally often. It may raise.
 
@@ -187,8 +222,10 @@ def encode_split(
     """
     was_training = model.training
     model.eval()
-    image_embeds = encode_photos(model, eval_set.photos, options, between_batches=between_batches)
-    text_embeds = encode_captions(model, eval_set.captions, between_batches)
+    image_embeds = encode_photos(model, eval_set.photos, options, between_batches=between_batches,
+                                 features=eval_set.image_features)
+    text_embeds = encode_captions(model, eval_set.captions, between_batches,
+                                  features=eval_set.text_features)
     model.train(was_training)
     return image_embeds, text_embeds
 
@@ -405,6 +442,9 @@ def score_checkpoint(
 ) -> None:
     """Score a checkpoint on a split, print the metrics, and write them to a file.
 
+    The file says beside them, as "zero_shot", what the run's model gave on val before training, and
+    the rsum of its best validation.
+
     Args:
         options: The options of the model and the device.
         state: The checkpoint's content.
@@ -416,7 +456,11 @@ def score_checkpoint(
     """
     embeddings = embed_split(options, state, path, eval_set, name, tokenizer)
     if is_main():
-        write_metrics(print_metrics(embeddings, options, split_title(embeddings, path)), output)
+        metrics = print_metrics(embeddings, options, split_title(embeddings, path))
+        if state.get("zero_shot"):  # of the validation before the first step
+            metrics["zero_shot"] = {"split": "val", **state["zero_shot"],
+                                    "best_rsum": state["best_rsum"]}
+        write_metrics(metrics, output)
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -464,6 +508,9 @@ def main(argv: list[str] | None = None) -> None:
                                     "released one")
             checkpoint.merge_options(options, given, state, options.checkpoint)
             check(options)
+            resolve_preparation(options)
+            if (options.image_fit, options.captions) != ("squash", "published"):
+                print_note(preparation_text(options))
             tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,

@@ -8,18 +8,20 @@
 evaluation.py and train.py take it as a checkpoint.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 import importlib.util
 import json
 import os
-import shutil
 from pathlib import Path
 
-from common.errors import exit_on_import_error, reraise_out_of_memory
+from common.errors import reraise_out_of_memory
 from common.options import ExportOptions, check, check_paths, parse_export, parse_scoring
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_export(__doc__)  # --help need not wait for the imports below
 
 import torch
@@ -28,15 +30,22 @@ from torch import Tensor, nn
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
 from common.files import read_json
-from common.flags import names_from_checkpoint
+from common.flags import check_values, names_from_checkpoint
+from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
 from common.terminal import print_result
-from encoders.folder import DTYPES, has_only_export_files, is_export
+from encoders.folder import CARD, DTYPES
+from encoders.loading import BUILT_IN
 from encoders.lora import AdapterSettings, remove_adapters, write_adapters
 from encoders.preparation import Preparation
-from encoders.processors import image_statistics, tokenizer_of
+from encoders.processors import (
+    image_statistics,
+    photo_fit,
+    resolve_preparation,
+    tokenizer_of,
+)
 from encoders.sentence import layout
-from model import DualEncoder
+from model import DualEncoder, build_model
 from training.options import TrainOptions
 from training.storage import BEST, RESULTS
 
@@ -56,22 +65,9 @@ def output_folder(out: Path, source: Path) -> Path:
     Raises:
         InputError: something else is there, or it is `source` itself.
     """
-    place = Path(os.path.realpath(out))
-    if place == Path(os.path.realpath(source)):
+    if os.path.realpath(out) == os.path.realpath(source):
         raise InputError(f"{out} is what is exported: name another folder")
-    if os.path.lexists(place) and not is_replaceable(place):
-        raise InputError(f"{out} cannot be written: what is there already is no empty folder and "
-                         "no earlier export; name another one")
-    return place
-
-
-def is_replaceable(place: Path) -> bool:
-    """Return whether a path is an empty folder, or an earlier export with nothing added to it."""
-    if not place.is_dir():
-        return False
-    if not any(place.iterdir()):
-        return True
-    return bool(is_export(place) and has_only_export_files(place))
+    return folder_place(out, "OUT")
 
 
 def read_model(
@@ -105,6 +101,7 @@ def read_model(
     checkpoint.merge_options(options, given, state, path)
     options.data_path = options.data_path or Path(".")  # no photo is read
     check(options)
+    resolve_preparation(options)
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
@@ -114,7 +111,8 @@ def read_model(
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
         options.caption_prefix, options.text_pooling == "padded",
-        training_facts(run_options, state, path), cleaning=options.captions)
+        training_facts(run_options, state, path), cleaning=options.captions,
+        photo_fit=photo_fit(options))
     return model, run_options, state
 
 
@@ -166,9 +164,53 @@ def known_scores(state: dict, path: Path) -> dict:
     return scores
 
 
+@torch.no_grad()
+def average_weights(
+    model: DualEncoder, options: TrainOptions, alpha: float, other: Path | None
+) -> None:
+    """Average the weights of a trained model, in place, with those that its training began with.
+
+        alpha * trained + (1 - alpha) * begun with
+
+    This is WiSE-FT (Wortsman et al., 2022). `model.preparation` then names the
+    average, and no recalls or statistics: they were those of the trained weights.
+
+    Args:
+        model: the trained model with its `preparation`.
+        options: that it was trained with, which name its encoders.
+        alpha: share of the trained weights, in [0, 1].
+        other: checkpoint or folder of the model that training began with; None for the pretrained
+            encoders that `options` name.
+
+    Raises:
+        InputError: the other model cannot be had, or has other weights than the trained one.
+    """
+    name = f"--average_with {other}" if other is not None else f"--average {alpha}"
+    if other is not None:
+        first_model, _, _ = read_model(other)
+    elif model.image_projection.state_dict() or {options.image_encoder,
+                                                 options.text_encoder} & BUILT_IN.keys():
+        raise InputError(f"{name}: the training began with random weights, in an encoder or in the "
+                         "projections of --embed_size; name a model to average with by "
+                         "--average_with")
+    else:
+        first_model = build_model(options, model.preparation.tokenizer)
+    first, trained = first_model.state_dict(), model.state_dict()
+    unlike = [key for key in first.keys() | trained.keys()
+              if key not in first or key not in trained or first[key].shape != trained[key].shape]
+    if unlike:
+        raise InputError(f"{name}: that model has other weights than the trained one: "
+                         f"{', '.join(sorted(unlike)[:3])}")
+    for key, weights in trained.items():
+        if weights.is_floating_point():
+            weights.copy_(torch.lerp(first[key], weights, alpha))  # to the bit at 0 and at 1
+    about = {**model.preparation.about, "average": alpha, "recalls": {}, "statistics": None}
+    model.preparation = model.preparation._replace(about=about)
+
+
 # ---------------------------------------------------------------------------------------- the card
 
-CARD = """---
+CARD_TEXT = """---
 library_name: {library}
 pipeline_tag: sentence-similarity
 tags: [image-text-retrieval, dual-encoder, false-negative-elimination]
@@ -245,12 +287,17 @@ def card(model: DualEncoder, dtype: str) -> str:
     """
     preparation, options = model.preparation, model.preparation.about["options"]
     _, reason = layout(model, preparation)  # why sentence-transformers cannot load it
-    projection = model.embed_size if model.image_projection.state_dict() else "none"
+    projected = model.image_projection.state_dict()
+    projection = f"{model.head}, {model.embed_size} wide" if projected else "none"
     if reason:
         sentence = f"`sentence_transformers` cannot load it: {reason}.\n"
     else:
         sentence = SENTENCE
-    return CARD.format(
+    recalls = score_sentences(preparation.about.get("recalls") or {})
+    if "average" in preparation.about:
+        recalls = (f"They are {preparation.about['average']:g} times the trained weights plus "
+                   "the rest of those that training began with (WiSE-FT). " + recalls)
+    return CARD_TEXT.format(
         library="pytorch" if reason else "sentence-transformers", dim=model.embed_size,
         how=f"with the loss `{options.get('loss', 'fne')}`", dataset=options.get("dataset"),
         image_encoder=options.get("image_encoder"), text_encoder=options.get("text_encoder"),
@@ -258,7 +305,7 @@ def card(model: DualEncoder, dtype: str) -> str:
         image_res=preparation.image_res, max_words=preparation.max_words,
         max_tokens=preparation.max_tokens, dtype=dtype,
         parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
-        recalls=score_sentences(preparation.about.get("recalls") or {}), sentence=sentence,
+        recalls=recalls, sentence=sentence,
         options=json.dumps(options, indent=2, sort_keys=True, default=str))
 
 
@@ -376,6 +423,13 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
 # ----------------------------------------------------------------------------------------- command
 
 
+def check_adapter_alone(arguments: ExportOptions) -> None:
+    """Raise InputError where --adapter is given with a flag of a whole model."""
+    if arguments.onnx or arguments.dtype != "float32" or arguments.average is not None:
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
+
+
 def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all, and return a line that tells its size.
 
@@ -387,38 +441,31 @@ def export(arguments: ExportOptions) -> str:
             missing.
     """
     place = output_folder(arguments.out, arguments.checkpoint)
-    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"):
-        raise InputError("--adapter writes float32 adapters alone: leave out --onnx and --dtype")
+    check_values(arguments)
+    if arguments.average_with is not None and arguments.average is None:
+        raise InputError(f"--average_with {arguments.average_with}: give --average ALPHA with it")
+    if arguments.adapter:
+        check_adapter_alone(arguments)
     if arguments.onnx:
         check_onnx()
-    model, run_options, _ = read_model(arguments.checkpoint, arguments.image_encoder,
-                                       arguments.text_encoder, merge=not arguments.adapter)
+    model, options, _ = read_model(arguments.checkpoint, arguments.image_encoder,
+                                   arguments.text_encoder, merge=not arguments.adapter)
     if arguments.adapter and model.saved_names is None:
         raise InputError(f"--adapter: {arguments.checkpoint} is of no run with --lora; leave the "
                          "flag out")
+    if arguments.average is not None:
+        average_weights(model, options, arguments.average, arguments.average_with)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
-    unfinished = place.with_name(f"{place.name[:200]}.part")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    with replaced_folder(place, "OUT", may_stay=[CARD]) as folder:
         if arguments.adapter:
-            settings = AdapterSettings(run_options.lora, run_options.lora_alpha,
-                                       run_options.lora_dropout)
-            write_adapters(model, unfinished, settings)
+            write_adapters(model, folder, AdapterSettings(options.lora, options.lora_alpha,
+                                                          options.lora_dropout))
         else:
-            model.save_pretrained(unfinished)
+            model.save_pretrained(folder)
         if arguments.onnx:
-            write_onnx(model, unfinished)
-        if place.exists():
-            shutil.rmtree(place)
-        unfinished.rename(place)
-    except OSError as error:
-        raise InputError(f"{arguments.out} cannot be written ({one_line(error)}): free some space "
-                         "or name another place") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+            write_onnx(model, folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     source = arguments.checkpoint
     source_size = source.stat().st_size if source.is_file() else size
     return f"{arguments.out}: {size / 1e6:,.1f} MB, of a checkpoint of {source_size / 1e6:,.1f} MB"

@@ -13,30 +13,40 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from common.errors import NOT_DETERMINISTIC, InputError, one_line, reraise_out_of_memory
+from common.errors import (
+    InputError,
+    nondeterministic_operation,
+    one_line,
+    reraise_out_of_memory,
+)
 from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.chunks import in_chunks
 from encoders.families import choose_pooling, find_family
-from encoders.folder import PATTERNS, read_folder, read_preparation, write_folder
-from encoders.hub import fetch_error_message, use_cache_only
+from encoders.folder import read_model, read_preparation, write_folder
 from encoders.loading import load_encoder, quiet_transformers
+from encoders.pairs import LogitScale, PairHalf
 from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
-from encoders.stored import read_stored_encoders
+from encoders.processors import load_tokenizer
+from encoders.stored import SIDES, read_stored_encoders
 
 MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
+HIDDEN_PER_OUTPUT = 2  # width of the hidden layer of --head mlp by that of the output
 
 
 class DualEncoder(nn.Module, ModelHubMixin):
     """Map photos and captions to unit vectors of one embedding space.
 
     Each side (image or text) has an encoder, whose last hidden state is pooled to one feature
-    vector. A linear projection follows where `embed_size` > 0, and then L2 normalisation. The dot
-    product of an image embedding and a text embedding is their cosine similarity.
+    vector. A projection follows where `embed_size` > 0, and then L2 normalisation. The dot product
+    of an image embedding and a text embedding is their cosine similarity.
+
+    Where both encoders are halves of one pretrained pair, `logit_scale` and `logit_bias` are the
+    numbers by which the pair turns cosines into logits; else they are None.
 
     The encoders compute in bfloat16 autocast if the attribute `bf16` is true. Pooling, projections
     and embeddings are float32 in any case.
@@ -59,28 +69,38 @@ class DualEncoder(nn.Module, ModelHubMixin):
             the published ViT.
         text_pooling: The counterpart for the text encoder: "auto" is "tokens" for the published
             BERT. The released program averages padding too, which is "padded" (Fidelity note 2).
-        freeze: "image" or "text" for an encoder that is not trained, or None.
+        freeze: "image" or "text" for an encoder that is not trained, "both" if neither is, or None.
         image_res: R, the side of the square photos in pixels.
         max_tokens: L, the length of the longest caption in tokens.
+        head: The form of the projections, "linear" or "mlp", see `build_projection`.
 
     Raises:
-        InputError: If the widths differ without `embed_size`, or if an encoder does not take
+        InputError: If the widths differ without `embed_size`, if the projections are asked to be an
+            MLP, or are all that is trained, and there are none, or if an encoder does not take
             photos or captions of that size, or does not have the pooling.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, embed_size: int = 0,
                  image_pooling: str = "auto", text_pooling: str = "auto",
-                 freeze: str | None = None, image_res: int = 384, max_tokens: int = 30):
+                 freeze: str | None = None, image_res: int = 384, max_tokens: int = 30,
+                 head: str = "linear"):
         super().__init__()
+        if embed_size == 0 and (freeze == "both" or head != "linear"):
+            flag = "--freeze both" if freeze == "both" else f"--head {head}"
+            raise InputError(f"{flag}: --embed_size 0 means that there are no projections to "
+                             "train; give --embed_size 512, say")
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_pooling = choose_pooling(image_encoder, "image", image_pooling)
         self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
         self.freeze = freeze
+        self.head = head
         self.image_encoder_kwargs = interpolation_kwargs(image_encoder, image_res)
         self.channels_last = False
         self.uses_4d_mask = False
         self.bf16 = False
+        self.logit_scale: float | None = None
+        self.logit_bias: float | None = None
         self.chunk = 0
         self.preparation: Preparation | None = None
         # Of a model with adapters (`encoders.lora.add_adapters`): what its `state_dict` holds.
@@ -94,20 +114,29 @@ class DualEncoder(nn.Module, ModelHubMixin):
             raise InputError(f"the image encoder is {image_width} wide and the text encoder "
                              f"{text_width}: give both a projection with --embed_size 256, say")
         self.embed_size = embed_size or image_width  # D
-        if embed_size:
-            self.image_projection = nn.Linear(image_width, embed_size)
-            self.text_projection = nn.Linear(text_width, embed_size)
-        else:
-            self.image_projection = nn.Identity()
-            self.text_projection = nn.Identity()
-        if freeze:
-            self.frozen_encoder.requires_grad_(False)
+        self.image_projection = build_projection(image_width, embed_size, head)
+        self.text_projection = build_projection(text_width, embed_size, head)
+        for encoder in self.frozen_encoders:
+            encoder.requires_grad_(False)
         self.train()
+        scale = getattr(image_encoder, "logit_scale", None)
+        if scale == getattr(text_encoder, "logit_scale", None):
+            self.set_logit_scale(scale)
+
+    def set_logit_scale(self, value: LogitScale | None) -> None:
+        """Set `logit_scale` and `logit_bias` in place; to None where a pair has no scale."""
+        has_scale = value is not None and value.scale is not None
+        self.logit_scale = value.scale if has_scale else None
+        self.logit_bias = value.bias if has_scale else None
+
+    def freezes(self, side: str) -> bool:
+        """Return whether the encoder of a side, "image" or "text", is not trained."""
+        return self.freeze in (side, "both")
 
     @property
-    def frozen_encoder(self) -> nn.Module | None:
-        """The encoder that is not trained, or None if both are trained."""
-        return getattr(self, f"{self.freeze}_encoder") if self.freeze else None
+    def frozen_encoders(self) -> list[nn.Module]:
+        """The encoders that are not trained."""
+        return [getattr(self, f"{side}_encoder") for side in SIDES if self.freezes(side)]
 
     @torch.no_grad()
     def _probe_image_encoder(self, image_res: int) -> int:
@@ -158,8 +187,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         statistics of their pretraining.
         """
         super().train(mode)
-        if self.freeze:
-            self.frozen_encoder.eval()
+        for encoder in self.frozen_encoders:
+            encoder.eval()
         for module in self.image_encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -173,42 +202,24 @@ class DualEncoder(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs) -> "DualEncoder":
-        """Read a model, in evaluation mode, from a folder of `export.py` or from the Hub.
+        """Read a model, in evaluation mode, by the name of a folder or of a model on the Hub.
 
         Args:
-            name: A local folder, or the name of a model on the Hugging Face Hub.
-            **kwargs: Those of `huggingface_hub.ModelHubMixin.from_pretrained`.
+            name: A local folder, or the name of a model on the Hugging Face Hub: an export of
+                `export.py`, or a pretrained pair of a type in docs/encoders.md.
+            **kwargs: `revision`, `token`, `cache_dir`, `force_download` or `local_files_only` of
+                the Hub.
 
         Raises:
-            InputError: If there is no such folder or model, or it is not what `export.py` writes.
+            InputError: If there is no such model, or it is neither an export nor such a pair.
         """
-        if Path(name).is_dir():
-            return model_from_folder(Path(name))
         quiet_transformers()
-        try:
-            kwargs["local_files_only"] = (kwargs.get("local_files_only")
-                                          or use_cache_only(str(name)))
-            return super().from_pretrained(name, **kwargs)
-        except InputError:
-            raise
-        except Exception as error:  # the Hub's client and broken files raise a dozen kinds
-            reraise_out_of_memory(error)
-            reason = fetch_error_message(str(name), error)[:200]
-            raise InputError(f"{name} is no folder, and none can be had from the Hub by that name "
-                             f"({reason})") from error
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None,
-                         force_download=False, local_files_only=False, token=None, **ignored):
-        folder = snapshot_download(
-            model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token, allow_patterns=PATTERNS)
-        return model_from_folder(Path(folder))
+        return model_from_state(read_model(name, **kwargs), str(name))
 
     @contextlib.contextmanager
     def _encoder_context(self, side: str, device: torch.device) -> Iterator[None]:
         """Turn gradients off for a frozen encoder, and bfloat16 autocast on if `bf16` is set."""
-        gradients = torch.is_grad_enabled() and self.freeze != side
+        gradients = torch.is_grad_enabled() and not self.freezes(side)
         with (torch.set_grad_enabled(gradients),
               torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)):
             yield
@@ -254,7 +265,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
 
     def forward(
         self, pixel_values: Tensor | None, image_features: Tensor | None, input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor, text_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode B pairs of a photo and a caption for training.
 
@@ -264,6 +275,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
                 encoder are; None to compute them from `pixel_values`.
             input_ids: (B, L) token ids.
             attention_mask: (B, L), 1 on real tokens.
+            text_features: (B, width) features that are known already, as those of a frozen text
+                encoder are; None to compute them from `input_ids`.
 
         Returns:
             Image embeddings (B, D), text embeddings (B, D), image features (B, width) and text
@@ -271,7 +284,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """
         if image_features is None:
             image_features = self.image_features(pixel_values)
-        text_features = self.text_features(input_ids, attention_mask)
+        if text_features is None:
+            text_features = self.text_features(input_ids, attention_mask)
         image_embeds = self.project_image(image_features)  # (B, D)
         text_embeds = self.project_text(text_features)  # (B, D)
         return image_embeds, text_embeds, image_features, text_features
@@ -288,34 +302,71 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """Encode standardised pixels (B, 3, R, R) as unit embeddings (B, D)."""
         return self.project_image(self.image_features(pixel_values))
 
+    def logits_per_image(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Return the logits of photos and captions as a pretrained pair computes them.
+
+        Args:
+            image_embeds: (N_i, D) unit embeddings.
+            text_embeds: (N_t, D) unit embeddings.
+
+        Returns:
+            (N_i, N_t): the cosines, scaled and shifted by `logit_scale` and `logit_bias` where
+            these are not None.
+        """
+        cosines = image_embeds @ text_embeds.T
+        if self.logit_scale is None:
+            return cosines
+        return self.logit_scale * cosines + self.logit_bias
+
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode token ids (B, L) and their mask (B, L), 1 on real tokens, as embeddings (B, D)."""
         return self.project_text(self.text_features(input_ids, attention_mask))
 
 
-def model_from_folder(folder: Path) -> DualEncoder:
-    """Read the model in a local folder of `export.py`, in evaluation mode.
+def model_from_state(state: dict, source: str) -> DualEncoder:
+    """Build the model that `encoders.folder.read_model` has read, in evaluation mode.
+
+    Args:
+        state: What it returned.
+        source: The folder or name, with which error messages begin.
 
     Raises:
-        InputError: If the folder is not what `export.py` writes, or its weights do not fit.
+        InputError: If the weights do not fit.
     """
-    quiet_transformers()
-    state = read_folder(folder)
-    stored = read_stored_encoders(state, state["model"], str(folder), set())
+    stored = read_stored_encoders(state, state["model"], source, set())
     options = state["options"]
-    tokenizer = stored.read_tokenizer()
+    tokenizer = stored.read_tokenizer() or load_tokenizer(options["text_encoder"], "")
     model = DualEncoder(
         stored.build_encoder("image", tokenizer), stored.build_encoder("text", tokenizer),
         options["embed_size"], options["image_pooling"], options["text_pooling"],
-        freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"])
+        freeze=None, image_res=options["image_res"], max_tokens=options["max_tokens"],
+        head=options["head"])
+    model.set_logit_scale(stored.logit_scale)
     try:
         if not all(value.isfinite().all() for value in state["model"].values()):
             raise ValueError("NaN or infinity")
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: its weights do not fit ({one_line(error)[:200]})") from error
-    model.preparation = read_preparation(state, tokenizer, folder)
+        raise InputError(f"{source}: its weights do not fit ({one_line(error)[:200]})") from error
+    model.preparation = read_preparation(state, tokenizer, Path(source))
     return model.eval()
+
+
+def build_projection(width: int, embed_size: int, head: str) -> nn.Module:
+    """Build the projection of one side, from features (B, width) to vectors (B, D).
+
+    Args:
+        width: The width of the features.
+        embed_size: D. 0 means no projection.
+        head: "linear", or "mlp": two linear layers with a GELU between them. The hidden layer is
+            `HIDDEN_PER_OUTPUT` times as wide as the output.
+    """
+    if embed_size == 0:
+        return nn.Identity()
+    if head == "linear":
+        return nn.Linear(width, embed_size)
+    hidden = HIDDEN_PER_OUTPUT * embed_size
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_size))
 
 
 @contextlib.contextmanager
@@ -352,11 +403,9 @@ def momentum_copy(model: DualEncoder) -> DualEncoder:
     What is not trained is shared instead of copied, since it never changes: a frozen encoder, and
     the weights beside adapters.
     """
-    shared = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    if model.freeze:
-        shared.append(model.frozen_encoder)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     # A deep copy takes what its memo holds instead of copying it.
-    memo = {id(thing): thing for thing in shared}
+    memo = {id(shared): shared for shared in [*model.frozen_encoders, *frozen]}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 
@@ -429,11 +478,16 @@ def enable_gradient_checkpointing(model: DualEncoder) -> None:
     Only the inputs of each block are kept, which trades time for memory.
 
     Raises:
-        InputError: If an encoder that is trained does not support gradient checkpointing.
+        InputError: If an encoder that is trained does not support gradient checkpointing, or if
+            none is trained.
     """
-    for side in {"image", "text"} - {model.freeze}:
+    trained = [side for side in SIDES if not model.freezes(side)]
+    if not trained:
+        raise InputError("--grad_checkpointing: with --freeze both no gradient goes through an "
+                         "encoder; leave the flag out")
+    for side in trained:
         encoder = getattr(model, f"{side}_encoder")
-        encoder = getattr(encoder, "clip", encoder)  # the model of transformers in a `ClipEncoder`
+        encoder = encoder.pair if isinstance(encoder, PairHalf) else encoder
         if not encoder.supports_gradient_checkpointing:
             raise InputError(f"--grad_checkpointing: the {side} encoder, a "
                              f"{type(encoder).__name__}, has none; leave the flag out")
@@ -463,9 +517,9 @@ def check_deterministic_gradients(
             if value.requires_grad:
                 value.sum().backward()
         except RuntimeError as error:
-            if NOT_DETERMINISTIC not in str(error):
+            operation = nondeterministic_operation(error)
+            if operation is None:
                 raise
-            operation = str(error).partition(" ")[0]
             raise InputError(
                 f"--deterministic: {operation} of --{side}_encoder has no "
                 "gradient on a GPU that is the same each time: leave the flag out, or give photos "
@@ -507,7 +561,7 @@ def build_model(
         pretrained: Whether the encoders are to have their pretrained weights. If false, a
             checkpoint will fill them: the encoders are built from `options.stored_encoders` where
             it has them, without any other file.
-        freeze: "image" or "text", the encoder that is not trained; None for neither.
+        freeze: "image" or "text", the encoder that is not trained, or "both"; None for neither.
 
     Raises:
         InputError: If an encoder cannot be had, or the two do not fit the flags.
@@ -521,6 +575,9 @@ def build_model(
         if encoder is None:
             encoder = load_encoder(name, side, options.image_res, tokenizer, pretrained)
         encoders[side] = encoder
-    return DualEncoder(encoders["image"], encoders["text"], options.embed_size,
-                       options.image_pooling, options.text_pooling, freeze,
-                       options.image_res, options.max_tokens)
+    model = DualEncoder(encoders["image"], encoders["text"], options.embed_size,
+                        options.image_pooling, options.text_pooling, freeze,
+                        options.image_res, options.max_tokens, options.head)
+    if options.stored_encoders is not None:
+        model.set_logit_scale(options.stored_encoders.logit_scale)
+    return model

@@ -8,18 +8,22 @@ Photos are encoded once, and kept in an index: the next search encodes only what
 is new or has changed.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common import terminal
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from searching.flags import LARGEST_TOP, parse_search
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
 from torch import Tensor
@@ -32,6 +36,7 @@ from common.options import EncodingOptions
 from common.processes import require_one_process
 from common.terminal import print_note, print_result
 from export import read_model
+from inputs.photos import link_check
 from inputs.records import Columns
 from model import DualEncoder
 from searching import clusters
@@ -41,7 +46,7 @@ from searching.index import Origin, index_place, read_index_as_is
 from searching.models import fingerprint, model_place
 from searching.page import page_place, write_page
 from searching.queries import STDIN, Query, embed_queries, embed_texts, read_captions, read_queries
-from searching.results import as_json, as_text, fitted_posterior, make_answers
+from searching.results import Answer, as_json, as_text, fitted_posterior, make_answers
 from searching.scan import scan
 from searching.update import update_index
 
@@ -80,7 +85,7 @@ def check_flags(arguments: argparse.Namespace, queries: list[Query]) -> None:
                          "of two photos, nor of sums; leave the flag out, or --like")
     if arguments.faiss:
         clusters.check_faiss()
-    if not by_photo and not arguments.photos.is_dir():
+    if not by_photo and not os.path.isdir(arguments.photos):
         raise InputError(f"--photos {arguments.photos} is no folder: name that of the photos")
 
 
@@ -122,14 +127,16 @@ def open_photos(
     place = index_place(arguments.index, origin, [] if page is None else [page])
     if arguments.as_is:
         index = read_index_as_is(place, origin, model.embed_size)
+        count = len(index.broken.names)
     else:
+        found = scan(folder, arguments.follow_links)
         index = update_index(
-            place, origin, scan(folder, arguments.follow_links), model.embed_size,
+            place, origin, found, model.embed_size,
             lambda photos: encode_files(model, photos, arguments.workers,
                                         arguments.batch_size_test))
+        count = len(found)
     if not index.photos.names:
-        raise InputError(f"--photos {folder}: none of its {len(index.broken.names):,} photos can "
-                         "be read")
+        raise InputError(f"--photos {folder}: none of its {count:,} photos can be read")
     if index.broken.names:
         print_note(f"passed over: {len(index.broken.names):,} photos that cannot be read, such as "
                    f"{folder / index.broken.names[0]}")
@@ -138,15 +145,9 @@ def open_photos(
     else:
         compare = best_rows
 
-    def search(queries: Tensor) -> list[Best]:
-        try:
-            return compare(queries, index.embeds, arguments.top)
-        except ValueError as error:  # the embeddings are no unit rows
-            raise InputError(f"--index {place} is damaged ({error}): delete it, and search again"
-                             ) from error
-
     facts = {"photos": str(folder), "index": str(place)}
-    return Collection(index.photos.names, index.embeds, folder, facts, search)
+    return Collection(index.photos.names, index.embeds, folder, facts,
+                      lambda queries: compare(queries, index.embeds, arguments.top))
 
 
 def open_captions(arguments: argparse.Namespace, model: DualEncoder) -> Collection:
@@ -187,6 +188,8 @@ def search(arguments: argparse.Namespace) -> None:
     print_note(f"searched {len(collection.names):,} {'captions' if by_photo else 'photos'} in "
                f"{time.monotonic() - started:.3f} s")
     answers = make_answers(queries, best, posterior, collection.names, collection.folder)
+    if arguments.as_is and not arguments.follow_links:
+        check_links(answers, arguments.photos)
     facts = {"model": str(arguments.model)} | collection.facts | posterior_facts
     if page is not None:
         write_page(page, answers, page_facts(facts, len(collection.names)))
@@ -194,6 +197,19 @@ def search(arguments: argparse.Namespace) -> None:
         print_result(as_json(answers, facts))
     else:
         print_result(as_text(answers, arguments.posterior))
+
+
+def check_links(answers: list[Answer], folder: Path) -> None:
+    """Raise InputError where a link leads from a photo of the results out of the folder.
+
+    A search `--as_is` has not looked into the folder, and its index may be anybody's.
+    """
+    leads_out = link_check(folder)
+    for answer in answers:
+        for result in answer.results:
+            fault = leads_out(result.photo)
+            if fault:
+                raise InputError(f"--as_is: photo {result.photo} {fault}")
 
 
 def page_facts(facts: dict[str, str], count: int) -> dict[str, str]:

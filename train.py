@@ -10,13 +10,15 @@ Add `--test` to score the run's best checkpoint on the test split, `--resume
 auto` to go on where the run stopped.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 from pathlib import Path
 
-from common.errors import exit_on_import_error
 from training.options import TrainOptions, check, parse
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse(__doc__)  # --help, or a slip in a flag, need not wait seconds for the imports below
 
 from torch import Tensor
@@ -30,14 +32,14 @@ from common.options import check_paths
 from common.processes import gather_several, once_per_machine, process_group
 from common.ranks import local_rows
 from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
-from encoders.processors import tokenizer_of
-from evaluation import encode_photos, metrics_path, score, score_checkpoint
+from encoders.processors import photo_fit, resolve_preparation, tokenizer_of
+from evaluation import encode_captions, encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
 from inputs.loader import close_workers
 from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from metrics.judgements import read_judgements
-from training import features, guard, monitor, outline, storage
+from training import features, guard, monitor, outline, storage, zero_shot
 from training.bad_photos import count_bad_photos
 from training.exchange import exchange_ids
 from training.objectives.base import Step
@@ -83,12 +85,15 @@ def encode(run: Run, batch: Batch) -> Step:
     """
     seed_dropout(run.options.seed, run.global_step)
     local = local_rows(len(batch.image_ids))
+    pixels = image_features = text_features = None
     if run.image_features is None:
-        pixels, image_features = normalize(batch.pixels, *run.pixel_statistics), None
+        pixels = normalize(batch.pixels, *run.pixel_statistics)
     else:  # a frozen encoder has seen all photos
-        pixels, image_features = None, run.image_features[batch.image_ids[local]]
+        image_features = run.image_features[batch.image_ids[local]]
+    if run.text_features is not None:  # a frozen encoder has seen all captions
+        text_features = run.text_features[batch.text_ids[local]]
     image_embeds, text_embeds, image_features, text_features = run.encode_pairs(
-        pixels, image_features, batch.input_ids, batch.attention_mask)  # (b, D), (b, D)
+        pixels, image_features, batch.input_ids, batch.attention_mask, text_features)
     all_images, all_texts = gather_several(image_embeds, text_embeds)  # (B, D), (B, D)
     return Step(
         batch, pixels, image_features, text_features, image_embeds, text_embeds, all_images,
@@ -151,6 +156,8 @@ def validate_log_and_save(run: Run, val_set: LoadedSplit, board, signals: Signal
         metrics, embeds = score(run.model, val_set, run.options, signals.stop_if_asked)
         signals.stop_if_asked()
         best = metrics["rsum"] > run.best_rsum
+        if run.global_step == 0:
+            zero_shot.keep(run, metrics, embeds, val_set.split)
         board.write_validation(metrics, embeds)
         run.best_rsum, run.validation_due = max(run.best_rsum, metrics["rsum"]), False
     if monitor.logs_due(run):
@@ -183,28 +190,30 @@ def train_and_test(
         lock: keeps the run's folder to this run.
     """
     tokenizer = tokenizer_of(options)
-    train_set, val_set, test_set = load_all_splits(options, tokenizer)
+    splits = dict(zip(("train", "val", "test"), load_all_splits(options, tokenizer), strict=True))
     if options.judgements:
-        read_judgements(options.judgements, test_set.split)  # an error shows before training
-    loader = make_train_loader(options, train_set, pick_device(options.device).type == "cuda")
+        read_judgements(options.judgements, splits["test"].split)  # an error shows before training
+    loader = make_train_loader(
+        options, splits["train"], pick_device(options.device).type == "cuda", photo_fit(options))
     model = checkpoint.model_for_training(options, state, path, tokenizer)
-    run = build_run(options, model, tokenizer, len(loader.batch_sampler), train_set)
+    run = build_run(options, model, tokenizer, len(loader.batch_sampler), splits["train"])
     if state is not None:
         checkpoint.unpack(run, state, path)
     goes_on_from = path if checkpoint.holds_a_run(state) else None
     outline.print_outline(run, given, goes_on_from)
-    key = features.prepare(run, encode_photos)
+    splits, made = features.prepare(run, splits, encode_photos, encode_captions)
     storage.prepare_run_folder(run, lock, goes_on_from)
     results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
-    features.save(run, key)
+    features.save(made)
+    del made  # the run and its splits hold what they need of them
     try:
         with storage.written_to(options.logger_name):
-            train(run, loader, train_set, val_set)
+            train(run, loader, splits["train"], splits["val"])
     finally:
         close_workers(loader)
     best = options.logger_name / storage.BEST
     state = checkpoint.read_best(best)
-    score_checkpoint(options, state, best, test_set, "test", tokenizer, results)
+    score_checkpoint(options, state, best, splits["test"], "test", tokenizer, results)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -214,6 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
+        resolve_preparation(options)
         set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet

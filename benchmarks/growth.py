@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import torch
 import torch.nn.functional as F
 from large_data import pair_rows
@@ -27,6 +31,7 @@ from shard_rows import shard_rows
 from speed import describe_machine, filled_bank, fitted_loss, save_table, unit_rows
 from timing import resident
 
+from common.errors import exit_on_input_error
 from metrics.retrieval import retrieval_metrics
 
 
@@ -144,4 +149,5 @@ def main(argv: list[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

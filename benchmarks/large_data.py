@@ -17,12 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import numpy as np
 import torch
 from PIL import Image
 from timing import resident
 
 import inputs.loader
+from common.errors import exit_on_input_error
 from data import LoadedSplit, check_apart, load_eval_set, load_train_set, make_train_loader
 from encoders.processors import load_tokenizer, tokenizer_of
 from inputs.loader import EpochSampler, close_workers
@@ -192,5 +197,6 @@ def pair_rows(pairs: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    name, folder, argument = sys.argv[1:]
-    print(json.dumps(WORK[name](Path(folder), argument)))
+    with exit_on_input_error():
+        name, folder, argument = sys.argv[1:]
+        print(json.dumps(WORK[name](Path(folder), argument)))

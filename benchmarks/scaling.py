@@ -25,12 +25,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import torch
 import torch.distributed as dist
 from speed import describe_machine, filled_bank, fitted_loss, save_table, unit_rows
 from training_step import SMALL, make_run, random_batch, step
 
 from common import processes
+from common.errors import exit_on_input_error
 from common.ranks import local_rows, rank, world_size
 from data import Batch
 from training.exchange import exchange_ids
@@ -257,4 +262,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import numpy as np
 import timing
 import torch
@@ -30,6 +34,7 @@ from photo_input import input_rows
 from timing import Row, make_row, time_in_turns
 from training_step import compile_rows, sampling_rows, training_rows
 
+from common.errors import exit_on_input_error
 from encoders.processors import load_tokenizer
 from evaluation import encode_captions
 from fne_loss import FNELoss, cosine
@@ -294,4 +299,5 @@ def main(argv: list[str] | None = None) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

@@ -20,6 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
+from common.errors import InputError, exit_on_input_error
+
 ROOT = Path(__file__).resolve().parent.parent
 MACHINES, ADDRESSES, PORT = ("fne_one", "fne_two"), ("10.83.0.1", "10.83.0.2"), 29507
 RUN = ("--dataset", "shapes", "--max_violation", "--num_epochs", "2", "--easy_epochs", "1",
@@ -103,7 +111,10 @@ def train(folder: Path, name: str, limit: int, disturb: bool) -> dict:
             subprocess.run(f"ip netns pids {machine} | xargs -r kill -9", shell=True)
     print(f"{name}: ended with {[run.returncode for run in runs]} after "
           f"{time.monotonic() - started:.0f} s")
-    return json.loads((folder / name / "test_results.json").read_text())
+    results = folder / name / "test_results.json"
+    if not results.is_file():
+        raise InputError(f"the run {name} has no results: its output is in the logs of --folder")
+    return json.loads(results.read_text())
 
 
 def main() -> None:
@@ -126,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

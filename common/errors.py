@@ -7,26 +7,39 @@ run was lost; 130 after Ctrl-C and 143 after SIGTERM, as shells and schedulers e
 import contextlib
 import errno
 import os
-import resource
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 
-# Bytes of address space; a small run maps about as much once its libraries are loaded.
-MIN_ADDRESS_SPACE = 5 * 2**30
+from common.interrupt import exit_on_interrupt, raise_on_interrupt
+
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # What the machine refuses wherever a file is written. Any other OSError is a fault of the program.
-NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-NOT_DETERMINISTIC = "does not have a deterministic implementation"  # PyTorch's words
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = NO_ROOM | {errno.EROFS, errno.EACCES, errno.EPERM}
 
-# Libraries have no exception type of their own for these cases, so they are known by their words.
-OUT_OF_MEMORY_WORDS = (
-    "out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory",
-    "could not create a primitive", "std::bad_alloc", "failed to map segment",
-    "can't start new thread")
-LOST_WORKER_WORDS = (
-    "DataLoader worker", "DataLoader timed out", "unable to mmap", "items of ancdata")
+# Errors are told apart by type and number. Libraries raise a bare RuntimeError for the cases below,
+# so these are known by their words, but only by whole messages, or from the first word on: a file
+# may have any name, and a message that names one must not be taken for one of these.
+NOT_DETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation, but you set ")
+OUT_OF_MEMORY = re.compile(
+    r"\[enforce fail( at alloc_cpu\.cpp:\d+)?\] ([^/\n]* )?DefaultCPUAllocator: "
+    r"|(CUDA|HIP) out of memory\. |(CUDA|HIP) error: (out of memory\n|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|could not create a (primitive|memory object)( descriptor.*)?\Z"
+    r"|can't start new thread\Z|std::bad_alloc\Z"
+    r"|unable to mmap \d+ bytes from file <.*>: Cannot allocate memory \(12\)\Z", re.DOTALL)
+NO_MEMORY_IN_RUST = "Cannot allocate memory (os error 12)"  # safetensors' OSError without a number
+# How the message of an ImportError ends.
+NO_MEMORY_FOR_LIBRARY = ": failed to map segment from shared object", ": Cannot allocate memory"
+LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid(\(s\))? [\d, ]+\) |DataLoader timed out after \d"
+    r"|unable to (mmap \d+ bytes from|open shared memory object|resize|write to) .*/torch_\d+"
+    r"|received \d+ items of ancdata\Z", re.DOTALL)
+# What a DataLoader puts before the message of an error that one of its workers raised.
+WORKER_TRACEBACK = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback ")
 
 
 class InputError(ValueError):
@@ -50,6 +63,10 @@ class Stopped(BaseException):
         self.message = message
 
 
+class LostWorker(RuntimeError):
+    """A process that loads photos was killed, or hangs."""
+
+
 class LostProcess(Exception):
     """Another process of the run was killed, or hangs."""
 
@@ -67,6 +84,19 @@ def one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
+def message_of(error: BaseException) -> str:
+    """Return the message of an error, without the traceback that comes before it where a worker
+    process of a `DataLoader` raised it."""
+    text = str(error)
+    if not WORKER_TRACEBACK.match(text):
+        return text
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else (
+        f"{kind.__module__}.{kind.__qualname__}")
+    # The lines of the traceback itself are indented.
+    return text.partition(f"\n{name}: ")[2].removesuffix("\n") or text
+
+
 def message_and_status(error: BaseException) -> tuple[str, int] | None:
     """Return the line and the exit status with which a command ends on an error.
 
@@ -75,8 +105,7 @@ def message_and_status(error: BaseException) -> tuple[str, int] | None:
         wanted.
     """
     if isinstance(error, InputError):
-        # The error of a worker process arrives with its traceback in front.
-        return f"error: {str(error).rpartition('errors.InputError: ')[2]}", 2
+        return f"error: {message_of(error)}", 2
     if isinstance(error, OSError | MemoryError | RuntimeError):
         message = machine_error_message(error)
         if message is not None:
@@ -99,6 +128,7 @@ def exit_on_input_error() -> Iterator[None]:
     """
     threading.excepthook = quiet_excepthook
     accept_any_text()
+    is_command = raise_on_interrupt()
     try:
         yield
         return
@@ -106,10 +136,21 @@ def exit_on_input_error() -> Iterator[None]:
         known = message_and_status(error)
         if known is None:
             raise
+    finally:
+        if is_command:  # again, while the interpreter ends
+            exit_on_interrupt()
     message, status = known
     with contextlib.suppress(OSError):
         print(one_line(message), file=sys.stderr)
     sys.exit(status)
+
+
+def print_last_line(line: str) -> None:
+    """Print the line with which a command ends on standard error, if that can be written."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(one_line(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
 
 
 def machine_error_message(error: Exception) -> str | None:
@@ -124,13 +165,17 @@ def machine_error_message(error: Exception) -> str | None:
         return ("--workers: a process that loads photos was killed or gave nothing for too long "
                 f"({str(error)[:200]}): use fewer, or give /dev/shm more room (docker run "
                 "--shm-size 8g)")
-    if NOT_DETERMINISTIC in str(error):
-        return f"--deterministic: {str(error).partition(',')[0]}: leave the flag out"
+    operation = nondeterministic_operation(error)
+    if operation is not None:
+        return (f"--deterministic: {operation} does not have a deterministic implementation: "
+                "leave the flag out")
     number = error.errno if isinstance(error, OSError) else None
     if number in TOO_MANY_FILES:
         return f"{error}: close some, or use fewer --workers"
-    if number in NOT_WRITABLE:
+    if number in NO_ROOM:
         return f"{error}: free some space, or name another folder"
+    if number in NOT_WRITABLE:
+        return f"{error}: give yourself the permission, or name another folder"
     return None
 
 
@@ -142,34 +187,6 @@ def reraise_out_of_memory(error: BaseException) -> None:
     """
     if is_out_of_memory(error):
         raise error
-
-
-def exit_on_import_error() -> None:
-    """From now on, end the program in one line with status 2 if a package cannot be imported.
-
-    That is a package that is missing, or for which memory does not suffice. Only for commands: it
-    sets `sys.excepthook`.
-
-    A limit on the address space that is too low ends the program at once, because libraries under
-    PyTorch may wait for ever for a thread that finds no room.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if 0 <= limit < MIN_ADDRESS_SPACE:
-        print(f"error: ulimit -v {limit // 1024}: PyTorch needs {MIN_ADDRESS_SPACE // 1024} and "
-              "more: raise the limit, and bound memory in another way", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    def hook(kind, error, trace):
-        if isinstance(error, ModuleNotFoundError):
-            message = f"no Python package {error.name}: pip install -r requirements.txt"
-        elif is_out_of_memory(error):
-            message = "out of memory while packages are loaded: raise the limit (ulimit -v)"
-        else:
-            return sys.__excepthook__(kind, error, trace)
-        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    sys.excepthook = hook
 
 
 def accept_any_text() -> None:
@@ -194,7 +211,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError):
         return True
-    return any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM or error.errno is None and error.args == (
+            NO_MEMORY_IN_RUST,)
+    if isinstance(error, ImportError):
+        return str(error).endswith(NO_MEMORY_FOR_LIBRARY)
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.match(message_of(error)))
 
 
 def is_lost_worker(error: Exception) -> bool:
@@ -202,7 +224,15 @@ def is_lost_worker(error: Exception) -> bool:
 
     PyTorch learns of it by a signal, so the error may arise anywhere in the program.
     """
-    return any(words in str(error) for words in LOST_WORKER_WORDS)
+    return isinstance(error, LostWorker) or (
+        isinstance(error, RuntimeError) and bool(LOST_WORKER.match(message_of(error))))
+
+
+def nondeterministic_operation(error: BaseException) -> str | None:
+    """Return the operation that PyTorch refuses under `--deterministic`, or None for any other
+    error."""
+    refusal = NOT_DETERMINISTIC.match(str(error)) if isinstance(error, RuntimeError) else None
+    return refusal and refusal[1]
 
 
 def quiet_excepthook(failure) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from common.errors import InputError, one_line, reraise_out_of_memory
+from common.temporary import remove_left_overs, temporary_file
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # of Linux and its file systems
 
@@ -44,8 +46,8 @@ def read_json(path: Path, max_bytes: int | None = None):
 def write(path: Path, content: bytes | Callable[[IO[bytes]], None], description: str) -> None:
     """Write a file so that `path` holds either the whole former content or the whole new one.
 
-    The content is written to a file beside it, flushed to the disk, and renamed. The disk must have
-    room for both.
+    The content is written to a temporary file beside it, flushed to the disk, and renamed. The disk
+    must have room for both. The new file has the permissions of the former one.
 
     Args:
         path: The file.
@@ -53,21 +55,24 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], None], description:
         description: The flag or the kind of file, with which the error message begins.
 
     Raises:
-        InputError: If the folder cannot be written or the disk is full; `path` is as it was.
+        InputError: If a folder, pipe or device is there, the folder cannot be written, or the disk
+            is full; `path` is as it was.
     """
-    temporary = path.with_name(f"{path.name[:200]}.part")
     try:
-        with open(temporary, "wb") as file:
+        former = path.lstat() if os.path.lexists(path) else None
+        if former is not None and not stat.S_ISREG(former.st_mode) and not path.is_symlink():
+            raise FileExistsError("what is there is no file")
+        with temporary_file(path.parent) as (file, temporary):
+            if former is not None and stat.S_ISREG(former.st_mode):
+                os.fchmod(file.fileno(), stat.S_IMODE(former.st_mode))
             if callable(content):
                 content(file)
             else:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reraise_out_of_memory(error)
         # On a full disk torch raises a RuntimeError that speaks of its own file format.
         reason = "no room" if isinstance(error, RuntimeError) else one_line(error)
@@ -119,6 +124,7 @@ def resolve_output(
     except OSError as error:
         raise InputError(f"{flag} {path} cannot be written ({one_line(error)}): name another place"
                          ) from error
+    remove_left_overs(target.parent)
     return target
 
 

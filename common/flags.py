@@ -32,7 +32,7 @@ def option(
     above: float | None = None, below: float | None = None,
     from_checkpoint: bool = False, fixed: bool = False, exclusive: bool = False,
     repeat: bool = False, aliases: tuple[str, ...] = (), metavar: str | None = None,
-    const: str | None = None, positional: bool = False,
+    const: str | None = None, positional: bool = False, words: tuple[str, ...] = (),
 ):
     """Return a dataclass field that declares a flag.
 
@@ -52,11 +52,13 @@ def option(
         metavar: the name of the value in the help.
         const: the value of the flag where none follows it.
         positional: whether the value stands on the command line without a flag.
+        words: texts that a number may be given as, such as "auto". A new run replaces them by a
+            number at its start, which its checkpoints then keep.
     """
     declared = dict(
         help=help, choices=choices, low=low, high=high, above=above, below=below,
         from_checkpoint=from_checkpoint, fixed=fixed, exclusive=exclusive, repeat=repeat,
-        aliases=aliases, metavar=metavar, const=const, positional=positional)
+        aliases=aliases, metavar=metavar, const=const, positional=positional, words=words)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=declared)
     return field(default=default, metadata=declared)
@@ -85,6 +87,7 @@ class Flag:
     metavar: str | None
     const: str | None
     positional: bool
+    words: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -96,7 +99,7 @@ class Flag:
 
         Its type is checked too: a checkpoint can hold anything.
         """
-        if value is None and self.may_be_none:
+        if value is None and self.may_be_none or value in self.words:
             return
         values = value if self.is_list and isinstance(value, list) else [value]
         if self.is_list is not isinstance(value, list) or not all(map(self.is_of_type, values)):
@@ -105,6 +108,14 @@ class Flag:
             raise InputError(f"{self.title} {value[:80]}: not among its choices{self.choices_text}")
         if not all(map(self.is_in_range, values)):
             raise InputError(f"{self.title} {str(value)[:30]}: must be {self.range_text}")
+
+    def read(self, text: str) -> object:
+        """Return the value that a text of the command line gives.
+
+        Raises:
+            ValueError: the text is no value of the flag's type.
+        """
+        return text if text in self.words else self.value_type(text)
 
     def is_of_type(self, value: object) -> bool:
         """Return whether `value` has the flag's type; an int counts as a float, a bool does not."""

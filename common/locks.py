@@ -3,11 +3,14 @@
 import errno
 import fcntl
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from common.errors import InputError
 
 
 class LockHeld(Exception):
@@ -25,9 +28,15 @@ def lock(path: Path) -> IO[bytes] | None:
 
     Raises:
         LockHeld: If another process has the lock.
+        InputError: If a folder, link, pipe or device is there.
     """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise InputError(f"{path} is no file, so it cannot be locked: remove it, or name another "
+                         "place")
+    # A link or pipe that comes in between is neither followed nor waited for.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = open(path, "ab")
+        file = open(os.open(path, flags, 0o666), "r+b", buffering=0)
     except OSError:
         return None
     try:
@@ -50,6 +59,9 @@ def wait_for_lock(
         path: The file.
         on_wait: Called once if another process has the lock, with the message of `LockHeld`.
         seconds: The time between two tries.
+
+    Raises:
+        InputError: If a folder, link, pipe or device is there.
     """
     has_waited = False
     while True:

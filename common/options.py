@@ -1,6 +1,7 @@
 """The options of the commands, and how their values layer.
 
-    default  <  preset of the dataset  <  checkpoint (--resume, --test)  <  the command line
+    default  <  preset of the dataset  <  --recipe  <  checkpoint (--resume, --test)
+             <  the command line
 
 The defaults are the published setting. Each group of flags is a dataclass, and each of its fields
 declares a flag (`common/flags.py`); the options of a command inherit its groups. This file holds
@@ -25,6 +26,7 @@ from common.presets import (
     TEXT_ENCODER,
     USUAL_AMBIGUITY,
     default_data_path,
+    preset_of,
 )
 
 # The upper ends of ranges are far above all that makes sense: they keep a slip of the pen from
@@ -84,9 +86,10 @@ class SourceOptions:
         "it for the published data sets, apply it for custom and hub",
         choices=("auto", "apply", "ignore"), from_checkpoint=True, fixed=True)
     captions: str = option(
-        "published", "text of the captions: cleaned as published, to lower case and without "
-        "punctuation, or raw, as it is, of which only --max_tokens are kept",
-        choices=("published", "raw"), from_checkpoint=True, fixed=True)
+        "auto", "text of the captions: cleaned as published, to lower case and without "
+        "punctuation, or raw, as it is, of which only --max_tokens are kept; auto: raw for the "
+        "text encoder of a pretrained pair, such as CLIP's, and published for others",
+        choices=("auto", "published", "raw"), from_checkpoint=True, fixed=True)
     follow_links: bool = option(
         False, "allow photos that links inside --data_path fetch from elsewhere")
     cache: Path | None = option(
@@ -106,6 +109,11 @@ class DataOptions:
     title = "photos and captions"
     image_res: int = option(
         384, "photo side in pixels", low=1, high=8192, from_checkpoint=True, fixed=True)
+    image_fit: str = option(
+        "auto", "how photos become squares: squash both sides, crop the middle, or pad with black; "
+        "auto: as the pretrained pair does it that the image encoder is from, and squash for "
+        "other encoders, as published", choices=("auto", "squash", "crop", "pad"),
+        from_checkpoint=True, fixed=True)
     image_stats: str = option(
         "auto", "mean and std of the pixels: CLIP's, or the image encoder's own; auto: its own "
         "where it has them, and CLIP's for the published encoder",
@@ -140,8 +148,11 @@ class ModelOptions:
         "vocab/flickr30k.txt", "WordPiece vocabulary of a built-in text encoder",
         from_checkpoint=True, fixed=True)
     embed_size: int = option(
-        0, "D of a linear projection of both towers; 0 for none", low=0, high=2**16,
+        0, "D of a projection of both towers; 0 for none", low=0, high=2**16,
         from_checkpoint=True, fixed=True)
+    head: str = option(
+        "linear", "form of the projections: linear, or mlp, which has a hidden layer of twice D",
+        choices=("linear", "mlp"), from_checkpoint=True, fixed=True)
     image_pooling: str = option(
         "auto", "mean over tokens or places, the class token, or the encoder's own; auto: what "
         "docs/encoders.md lists first for the encoder", choices=("auto", "mean", "cls", "own"),
@@ -226,16 +237,24 @@ class ExportOptions(ConfigurationOptions):
     adapter: bool = option(
         False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
         "the adapters merged into it")
+    average: float | None = option(
+        None, "share of the trained weights in an average with those that training began with, the "
+        "rest being theirs; 1 is the model as it is (WiSE-FT, docs/fine_tuning.md)", low=0, high=1,
+        metavar="ALPHA")
+    average_with: Path | None = option(
+        None, "model that --average takes the other weights from (default: the pretrained encoders "
+        "that the checkpoint names)", metavar="MODEL")
 
 
 # ----------------------------------------------------------------------------- layers and commands
 
 
 def with_preset(options_class: type, given: dict[str, object]):
-    """Return options: the defaults, the preset of the dataset over them, and `given` over both."""
+    """Return options: the defaults, over them the preset of the dataset and that of the recipe, if
+    one is given, and `given` over all."""
     flags = flags_of(options_class)
-    dataset = given.get("dataset", flags["dataset"].default)
-    preset = {name: value for name, value in PRESETS[dataset].items() if name in flags}
+    preset = preset_of(given.get("dataset", flags["dataset"].default), given.get("recipe"))
+    preset = {name: value for name, value in preset.items() if name in flags}
     return options_class(**preset | given)
 
 

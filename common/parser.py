@@ -115,6 +115,8 @@ def add_flag(container: argparse._ActionsContainer, flag: Flag, **settings) -> N
         settings["action"] = Switch if flag.from_checkpoint else "store_true"
     else:
         settings |= dict(type=flag.value_type, choices=flag.choices, metavar=flag.metavar)
+        if flag.words:
+            settings["type"] = flag.read
         if flag.is_list:
             settings["nargs"] = "*"
         if flag.const is not None:

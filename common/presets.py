@@ -1,4 +1,7 @@
-"""The published encoders, and the presets: what a dataset changes in the published setting."""
+"""The published encoders, and what presets and recipes change in the published setting.
+
+A preset belongs to a dataset. A recipe is a way of training, on any of them: `--recipe`.
+"""
 
 import textwrap
 from pathlib import Path
@@ -37,6 +40,20 @@ PRESETS = {
     "hub": {},
 }
 
+# A way of training, over the preset of the dataset. docs/fine_tuning.md says where values are from.
+RECIPES = {
+    # A pretrained pair, fine-tuned by the loss that it was trained with.
+    "clip": dict(
+        loss="infonce", optimizer="adamw", learning_rate=1e-5, weight_decay=0.1,
+        lr_schedule="cosine", lr_warmup=200, batch_size_train=256, num_epochs=10,
+    ),
+}
+
+
+def preset_of(dataset: str, recipe: str | None) -> dict[str, object]:
+    """Return what a dataset's preset and, over it, a recipe change in the published setting."""
+    return PRESETS[dataset] | (RECIPES[recipe] if recipe is not None else {})
+
 
 def default_data_path(dataset: str, ambiguity: str) -> Path | None:
     """Return the folder of a dataset's photos where --data_path is not given, or None."""
@@ -61,10 +78,12 @@ def preset_lines(values: dict[str, object], start: str, indent: int) -> str:
 
 
 def presets_help() -> str:
-    """Return the part of the help of train.py that lists each dataset's preset."""
+    """Return the part of the help of train.py that lists each dataset's preset, and the recipes."""
     unchanged = ", ".join(dataset for dataset, values in PRESETS.items() if not values)
     lines = ["presets, what --dataset changes in these defaults:",
              f"  {unchanged}: nothing, they have the published setting"]
     lines += [preset_lines(values, f"  {dataset}: ", 4)
               for dataset, values in PRESETS.items() if values]
+    lines.append("recipes, what --recipe changes over the preset:")
+    lines += [preset_lines(values, f"  {recipe}: ", 4) for recipe, values in RECIPES.items()]
     return "\n".join(lines)

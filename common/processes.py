@@ -12,6 +12,7 @@ the CPU through gloo, so that no step waits for a device, and so that a time lim
 import contextlib
 import datetime
 import os
+import re
 import signal
 import socket
 import sys
@@ -33,8 +34,9 @@ TIME_LIMIT = 600  # seconds that a process waits for the others
 GRACE = 3.0  # seconds in which all processes learn of a failure
 CHECKSUM_CHUNK = 2**22  # numbers of a tensor that `bit_checksum` sums at a time, to save memory
 REQUIRED_VARIABLES = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-# How torch.distributed says that another process did not answer: it has no one type for it.
-LOST_PROCESS_WORDS = "gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe"
+# How torch.distributed says that another process did not answer, where it raises a bare
+# RuntimeError. Such a message begins with the place in the library's source.
+LOST_PROCESS = re.compile(r"\[[^\]\n]*(gloo|NCCL|Rank \d)[^\]\n]*\]|Gloo |NCCL ")
 
 nccl_group = None  # the process group of NCCL, where the run is on GPUs
 
@@ -259,8 +261,7 @@ def is_lost_process(error: BaseException) -> bool:
     """Return whether an error says that another process did not answer."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in LOST_PROCESS_WORDS)
+    return isinstance(error, RuntimeError) and bool(LOST_PROCESS.match(str(error)))
 
 
 # ----------------------------------------------------------------------------------- communication
@@ -354,21 +355,24 @@ def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Ten
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def make_adam(parameters: list[nn.Parameter], shard: bool, **kwargs) -> torch.optim.Optimizer:
-    """Return an Adam optimizer, whose moments may be shared out among the processes.
+def make_optimizer(
+    optimizer_class: type, groups: list, shard: bool, **settings
+) -> torch.optim.Optimizer:
+    """Return an optimizer, whose state may be shared out among the processes.
 
     Args:
-        parameters: The parameters that are trained.
-        shard: Whether each process keeps the moments of an Nth of the parameters only. Call
+        optimizer_class: A class of `torch.optim`.
+        groups: The parameters that are trained, or groups of them as `torch.optim` takes them.
+        shard: Whether each process keeps the state of an Nth of the parameters only. Call
             `consolidate_state` before such an optimizer's state is read.
-        **kwargs: Further arguments of `torch.optim.Adam`.
+        **settings: Further arguments of the class.
     """
     if not shard or world_size() == 1:
-        return torch.optim.Adam(parameters, **kwargs)
+        return optimizer_class(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # half a second, for --shard alone
 
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.Adam,
-                                   process_group=nccl_group, **kwargs)
+    return ZeroRedundancyOptimizer(groups, optimizer_class=optimizer_class,
+                                   process_group=nccl_group, **settings)
 
 
 def local_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -27,6 +27,8 @@ class Family(NamedTuple):
         own_pooling: Function of encoder and last hidden state that returns features (B, W), for
             the pooling "own"; None if the model has no pooling layers.
         loader_class: Name of the class of transformers that loads it.
+        classes: Names of the classes that load it where the type has several; the configuration
+            names one of them.
         interpolates_positions: Whether the model needs the argument `interpolate_pos_encoding` for
             photos of another size than in pretraining. Other models take them as they are.
         accepts_4d_mask: Whether every token attends to every real token in all layers, so that a
@@ -38,6 +40,7 @@ class Family(NamedTuple):
     excluded_tokens: Callable[[object], int] = lambda config: 0
     own_pooling: Callable[[nn.Module, Tensor], Tensor] | None = None
     loader_class: str = "AutoModel"
+    classes: tuple[str, ...] = ()
     interpolates_positions: bool = False
     accepts_4d_mask: bool = False
 
@@ -57,8 +60,8 @@ def timm_head(encoder: nn.Module, states: Tensor) -> Tensor:
     return encoder.timm_model.forward_head(states)
 
 
-def clip_head(encoder: nn.Module, states: Tensor) -> Tensor:
-    """Apply the head of a `loading.ClipEncoder` to what its `forward` returned: (B, D)."""
+def pair_head(encoder: nn.Module, states: Tensor) -> Tensor:
+    """Apply the head of a `pairs.PairHalf` to what its `forward` returned: (B, D)."""
     return encoder.head(states)
 
 
@@ -80,7 +83,9 @@ SWIN = Family(IMAGE, ("mean",), interpolates_positions=True)
 CONVNEXT = Family(IMAGE, ("mean", "own"), own_pooling=norm_of_mean)
 CONVOLUTIONS = Family(IMAGE, ("mean",))
 TIMM = Family(IMAGE, ("own",), own_pooling=timm_head)
-CLIP = Family(PAIR, ("own",), own_pooling=clip_head, interpolates_positions=True)
+CLIP = Family(PAIR, ("own",), own_pooling=pair_head, interpolates_positions=True)
+ALIGN = CLIP._replace(interpolates_positions=False)
+BLIP = CLIP._replace(classes=("BlipForImageTextRetrieval", "BlipModel"))
 BERT = Family(TEXT, ("tokens", "padded", "cls", "own"), own_pooling=pooler, accepts_4d_mask=True)
 DISTILBERT = Family(TEXT, ("tokens", "padded", "cls"), accepts_4d_mask=True)
 MODERNBERT = DISTILBERT._replace(accepts_4d_mask=False)  # its layers attend to different spans
@@ -109,6 +114,10 @@ SUPPORTED = {
     "clip": CLIP,
     "metaclip_2": CLIP,
     "siglip": CLIP,
+    "altclip": CLIP,
+    "chinese_clip": CLIP,
+    "align": ALIGN,
+    "blip": BLIP,
     "bert": BERT,
     "roberta": BERT,
     "xlm-roberta": BERT,
@@ -137,6 +146,13 @@ REFUSED = {
     "funnel": "it pools tokens with the padding beside them",
     "bart": "its last layer is a decoder's, which reads the caption a second time",
     "mbart": "its last layer is a decoder's, which reads the caption a second time",
+    "blip-2": "its photos have 32 embeddings each, of which the best one counts",
+    "vilt": "it reads photo and caption together, and has no embedding of either alone",
+    "clipseg": "it segments photos: name the CLIP that it is made of",
+    "owlvit": "it was trained to find objects in photos, not to retrieve photos",
+    "owlv2": "it was trained to find objects in photos, not to retrieve photos",
+    "xclip": "it reads videos",
+    "vision-text-dual-encoder": "name its two encoders, each for its side",
     "clip_vision_model": HALF_OF_A_PAIR,
     "clip_text_model": HALF_OF_A_PAIR,
     "siglip_vision_model": HALF_OF_A_PAIR,

@@ -4,7 +4,8 @@
     tokenizer.json              the text encoder's own tokenizer
     image_0_Transformer/        weights and configuration of the image encoder
     text_0_Transformer/         weights and configuration of the text encoder
-    image_2_Dense/, text_2_Dense/   projections, where there are any
+    image_2_Dense/, text_2_Dense/   projections, where there are any; with `--head mlp` their
+    image_3_Dense/, text_3_Dense/   first layers, and these the second
 
 `encoders.sentence` adds the files by which `sentence_transformers` reads the same weights. A folder
 may come from anywhere: no pickle in it is read, and its configurations are checked by
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,18 +25,26 @@ from common.errors import InputError, one_line, reraise_out_of_memory
 from common.files import read_json
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
+from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache_only
+from encoders.pair_models import read_pair
+from encoders.pairs import with_names_of_today
 from encoders.preparation import Preparation
-from encoders.sentence import IMAGE_PROCESSOR, LAYOUT, cleaning_tokenizer, layout
+from encoders.sentence import cleaning_tokenizer, layout
 from encoders.stored import (
     ENCODERS_KEY,
     SIDES,
     config_to_json,
+    read_photo_fit,
     tokenizer_to_json,
     vocabulary_size,
 )
+from inputs.fitting import PUBLISHED_FIT
 
 FORMAT = "fne-export-1"
-ENCODER_FOLDER, PROJECTION_FOLDER = "{}_0_Transformer", "{}_2_Dense"  # of a side
+ENCODER_FOLDER = "{}_0_Transformer"  # of a side
+# The folders of a side's projection by --head, each with one linear layer, and the names that the
+# weights of the layers have in the projection.
+PROJECTION_LAYERS = {"linear": {"{}_2_Dense": ""}, "mlp": {"{}_2_Dense": "0.", "{}_3_Dense": "2."}}
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_JSON_BYTES = 2**27
@@ -74,23 +84,28 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
         encoder_folder = folder / ENCODER_FOLDER.format(side)
         config = json.loads(config_to_json(encoder.config, side))
         # transformers reads the class from it, and the type to compute in.
-        config |= {"architectures": [type(encoder).__name__], "dtype": "float32"}
+        model_type = type(getattr(encoder, "pair", encoder))
+        config |= {"architectures": [model_type.__name__], "dtype": "float32"}
         write_json(encoder_folder / CONFIG, config)
         write_weights(encoder_folder, encoder.state_dict(), dtype)
         projection = getattr(model, f"{side}_projection").state_dict()
         if projection:
             has_projections = True
-            projection_folder = folder / PROJECTION_FOLDER.format(side)
-            projection_folder.mkdir()
-            weights = {f"linear.{name}": value for name, value in projection.items()}
-            write_weights(projection_folder, weights, dtype)
+            for name, layer in PROJECTION_LAYERS[model.head].items():
+                layer_folder = folder / name.format(side)
+                layer_folder.mkdir()
+                weights = {f"linear.{part}": projection[f"{layer}{part}"]
+                           for part in ("weight", "bias")}
+                write_weights(layer_folder, weights, dtype)
     write_json(folder / TOKENIZER, tokenizer["tokenizer"])
     write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer))
-    model_config = {"projection": model.embed_size if has_projections else 0,
-                    "image_pooling": model.image_pooling, "text_pooling": model.text_pooling}
+    model_config = {"projection": model.embed_size if has_projections else 0, "head": model.head,
+                    "image_pooling": model.image_pooling, "text_pooling": model.text_pooling,
+                    "logit_scale": [model.logit_scale, model.logit_bias]}
     preparation_config = {name: getattr(preparation, name) for name in PREPARATION_TYPES}
     preparation_config |= {"mean": list(preparation.mean), "std": list(preparation.std),
-                           "resampling": "bicubic"}
+                           "cleaning": preparation.cleaning,
+                           "photo_fit": preparation.photo_fit._asdict()}
     write_json(folder / CONFIG, {"format": FORMAT, "model": model_config,
                                  "preparation": preparation_config, "about": preparation.about})
     (folder / CARD).write_text(preparation.card, encoding="utf-8")
@@ -130,35 +145,29 @@ def tokenizer_config(tokenizer: dict) -> dict:
         tokenizer: The content of `encoders.stored.tokenizer_to_json`.
     """
     return tokenizer["special_tokens"] | {
-        "tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "padding_side": tokenizer.get("padding_side", "right"),
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"]}
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write weights as model.safetensors, floating-point ones as `dtype`."""
+    """Write weights as model.safetensors, floating-point ones as `dtype`.
+
+    Raises:
+        OSError: If there is no room.
+    """
     tensors = {}
     for name, value in weights.items():
         target = dtype if value.is_floating_point() else value.dtype
         # Copied, because safetensors refuses tied weights, which share their memory.
         tensors[name] = value.detach().cpu().to(target, copy=True).contiguous()
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-
-
-def is_export(folder: Path) -> bool:
-    """Return whether a folder is one that `write_folder` wrote."""
     try:
-        return read_json_object(folder / CONFIG).get("format") == FORMAT
-    except InputError:
-        return False
-
-
-def has_only_export_files(folder: Path) -> bool:
-    """Return whether a folder holds nothing, at any depth, but files that `export.py` writes."""
-    names = {CONFIG, CARD, TOKENIZER, TOKENIZER_CONFIG, *LAYOUT, WEIGHTS, IMAGE_PROCESSOR, "onnx",
-             "image.onnx", "text.onnx", "image.onnx.data", "text.onnx.data", "test_results.json",
-             *(name.format(side) for name in (ENCODER_FOLDER, PROJECTION_FOLDER) for side in SIDES)}
-    return all(path.name in names and not path.is_symlink() for path in folder.rglob("*"))
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    except safetensors.SafetensorError as error:  # of the disk, since the tensors are sound
+        raise OSError(f"{folder.name}/{WEIGHTS}: {one_line(error)}") from error
+    # The library makes it readable by its owner alone.
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
 
 
 def read_json_object(path: Path) -> dict:
@@ -199,6 +208,38 @@ def read_weights(path: Path, prefix: str) -> dict[str, Tensor]:
     return weights
 
 
+def read_model(name: str | Path, **kwargs) -> dict:
+    """Read a model that is no checkpoint as the state of one: an export, or a pretrained pair.
+
+    Args:
+        name: A local folder, or the name of a model on the Hub.
+        **kwargs: Arguments of the Hub, such as `revision`.
+
+    Returns:
+        The dictionary of `read_folder`.
+
+    Raises:
+        InputError: If there is no such model, or it is neither.
+    """
+    name = str(name)
+    if not Path(name).is_dir() and not is_hub_name(name):
+        raise InputError(f"{name} is no folder, and cannot be a name of the Hub")
+    config = model_file(name, CONFIG, **kwargs)
+    if config is None or read_json_object(config).get("format") != FORMAT:
+        return read_pair(name, **kwargs)
+    if Path(name).is_dir():
+        return read_folder(Path(name))
+    try:
+        return read_folder(Path(snapshot_download(
+            name, allow_patterns=PATTERNS, **{"local_files_only": use_cache_only(name)} | kwargs)))
+    except InputError:
+        raise
+    except Exception as error:  # the Hub's client raises errors of a dozen kinds
+        reraise_out_of_memory(error)
+        raise InputError(f"{name} cannot be had from the Hub "
+                         f"({fetch_error_message(name, error)[:200]})") from error
+
+
 def read_folder(folder: Path) -> dict:
     """Read a folder of `export.py` as the state of a checkpoint.
 
@@ -216,37 +257,43 @@ def read_folder(folder: Path) -> dict:
     check_folder_config(config, folder)
     model, preparation = config["model"], config["preparation"]
     tokenizer = read_json_object(folder / TOKENIZER)
-    special_tokens = {name: value
-                      for name, value in read_json_object(folder / TOKENIZER_CONFIG).items()
+    tokenizer_settings = read_json_object(folder / TOKENIZER_CONFIG)
+    special_tokens = {name: value for name, value in tokenizer_settings.items()
                       if name.endswith("_token") and isinstance(value, str)}
     encoders = {
-        "tokenizer": json.dumps({"tokenizer": tokenizer, "special_tokens": special_tokens}),
-        "pixel_statistics": [preparation["mean"], preparation["std"]]}
+        "tokenizer": json.dumps({
+            "tokenizer": tokenizer, "special_tokens": special_tokens,
+            "padding_side": tokenizer_settings.get("padding_side")}),
+        "pixel_statistics": [preparation["mean"], preparation["std"]],
+        "photo_fit": preparation["photo_fit"], "logit_scale": model.get("logit_scale")}
     weights = {}
     for side in SIDES:
         encoder_folder = folder / ENCODER_FOLDER.format(side)
         encoder_config = read_json_object(encoder_folder / CONFIG)
-        encoders[side] = json.dumps(encoder_config | {"architectures": None})
+        encoders[side] = json.dumps(encoder_config)
         weights |= read_weights(encoder_folder / WEIGHTS, f"{side}_encoder.")
         if model["projection"]:
-            projection = read_weights(folder / PROJECTION_FOLDER.format(side) / WEIGHTS,
-                                      f"{side}_projection.")
-            weights |= {name.replace(".linear.", "."): value for name, value in projection.items()}
+            for name, layer in PROJECTION_LAYERS[model["head"]].items():
+                read = read_weights(folder / name.format(side) / WEIGHTS, "")
+                weights |= {f"{side}_projection.{layer}{part.removeprefix('linear.')}": value
+                            for part, value in read.items()}
     options = config["about"]["options"] | {
         "image_res": preparation["image_res"], "max_words": preparation["max_words"],
         "max_tokens": preparation["max_tokens"], "caption_prefix": preparation["prefix"],
-        "captions": preparation["cleaning"],
-        "embed_size": model["projection"], "image_pooling": model["image_pooling"],
-        "text_pooling": model["text_pooling"], "freeze": None, "lora": 0}
-    return {"options": options, "model": weights, ENCODERS_KEY: encoders, "criterion": {},
-            "folder": config}
+        "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
+        "embed_size": model["projection"], "head": model["head"],
+        "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
+        "freeze": None, "lora": 0}
+    return {"options": options, "model": with_names_of_today(weights), ENCODERS_KEY: encoders,
+            "criterion": {}, "folder": config}
 
 
 def check_folder_config(config: dict, folder: Path) -> None:
     """Check the content of config.json, and complete it in place.
 
     Mean and std become lists. A folder of an earlier version does not name the cleaning of its
-    captions: it is "published".
+    captions, nor how photos are fitted, which are as published, nor the form of its projections,
+    which is "linear".
 
     Raises:
         InputError: If a value is missing, or of another type or range than `write_folder` writes.
@@ -270,13 +317,17 @@ def wrong_folder_values(config: dict) -> list[str]:
     valid = {name: type(preparation[name]) is kind for name, kind in PREPARATION_TYPES.items()}
     for name in "image_pooling", "text_pooling":
         valid[name] = isinstance(model[name], str)
+    model.setdefault("head", "linear")  # folders of earlier versions do not name it
+    valid["head"] = isinstance(model["head"], str) and model["head"] in PROJECTION_LAYERS
     valid["projection"] = type(model["projection"]) is int and 0 <= model["projection"] < 2**16
     valid["prefix"] = valid["prefix"] and len(preparation["prefix"]) <= LONGEST_PREFIX
     flags = flags_of(SourceOptions) | flags_of(DataOptions)
     for name in "image_res", "max_words", "max_tokens":
         valid[name] = valid[name] and flags[name].is_in_range(preparation[name])
-    preparation.setdefault("cleaning", "published")  # folders of earlier versions do not name it
-    valid["cleaning"] = preparation["cleaning"] in flags["captions"].choices
+    preparation.setdefault("cleaning", "published")
+    preparation.setdefault("photo_fit", PUBLISHED_FIT._asdict())
+    valid["cleaning"] = preparation["cleaning"] in ("published", "raw")
+    read_photo_fit(preparation["photo_fit"], CONFIG)
     valid["about"] = isinstance(about["options"], dict)
     for name in "mean", "std":
         preparation[name] = list(preparation[name])
@@ -296,5 +347,6 @@ def read_preparation(state: dict, tokenizer, folder: Path) -> Preparation:
     return Preparation(
         tokenizer, about=state["folder"]["about"], mean=preparation["mean"],
         std=preparation["std"], cleaning=preparation["cleaning"],
+        photo_fit=read_photo_fit(preparation["photo_fit"], str(folder)),
         card=card.read_text("utf-8", "replace") if card.is_file() else "",
         **{name: preparation[name] for name in PREPARATION_TYPES})

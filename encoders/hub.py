@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 
 import huggingface_hub
+import torch
 import transformers
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from torch import nn
 
-from common.errors import one_line
+from common.errors import one_line, reraise_out_of_memory
 from common.hub import hub_error
 
 
@@ -29,8 +31,47 @@ def fetch(loader_class, name: str, **kwargs):
             `fetch_error_message` puts them into words.
     """
     quiet_transformers()
-    return loader_class.from_pretrained(name, local_files_only=use_cache_only(name),
-                                        trust_remote_code=False, **kwargs)
+    kwargs = {"local_files_only": use_cache_only(name)} | kwargs
+    return loader_class.from_pretrained(name, trust_remote_code=False, **kwargs)
+
+
+def fetch_weights(loader_class, name: str, **kwargs) -> tuple[nn.Module, dict]:
+    """Return a model of transformers in float32, and what transformers tells of its loading.
+
+    transformers 5 would keep a half precision that the weights were saved in. Where peft is
+    installed, it would also ask the Hub for adapters, whatever else it is told.
+
+    Args:
+        loader_class: A model class of transformers, such as `AutoModel`.
+        name: A local folder, or the name of a model on the Hub.
+        **kwargs: Further arguments of `from_pretrained`.
+
+    Raises:
+        Exception: As `fetch` does.
+    """
+    cache_only = {"local_files_only": use_cache_only(name)}
+    return fetch(loader_class, name, dtype=torch.float32, output_loading_info=True,
+                 adapter_kwargs=cache_only, **kwargs)
+
+
+def model_file(name: str, file: str, **kwargs) -> Path | None:
+    """Return one file of a model, or None if the model has no such file, or cannot be had.
+
+    Args:
+        name: A local folder, or the name of a model on the Hub.
+        file: The file's name inside the model.
+        **kwargs: Further arguments of `huggingface_hub.hf_hub_download`, such as `revision`.
+    """
+    if Path(name).is_dir() or not is_hub_name(name):
+        path = Path(name) / file
+        return path if path.is_file() else None
+    quiet_transformers()
+    try:
+        return Path(huggingface_hub.hf_hub_download(
+            name, file, **{"local_files_only": use_cache_only(name)} | kwargs))
+    except Exception as error:  # the Hub's client raises errors of a dozen kinds
+        reraise_out_of_memory(error)
+        return None
 
 
 def use_cache_only(name: str) -> bool:

@@ -1,20 +1,20 @@
 """Encoders by name: the image encoder or the text encoder of a dual encoder.
 
 An encoder is a Hugging Face vision or text model of a type in `families.SUPPORTED`, by its name on
-the Hub or its local folder; one half of a CLIP-style checkpoint; or one of the small built-in
+the Hub or its local folder; one half of a pretrained pair; or one of the small built-in
 configurations, which are trained from scratch.
 """
 
 import torch
-import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from common.errors import InputError, reraise_out_of_memory
-from encoders.families import find_family
-from encoders.hub import fetch, fetch_error_message
+from encoders.families import Family, find_family
+from encoders.hub import fetch, fetch_error_message, fetch_weights
 from encoders.hub import quiet_transformers as quiet_transformers  # is public here
+from encoders.pairs import PAIRS, PairHalf
 
 # Functions of the side of the photos in pixels and the number of words in the vocabulary.
 BUILT_IN = {
@@ -33,67 +33,6 @@ BUILT_IN = {
         intermediate_size=256, max_position_embeddings=128, attention_probs_dropout_prob=0.0,
         hidden_dropout_prob=0.0),
 }
-
-
-class ClipEncoder(nn.Module):
-    """One half of a CLIP-style model, with the pooling and projection that it was trained with.
-
-    `forward` and `head` together give the model's own features. They are apart so that `head`
-    computes in float32 where `forward` runs under bfloat16 autocast.
-
-    Args:
-        clip: A CLIP, MetaCLIP 2 or SigLIP model of transformers. Its other half is removed in
-            place.
-        side: "image" or "text", the half that is kept.
-        pad_id: The tokenizer's padding token; None takes that of the configuration.
-    """
-
-    def __init__(self, clip: nn.Module, side: str, pad_id: int | None):
-        super().__init__()
-        self.clip = clip
-        self.side = side
-        self.config = clip.config
-        setattr(clip, "text_model" if side == "image" else "vision_model", None)
-        self.is_siglip = clip.config.model_type == "siglip"
-        # SigLIP's text features are those of the last position. It was trained without a mask, on
-        # captions that are all padded to one length.
-        self.fixed_length = None
-        if self.is_siglip and side == "text":
-            self.fixed_length = clip.config.text_config.max_position_embeddings
-        self.pad_id = clip.config.text_config.pad_token_id if pad_id is None else pad_id
-        if self.is_siglip and side == "image":
-            clip.vision_model.use_head = False  # `head` applies it
-
-    def forward(self, **inputs) -> Tensor:
-        """Encode photos or captions up to the head.
-
-        Args:
-            **inputs: `pixel_values` (B, 3, R, R) on the image side; `input_ids` and
-                `attention_mask` (B, L) on the text side.
-
-        Returns:
-            (B, W) pooled states, or (B, L, W) token states from the image side of SigLIP.
-        """
-        if self.fixed_length:
-            ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, self.pad_id)
-            lacking = max(0, self.fixed_length - ids.shape[1])
-            inputs = {"input_ids": F.pad(ids, (0, lacking), value=self.pad_id)}
-        model = self.clip.vision_model if self.side == "image" else self.clip.text_model
-        output = model(**inputs)
-        if not self.is_siglip:
-            return output.pooler_output
-        if self.side == "image":
-            return output.last_hidden_state
-        return output.last_hidden_state[:, -1]
-
-    def head(self, states: Tensor) -> Tensor:
-        """Apply the model's own last layers to what `forward` returned: features (B, D)."""
-        if self.is_siglip:
-            model = self.clip.vision_model if self.side == "image" else self.clip.text_model
-            return model.head(states)
-        if self.side == "image":
-            return self.clip.visual_projection(states)
-        return self.clip.text_projection(states)
 
 
 def load_encoder(
@@ -120,51 +59,77 @@ def load_encoder(
         words = len(tokenizer) if tokenizer is not None else 0
         config = BUILT_IN[name](image_res, words)
         find_family(config, side, name)
-        return encoder_from_config(config, side, None)
+        return encoder_from_config(config, side)
     config = load_config(name, side)
-    pad_id = tokenizer.pad_token_id if tokenizer is not None else None
-    loader_class = getattr(transformers, find_family(config, side, name).loader_class)
     try:
+        loader_class = model_class(config, find_family(config, side, name), name)
         if not pretrained:
-            return encoder_from_config(config, side, pad_id)
-        # transformers 5 would keep a half precision that the weights were saved in.
-        model, info = fetch(loader_class, name, dtype=torch.float32, output_loading_info=True)
+            return encoder_from_config(config, side, tokenizer)
+        model, info = fetch_weights(loader_class, name)
+    except InputError:
+        raise
     except Exception as error:
         reraise_out_of_memory(error)
         raise unknown_encoder_error(name, side, error) from error
-    return encoder_from_model(model, side, pad_id, sorted(info["missing_keys"]))
+    return encoder_from_model(model, side, tokenizer, sorted(info["missing_keys"]))
 
 
-def encoder_from_config(config, side: str, pad_id: int | None) -> nn.Module:
+def model_class(config, family: Family, name: str = "") -> type:
+    """Return the class of transformers that loads models of a configuration.
+
+    Args:
+        config: A configuration of transformers, of a type in `families.SUPPORTED`.
+        family: Its family.
+        name: The model's name, for the error message.
+
+    Raises:
+        InputError: If the family has several classes, and the configuration names none of them.
+    """
+    if not family.classes:
+        return getattr(transformers, family.loader_class)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture not in family.classes:
+        raise InputError(f"{name or 'the model'} is a {architecture or config.model_type}: of this "
+                         f"type only {' and '.join(family.classes)} are pairs for retrieval")
+    return getattr(transformers, architecture)
+
+
+def encoder_from_config(config, side: str, tokenizer=None) -> nn.Module:
     """Build the encoder that a configuration describes, with random weights in float32.
 
     Args:
         config: A configuration of transformers, of a type in `families.SUPPORTED`.
         side: "image" or "text".
-        pad_id: The tokenizer's padding token, for SigLIP.
+        tokenizer: The text encoder's tokenizer, whose padding SigLIP needs; None takes the padding
+            token of the configuration.
 
     Raises:
         InputError: If the type is not supported for this side.
     """
-    loader_class = getattr(transformers, find_family(config, side).loader_class)
+    loader_class = model_class(config, find_family(config, side))
     if loader_class is AutoModel:
         model = AutoModel.from_config(config, dtype=torch.float32)
     else:
         model = loader_class(config)
-    return encoder_from_model(model, side, pad_id, [])
+    return encoder_from_model(model, side, tokenizer, [])
 
 
 def encoder_from_model(
-    model: nn.Module, side: str, pad_id: int | None, missing_weights: list[str]
+    model: nn.Module, side: str, tokenizer, missing_weights: list[str]
 ) -> nn.Module:
-    """Return a model of transformers as an encoder; of a CLIP-style pair, one half.
+    """Return a model of transformers as an encoder; of a pretrained pair, one half.
 
     The model is changed in place: it gets the attribute `missing_weights`.
     """
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # keys and values of a decoder, for generating text
-    if hasattr(model.config, "vision_config"):
-        model = ClipEncoder(model, side, pad_id)
+    if type(model).__name__ in PAIRS:
+        pad_id = getattr(tokenizer, "pad_token_id", None)
+        model = PairHalf(model, side, pad_id, getattr(tokenizer, "padding_side", "right"))
+        lacking = sorted(set(missing_weights) & model.pair.state_dict().keys())
+        if lacking:
+            raise InputError(f"--{side}_encoder: the pair's file has no weights for {lacking[0]}, "
+                             "without which its embeddings are random; name another one")
     model.missing_weights = missing_weights
     return model
 

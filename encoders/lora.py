@@ -17,11 +17,10 @@ from common.errors import InputError
 from common.weights import weights_digest
 from encoders.families import DOCS
 from encoders.loading import BUILT_IN
+from encoders.pairs import PairHalf
 
 REQUIREMENTS = "requirements-lora.txt"
 SIDES = "image", "text"
-# The projection of a CLIP-style pair's half, by side. It is trained in full, like our own.
-PROJECTIONS = {"image": "visual_projection", "text": "text_projection"}
 
 
 class AdapterSettings(NamedTuple):
@@ -56,7 +55,18 @@ def require_peft():
 
 def inner_model(encoder: nn.Module) -> nn.Module:
     """Return the model of transformers in an encoder: inside half a pair, or the encoder itself."""
-    return getattr(encoder, "clip", encoder)
+    return encoder.pair if isinstance(encoder, PairHalf) else encoder
+
+
+def own_projection(encoder: nn.Module) -> str | None:
+    """Return the name of the projection that a half of a pair ends with, or None.
+
+    It is trained in full, like the projections of --embed_size.
+    """
+    if not isinstance(encoder, PairHalf) or not encoder.half.head:
+        return None
+    name = encoder.half.head
+    return name if isinstance(encoder.pair.get_submodule(name), nn.Linear) else None
 
 
 def is_in_a_layer(name: str) -> bool:
@@ -66,6 +76,8 @@ def is_in_a_layer(name: str) -> bool:
 
 def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     """Return the names of the linear layers that get an adapter: those of attention and MLP.
+
+    BLIP's text encoder has cross-attention to a photo, which a dual encoder does not use.
 
     Args:
         encoder: A model of transformers.
@@ -78,7 +90,8 @@ def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     if any(isinstance(module, nn.Conv2d) for module in modules.values()):
         raise InputError(f"{flag}: --lora adapts transformers, and this is a convolutional network:"
                          f" freeze it with --freeze, or take a transformer of {DOCS}")
-    return [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+    return [name for name, module in modules.items()
+            if isinstance(module, nn.Linear | Conv1D) and "crossattention" not in name]
 
 
 def add_adapters(model, names: dict[str, str], settings: AdapterSettings) -> None:
@@ -101,17 +114,17 @@ def add_adapters(model, names: dict[str, str], settings: AdapterSettings) -> Non
     model.base_digests = {side: base_digest(getattr(model, f"{side}_encoder"), names[side],
                                             flags[side]) for side in SIDES}
     for side in SIDES:
-        if side == model.freeze:
+        if model.freezes(side):
             continue
+        projection = own_projection(getattr(model, f"{side}_encoder"))
         encoder = inner_model(getattr(model, f"{side}_encoder"))
         layers = adapted_layers(encoder, flags[side])
         encoder.requires_grad_(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of GPT-2's transposed layers, which peft sees
             peft.inject_adapter_in_model(lora_config(peft, settings, layers), encoder)
-        for name, module in encoder.named_modules():
-            if name.rpartition(".")[2] == PROJECTIONS[side]:
-                module.requires_grad_(True)
+        if projection is not None:
+            encoder.get_submodule(projection).requires_grad_(True)
         if settings.base_dtype == "bfloat16":
             for name in layers:
                 encoder.get_submodule(name).base_layer.to(torch.bfloat16)
@@ -157,7 +170,7 @@ def base_digest(encoder: nn.Module, name: str, flag: str) -> str:
                          "weights; take a pretrained encoder, or leave --lora out")
     for weight in missing:
         weights[weight].zero_()
-    return weights_digest(weights)
+    return weights_digest(inner_model(encoder))
 
 
 def check_base(model, digests: object, path: Path) -> None:
@@ -235,18 +248,18 @@ def write_adapters(model, folder: Path, settings: AdapterSettings) -> None:
     for side in SIDES:
         encoder = getattr(model, f"{side}_encoder")
         inner = inner_model(encoder)
-        prefix = f"{side}_encoder." + ("" if inner is encoder else "clip.")
+        prefix = f"{side}_encoder." + ("" if inner is encoder else "pair.")
         of_side = {name.removeprefix(prefix): value for name, value in trained.items()
                    if name.startswith(prefix)}
         layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in of_side
                                     if ".lora_" in name))
         if not layers:
             continue
-        projections = [PROJECTIONS[side]] if f"{PROJECTIONS[side]}.weight" in of_side else None
+        projection = own_projection(encoder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted = peft.get_peft_model(inner, lora_config(
-                peft, settings, layers, modules_to_save=projections))
+                peft, settings, layers, modules_to_save=[projection] if projection else None))
             adapters = {name: value for name, value in of_side.items() if ".lora_" in name}
             adapted.base_model.model.load_state_dict(adapters, strict=False)
             adapted.save_pretrained(str(folder / side), save_embedding_layers=False)

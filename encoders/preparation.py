@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from inputs.captions import Captions
-from inputs.photos import eval_pixels, load_photo, normalize
+from inputs.fitting import PUBLISHED_FIT, PhotoFit, fitted_pixels
+from inputs.photos import load_photo, normalize
 
 
 class Preparation(NamedTuple):
@@ -27,6 +28,7 @@ class Preparation(NamedTuple):
             that FNE fitted.
         card: The text of the folder's README.md.
         cleaning: How captions are cleaned, "published" or "raw" (`inputs.captions.Captions`).
+        photo_fit: How photos are fitted into a square.
     """
 
     tokenizer: object
@@ -40,6 +42,7 @@ class Preparation(NamedTuple):
     about: dict
     card: str = ""
     cleaning: str = "published"
+    photo_fit: PhotoFit = PUBLISHED_FIT
 
     def captions(self, texts: list[str]) -> Captions:
         """Clean and tokenise raw captions; `Captions.padded` makes batches of them.
@@ -59,6 +62,22 @@ class Preparation(NamedTuple):
         Raises:
             InputError: If one of the files is no photo.
         """
-        pixels = torch.stack([eval_pixels(load_photo(path, upright=True), self.image_res)
-                              for path in paths])  # (B, 3, R, R)
+        pixels = torch.stack([
+            fitted_pixels(load_photo(path, upright=True), self.image_res, self.photo_fit)
+            for path in paths])  # (B, 3, R, R)
         return normalize(pixels, self.mean, self.std)
+
+
+FIT_TEXT = {"squash": "squashed to", "crop": "cropped to the middle", "pad": "padded to"}
+
+
+def preparation_text(options) -> str:
+    """Return one line that says how photos and captions are prepared.
+
+    Args:
+        options: `common.options.EncodingOptions` after `processors.resolve_preparation`.
+    """
+    side = f"{options.image_res} x {options.image_res}"
+    captions = "as they are" if options.captions == "raw" else f"of {options.max_words} clean words"
+    return (f"reads: photos {FIT_TEXT[options.image_fit]} {side}; captions {captions}, up to "
+            f"{options.max_tokens} tokens")

@@ -1,6 +1,6 @@
-"""What an encoder reads: its tokenizer, and mean and deviation by which pixels are standardised.
+"""What an encoder reads: its tokenizer, how photos are fitted, and the statistics of their pixels.
 
-Both follow from the encoder's name, or come from the checkpoint of a trained model.
+All follow from the encoder's name, or come from the checkpoint of a trained model.
 """
 
 import functools
@@ -13,8 +13,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from common.errors import InputError, reraise_out_of_memory
 from common.options import EncodingOptions
 from common.presets import IMAGE_ENCODER
+from encoders.families import SUPPORTED
 from encoders.hub import fetch, fetch_error_message
-from encoders.loading import BUILT_IN, unknown_encoder_error
+from encoders.image_processors import load_photo_preparation, load_pixel_statistics
+from encoders.loading import BUILT_IN, load_config, unknown_encoder_error
+from inputs.fitting import PUBLISHED_FIT, PhotoFit
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +26,7 @@ SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS
 PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
 
 
-def load_tokenizer(name: str, vocab: Path | str):
+def load_tokenizer(name: str, vocab: Path | str, **kwargs):
     """Load the tokenizer of a text encoder.
 
     The tokenizer always has a padding token. Where its file names none, as GPT-2's does not,
@@ -33,6 +36,7 @@ def load_tokenizer(name: str, vocab: Path | str):
         name: The text encoder: a built-in name, a local folder, or a name on the Hub.
         vocab: The WordPiece vocabulary of a built-in encoder; a relative path is looked for in the
             working folder, then beside the code. Other encoders bring their own.
+        **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: If there is no such tokenizer, or it has no words.
@@ -40,7 +44,7 @@ def load_tokenizer(name: str, vocab: Path | str):
     if name in BUILT_IN:
         return wordpiece_tokenizer(vocab)
     try:
-        tokenizer = fetch(transformers.AutoTokenizer, name)
+        tokenizer = fetch(transformers.AutoTokenizer, name, **kwargs)
     except Exception as error:
         reraise_out_of_memory(error)
         raise unknown_encoder_error(name, "text", error) from error
@@ -120,7 +124,7 @@ def pixel_statistics_of(name: str, choice: str) -> PixelStatistics:
     load_error = OSError("a built-in encoder has none")
     if name not in BUILT_IN:
         try:
-            return PixelStatistics(*image_processor_statistics(name), f"those of {name}")
+            return PixelStatistics(*load_pixel_statistics(name), f"those of {name}")
         except Exception as error:
             reraise_out_of_memory(error)
             load_error = error
@@ -135,16 +139,6 @@ def is_folder_without_processor(name: str) -> bool:
     """Return whether `name` is a local folder that has no file of an image processor."""
     files = [Path(name) / file for file in PROCESSOR_FILES]
     return Path(name).is_dir() and not any(file.is_file() for file in files)
-
-
-def image_processor_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation in the image processor of the encoder `name`."""
-    processor = fetch(transformers.AutoImageProcessor, name)
-    if hasattr(processor, "data_config"):  # timm's
-        return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
-    if not getattr(processor, "do_normalize", True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return tuple(processor.image_mean), tuple(processor.image_std)
 
 
 def tokenizer_of(options: EncodingOptions):
@@ -175,3 +169,65 @@ def image_statistics(options: EncodingOptions) -> tuple[list[float], list[float]
         return stored.pixel_statistics
     statistics = pixel_statistics(options)
     return list(statistics.mean), list(statistics.std)
+
+
+def photo_fit(options: EncodingOptions) -> PhotoFit:
+    """Return how photos are fitted into a square for the options.
+
+    A checkpoint's own way (`options.stored_encoders`) comes before that of the image encoder's
+    name. --image_fit replaces both where it is another.
+
+    Raises:
+        InputError: If the encoder is half of a pair whose image processor cannot be read.
+    """
+    stored = options.stored_encoders
+    fit = stored.photo_fit if stored is not None else None
+    if fit is None:
+        fit = photo_fit_of_name(options.image_encoder)
+    return fit if options.image_fit in ("auto", fit.fit) else PhotoFit(options.image_fit)
+
+
+@functools.cache
+def photo_fit_of_name(name: str) -> PhotoFit:
+    """Return how photos are fitted for an image encoder: as its pair does it, or as published."""
+    if not is_half_of_pair(name, "image"):
+        return PUBLISHED_FIT
+    try:
+        return load_photo_preparation(name).fit
+    except InputError:
+        raise
+    except Exception as error:
+        reraise_out_of_memory(error)
+        if is_folder_without_processor(name):
+            return PUBLISHED_FIT
+        raise InputError(f"--image_encoder {name} has no image processor that says how photos are "
+                         f"fitted: give --image_fit ({fetch_error_message(name, error)})"
+                         ) from error
+
+
+def is_half_of_pair(name: str, side: str) -> bool:
+    """Return whether an encoder's name is that of a whole pretrained pair.
+
+    Args:
+        name: A built-in name, a local folder, or a name on the Hub.
+        side: "image" or "text", for the error message.
+    """
+    if name in BUILT_IN:
+        return False
+    return len(SUPPORTED[load_config(name, side).model_type].sides) == 2
+
+
+def resolve_preparation(options: EncodingOptions) -> None:
+    """Replace "auto" of --image_fit and --captions in `options`, in place, by what it means.
+
+    Both mean the way of the pretrained pair that the encoder is half of, and else the published
+    one: photos are squashed, and captions are cleaned.
+
+    Raises:
+        InputError: If an encoder cannot be had by its name.
+    """
+    if options.image_fit == "auto":
+        options.image_fit = photo_fit(options).fit
+    if options.captions == "auto":
+        is_pair = is_half_of_pair(options.text_encoder, "text")
+        options.captions = "raw" if is_pair else "published"

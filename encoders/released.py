@@ -38,7 +38,8 @@ def released_options(state: dict) -> dict:
     # The authors' encoders have no projection, whatever their --embed_size says, and average the
     # padding. A run that starts from such a model is past the warm-up.
     return options | {"embed_size": 0, "text_pooling": "padded", "freeze": None, "loss": "fne",
-                      "warmup_epochs": 0, "image_stats": "clip"}
+                      "warmup_epochs": 0, "image_stats": "clip", "image_fit": "squash",
+                      "captions": "published"}
 
 
 def released_encoders(

@@ -8,6 +8,8 @@ the image processor.
 import re
 import sys
 
+from torch import nn
+
 from encoders.families import SUPPORTED
 from inputs.captions import CLEANING
 
@@ -16,10 +18,6 @@ SENTENCE_MODULES = "sentence_transformers.sentence_transformer.modules"
 MODULE_TYPES = {"Transformer": f"{BASE_MODULES}.transformer.Transformer",
                 "Pooling": f"{SENTENCE_MODULES}.pooling.Pooling",
                 "Dense": f"{BASE_MODULES}.dense.Dense"}
-# Names of files and folders that `layout` may add.
-LAYOUT = ("modules.json", "router_config.json", "config_sentence_transformers.json",
-          "sentence_bert_config.json", "image_1_Pooling", "text_1_Pooling", "text_1_Dense",
-          "1_Normalize")
 IMAGE_PROCESSOR = "preprocessor_config.json"
 # Our poolings to those of sentence_transformers. "padded" is a mean without the attention mask.
 POOLING_MODES = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls",
@@ -66,10 +64,8 @@ def layout(model, preparation) -> tuple[dict[str, object], str]:
 def route_modules(model, side: str, preparation) -> list[tuple[str, str, dict]]:
     """Return the modules of one side's route in their order: folder, file and content of each."""
     pooling = getattr(model, f"{side}_pooling")
-    projects = has_projection(model, side)
-    width = model.embed_size
-    if projects:
-        width = getattr(model, f"{side}_projection").in_features
+    layers = projection_layers(model, side)
+    width = layers[0].in_features if layers else model.embed_size
     modules = [(f"{side}_0_Transformer", "sentence_bert_config.json",
                 transformer_config(side, pooling, preparation))]
     if pooling == "padded":
@@ -81,14 +77,18 @@ def route_modules(model, side: str, preparation) -> list[tuple[str, str, dict]]:
         modules.append((f"{side}_1_Pooling", "config.json", {
             "embedding_dimension": width, "pooling_mode": POOLING_MODES[pooling],
             "include_prompt": True}))
-    if projects:
-        modules.append((f"{side}_2_Dense", "config.json", dense_config(width, model.embed_size)))
+    for number, layer in enumerate(layers):
+        is_last = number == len(layers) - 1
+        config = dense_config(layer.in_features, layer.out_features,
+                              activation=nn.Identity if is_last else nn.GELU)
+        modules.append((f"{side}_{2 + number}_Dense", "config.json", config))
     return modules
 
 
-def has_projection(model, side: str) -> bool:
-    """Return whether a `DualEncoder` projects the features of a side."""
-    return hasattr(getattr(model, f"{side}_projection"), "weight")
+def projection_layers(model, side: str) -> list[nn.Linear]:
+    """Return the linear layers of the projection of a side; none where it is not projected."""
+    projection = getattr(model, f"{side}_projection")
+    return [module for module in projection.modules() if isinstance(module, nn.Linear)]
 
 
 def unsupported_reason(model) -> str:
@@ -122,10 +122,12 @@ def transformer_config(side: str, pooling: str, preparation) -> dict:
     return content | {"processing_kwargs": {"text": tokenizer_kwargs}}
 
 
-def dense_config(in_features: int, out_features: int) -> dict:
-    """Return the config.json of a linear layer."""
+def dense_config(
+    in_features: int, out_features: int, activation: type[nn.Module] = nn.Identity
+) -> dict:
+    """Return the config.json of a linear layer and the activation function behind it."""
     return {"in_features": in_features, "out_features": out_features, "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
+            "activation_function": f"{activation.__module__}.{activation.__qualname__}",
             "module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 

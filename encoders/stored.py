@@ -23,6 +23,8 @@ from common.errors import InputError, Stopped, one_line, reraise_out_of_memory
 from common.weights import check_tensors
 from encoders.families import find_family
 from encoders.loading import encoder_from_config
+from encoders.pairs import LogitScale, PairHalf
+from inputs.fitting import FITS, LARGEST_ENLARGEMENT, LIBRARIES, RESAMPLINGS, PhotoFit
 
 ENCODERS_KEY = "encoders"  # of a checkpoint's state
 SIDES = "image", "text"
@@ -35,15 +37,22 @@ DROPPED_KEYS = {
 # Keys that are numbers of modules, which take memory even on the meta device.
 LAYER_COUNT_KEYS = {
     "num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers", "depth",
-    "num_stages", "depths", "num_hidden_groups", "inner_group_num"}
+    "num_stages", "depths", "num_hidden_groups", "inner_group_num", "num_block_repeats"}
+LARGEST_COEFFICIENT = 4.0  # of an EfficientNet's depth and width; that of B7 has 3.1
 MAX_BUFFER_BYTES = 2**28  # that an encoder may hold beyond the size of its weights
 CONFIG_KEYS_OF_HALVES = {"image": "vision_config", "text": "text_config"}
-# The configuration of a CLIP-style pair's other half, which the encoder does not have.
+# The configuration of a pair's other half, which the encoder does not have: of a transformer, and
+# of ALIGN's convolutional network.
 SMALLEST_HALF = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=0, num_attention_heads=1,
                      image_size=8, patch_size=8, vocab_size=8, max_position_embeddings=8)
+SMALLEST_NETWORK = dict(kernel_sizes=[3], in_channels=[8], out_channels=[8], strides=[1],
+                        depthwise_padding=[], num_block_repeats=[1], expand_ratios=[1],
+                        width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=8)
 
 
-def describe_encoders(model: nn.Module, tokenizer, mean: list[float], std: list[float]) -> dict:
+def describe_encoders(
+    model: nn.Module, tokenizer, mean: list[float], std: list[float], photo_fit: PhotoFit
+) -> dict:
     """Return the texts and numbers about a model's encoders that go into a checkpoint.
 
     They stand under `ENCODERS_KEY`, and `read_stored_encoders` reads them.
@@ -54,19 +63,22 @@ def describe_encoders(model: nn.Module, tokenizer, mean: list[float], std: list[
             the text encoder's name.
         mean: Mean of the pixels' three channels.
         std: Standard deviation of the pixels' three channels.
+        photo_fit: How photos are fitted into a square.
     """
     return {
         "image": config_to_json(model.image_encoder.config, "image"),
         "text": config_to_json(model.text_encoder.config, "text"),
         "tokenizer": tokenizer_to_json(tokenizer, vocabulary_size(model.text_encoder)),
         "pixel_statistics": [list(map(float, mean)), list(map(float, std))],
+        "photo_fit": photo_fit._asdict(),
+        "logit_scale": [model.logit_scale, model.logit_bias],
     }
 
 
 def config_to_json(config, side: str) -> str:
     """Return an encoder's configuration as JSON, without paths of this machine.
 
-    Of a CLIP-style pair the half that is not `side` is cut down to its smallest.
+    Of a pretrained pair the half that is not `side` is cut down to its smallest.
     """
     content = without_dropped_keys(config.to_dict())
     shrink_other_half(content, side)
@@ -76,17 +88,18 @@ def config_to_json(config, side: str) -> str:
 def shrink_other_half(content: dict, side: str) -> None:
     """Change a pair's configuration in place so that building the half not of `side` costs nothing.
 
-    Configurations of single encoders stay as they are. A CLIP keeps the projections of both halves,
-    so that the other half's width must stay.
+    Configurations of single encoders stay as they are. BLIP's text encoder has weights for states
+    of the image encoder, whose width must stay.
     """
     key = CONFIG_KEYS_OF_HALVES[side]
     other_key = CONFIG_KEYS_OF_HALVES["text" if side == "image" else "image"]
     if key not in content and other_key not in content:
         return
     other_half = content.get(other_key)
+    is_network = isinstance(other_half, dict) and "num_block_repeats" in other_half
     width = other_half.get("hidden_size") if isinstance(other_half, dict) else None
-    content[other_key] = dict(SMALLEST_HALF)
-    if isinstance(width, int) and content.get("model_type") != "siglip":
+    content[other_key] = dict(SMALLEST_NETWORK if is_network else SMALLEST_HALF)
+    if content.get("model_type") == "blip" and isinstance(width, int):
         content[other_key]["hidden_size"] = width
 
 
@@ -102,9 +115,9 @@ def without_dropped_keys(value: object) -> object:
 
 def vocabulary_size(encoder: nn.Module) -> int:
     """Return the number of rows in a text encoder's table of token embeddings."""
-    clip = getattr(encoder, "clip", None)
-    model = encoder if clip is None else clip.text_model
-    return model.get_input_embeddings().num_embeddings
+    if isinstance(encoder, PairHalf):
+        return encoder.vocabulary_size()
+    return encoder.get_input_embeddings().num_embeddings
 
 
 def tokenizer_to_json(tokenizer, words: int) -> str | None:
@@ -120,6 +133,8 @@ def tokenizer_to_json(tokenizer, words: int) -> str | None:
     special_tokens = {name: str(value) for name, value in tokenizer.special_tokens_map.items()
                       if isinstance(value, str)}
     content = {"tokenizer": json.loads(core.to_str()), "special_tokens": special_tokens}
+    if getattr(tokenizer, "padding_side", "right") == "left":
+        content["padding_side"] = "left"
     text = json.dumps(content, ensure_ascii=False)
     return text if largest_token_id(core, text) < words else None
 
@@ -158,6 +173,8 @@ class StoredEncoders(NamedTuple):
         text: The text encoder's configuration as JSON.
         tokenizer: The tokenizer as JSON.
         pixel_statistics: Mean and standard deviation of the pixels' three channels.
+        photo_fit: How photos are fitted into a square.
+        logit_scale: The scale and bias of a pretrained pair.
     """
 
     source: str
@@ -166,6 +183,8 @@ class StoredEncoders(NamedTuple):
     text: str | None = None
     tokenizer: str | None = None
     pixel_statistics: tuple[list[float], list[float]] | None = None
+    photo_fit: PhotoFit | None = None
+    logit_scale: LogitScale = LogitScale()
 
     def build_encoder(self, side: str, tokenizer) -> nn.Module | None:
         """Build the encoder of a side with random weights; None if it is to be found by name.
@@ -185,12 +204,11 @@ class StoredEncoders(NamedTuple):
                   if name.startswith(prefix)}
         source = f"{self.source}: the configuration of its {side} encoder"
         config = config_from_json(text, side, len(shapes), source)
-        pad_id = tokenizer.pad_token_id if tokenizer is not None else None
         try:
             with torch.device("meta"):  # takes no memory for the weights
-                trial = encoder_from_config(config, side, pad_id)
+                trial = encoder_from_config(config, side, tokenizer)
             check_shapes(trial, shapes, source)
-            encoder = encoder_from_config(config, side, pad_id)
+            encoder = encoder_from_config(config, side, tokenizer)
         except InputError:
             raise
         except Exception as error:  # of any type: the numbers may be anything
@@ -217,8 +235,9 @@ class StoredEncoders(NamedTuple):
                 if not re.fullmatch(r"[a-z]+_token", name) or not isinstance(value, str):
                     raise ValueError("special tokens that are none")
             core = Tokenizer.from_str(json.dumps(content["tokenizer"]))
-            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core,
-                                                             **special_tokens)
+            padding_side = "left" if content.get("padding_side") == "left" else "right"
+            tokenizer = transformers.PreTrainedTokenizerFast(
+                tokenizer_object=core, padding_side=padding_side, **special_tokens)
             adds_tokens = len(tokenizer) > core.get_vocab_size()
             has_padding = tokenizer.pad_token_id is not None
         except (KeyboardInterrupt, SystemExit, Stopped):
@@ -254,7 +273,8 @@ def read_stored_encoders(
         raise InputError(f"{source}: what it holds of its encoders is not what a run saves")
     fields = {name: content.get(name) for name in names}
     fields["pixel_statistics"] = read_pixel_statistics(content.get("pixel_statistics"), source)
-    replaced_by = {"image_encoder": ("image", "pixel_statistics"),
+    fields["photo_fit"] = read_photo_fit(content.get("photo_fit"), source)
+    replaced_by = {"image_encoder": ("image", "pixel_statistics", "photo_fit"),
                    "image_stats": ("pixel_statistics",),
                    "text_encoder": ("text", "tokenizer"),
                    "vocab": ("text", "tokenizer")}
@@ -263,7 +283,8 @@ def read_stored_encoders(
             fields |= dict.fromkeys(replaced)
     check_tensors(weights, source)
     shapes = {name: value.shape for name, value in weights.items()}
-    return StoredEncoders(source, shapes, **fields)
+    logit_scale = read_logit_scale(content.get("logit_scale"), source)
+    return StoredEncoders(source, shapes, logit_scale=logit_scale, **fields)
 
 
 def read_pixel_statistics(
@@ -288,6 +309,43 @@ def read_pixel_statistics(
         raise InputError(f"{source}: its mean and std of the pixels are none")
     mean, std = value
     return list(mean), list(std)
+
+
+def read_photo_fit(value: object, source: str) -> PhotoFit | None:
+    """Return how photos are fitted into a square; None if `value` is None.
+
+    Raises:
+        InputError: If `value` is not what `describe_encoders` gives.
+    """
+    if value is None:
+        return None
+    try:
+        fit = PhotoFit(**value)
+        valid = (fit.fit in FITS and fit.resampling in RESAMPLINGS and fit.library in LIBRARIES
+                 and type(fit.enlargement) in (int, float)
+                 and 1 <= fit.enlargement <= LARGEST_ENLARGEMENT
+                 and type(fit.rounds_half_pixels) is bool)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise InputError(f"{source}: its way to fit photos into a square is none")
+    return fit
+
+
+def read_logit_scale(value: object, source: str) -> LogitScale:
+    """Return the scale and bias of a pretrained pair; no scale if `value` is None.
+
+    Raises:
+        InputError: If `value` is not what `describe_encoders` gives.
+    """
+    if value is None or value == [None, None]:
+        return LogitScale()
+    valid = (isinstance(value, list | tuple) and len(value) == 2
+             and all(type(number) in (int, float) and math.isfinite(number) for number in value)
+             and 0 < value[0] < 1e6 and abs(value[1]) < 1e6)
+    if not valid:
+        raise InputError(f"{source}: the logit scale and bias of its pair are none")
+    return LogitScale(*map(float, value))
 
 
 def config_from_json(text: str, side: str, weights: int, source: str):
@@ -354,6 +412,9 @@ def check_config_values(value: object, weights: int, source: str) -> None:
             if layers > weights:
                 raise InputError(f"{source} has {key} {str(item)[:40]}, more than its {weights} "
                                  "weights")
+        is_number = type(item) in (int, float)
+        if key.endswith("_coefficient") and not (is_number and 0 < item <= LARGEST_COEFFICIENT):
+            raise InputError(f"{source} has {key} {str(item)[:40]}, more than any of its kind")
         unsafe_arguments = key == "model_args" and isinstance(item, dict) and any(
             isinstance(argument, str | dict | list) for argument in item.values())
         unsafe_name = key == "architecture" and not re.fullmatch(r"[\w.]+", str(item))

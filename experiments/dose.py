@@ -10,6 +10,10 @@ all together one table and one figure. The same command goes on where it was
 stopped.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 import os
 import signal

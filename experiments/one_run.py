@@ -8,6 +8,10 @@ another loss, with the oracle, or with its batches and draws in another order. A
 test are scored, and a json file holds the result. A run that was stopped goes on.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 import json
 import shutil

@@ -12,16 +12,19 @@ measures precision and calibration of the posterior by the similarity of photo
 and caption, by that of captions, and by both.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, exit_on_import_error, exit_on_input_error, printable
+from common.errors import InputError, exit_on_input_error, printable
 from experiments.flags import build_posterior_parser
 
 if __name__ == "__main__":
-    exit_on_import_error()
     build_posterior_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import numpy as np

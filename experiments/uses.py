@@ -9,14 +9,17 @@ captions of a photo that the run has seen; those in FNE know batch and bank, as
 `--posterior evidence` does.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import contextlib
 from collections.abc import Iterator
 
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from experiments.flags import USES, build_uses_parser
 
 if __name__ == "__main__":
-    exit_on_import_error()
     build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
 
 import torch

@@ -11,15 +11,18 @@ photos of the split are candidates. The rows are the first such captions in a
 random order that is always the same.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from figures.flags import build_opening_parser
 
 if __name__ == "__main__":
-    exit_on_import_error()
     build_opening_parser(__doc__).parse_args()  # --help need not wait for the imports below
 
 import torch

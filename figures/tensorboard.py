@@ -24,7 +24,8 @@ from common.version import commit
 from data import Batch, LoadedSplit
 from figures import galleries, pages
 from figures.picks import fixed_choice
-from inputs.photos import eval_pixels, load_from, normalize
+from inputs.fitting import fitted_pixels
+from inputs.photos import load_from, normalize
 from training.objectives.base import NegativeSampler
 from training.run import Run
 from training.true_matches import ORACLE_TEXT
@@ -267,14 +268,18 @@ def embed_pairs(
     options, was_training = run.options, model.training
     model.eval()
     if run.image_features is not None:
-        features = run.image_features[pairs.image_ids.to(run.device)]
+        image_features = run.image_features[pairs.image_ids.to(run.device)]
     else:
-        pixels = torch.stack([eval_pixels(load_from(train_set.photos, image), options.image_res)
-                              for image in pairs.image_ids.tolist()]).to(run.device)
-        features = model.image_features(normalize(pixels, *run.pixel_statistics))
-    input_ids, mask = train_set.captions.padded(
-        [train_set.captions[text] for text in pairs.text_ids.tolist()])
-    embeds = (model.project_image(features),
-              model.encode_text(input_ids.to(run.device), mask.to(run.device)))
+        pixels = torch.stack([
+            fitted_pixels(load_from(train_set.photos, image), options.image_res, run.photo_fit)
+            for image in pairs.image_ids.tolist()]).to(run.device)
+        image_features = model.image_features(normalize(pixels, *run.pixel_statistics))
+    if run.text_features is not None:
+        text_features = run.text_features[pairs.text_ids.to(run.device)]
+    else:
+        input_ids, mask = train_set.captions.padded(
+            [train_set.captions[text] for text in pairs.text_ids.tolist()])
+        text_features = model.text_features(input_ids.to(run.device), mask.to(run.device))
+    embeds = model.project_image(image_features), model.project_text(text_features)
     model.train(was_training)
     return embeds

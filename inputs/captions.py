@@ -1,8 +1,9 @@
 """Captions: cleaned as published, tokenised once, padded to a batch."""
 
+import contextlib
+import functools
 import hashlib
 import itertools
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from common import files
 from common.errors import InputError, one_line, reraise_out_of_memory
 from common.locks import wait_for_lock
+from common.temporary import remove_left_overs
 from common.terminal import print_note, progress, warn
 
 MANY = 100_000  # captions whose token ids are kept
@@ -100,32 +103,45 @@ def kept_arrays(
     arrays = mapped_arrays(folder, key)
     if arrays is not None:
         return arrays
-    made = None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # captions may be private
         lock = wait_for_lock(folder / f"{key}.lock", lambda holder: print_note(
             f"--cache {folder}: waiting for {holder}, which makes the same token ids"))
+    except (OSError, InputError) as error:
+        warn_of_cache(folder, error)
+        return make()
+    with lock or contextlib.nullcontext():
+        arrays = mapped_arrays(folder, key)  # another process may have made them meanwhile
+        if arrays is not None:
+            return arrays
+        arrays = make()
         try:
-            arrays = mapped_arrays(folder, key)  # another process may have made them meanwhile
-            if arrays is not None:
-                return arrays
-            made = make()
-            for number, array in enumerate(made):
-                for old in folder.glob(f"{key}-{number}-*.npy"):
-                    old.unlink()  # a damaged one
-                with open(folder / f"{key}-{number}.part", "wb") as file:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(file.name, folder / f"{key}-{number}-{crc32(array):08x}.npy")
-        finally:
-            if lock is not None:
-                lock.close()
-        arrays = mapped_arrays(folder, key)
-    except OSError as error:
-        warn(f"--cache {folder} cannot be used ({one_line(error)}): token ids are in memory, for "
-             "this run alone")
-    return arrays or made or make()
+            keep_arrays(folder, key, arrays)
+        except (OSError, InputError) as error:
+            warn_of_cache(folder, error)
+            return arrays
+    return mapped_arrays(folder, key) or arrays
+
+
+def warn_of_cache(folder: Path, error: Exception) -> None:
+    """Warn that token ids are not kept, because of an error."""
+    warn(f"--cache {folder} cannot be used ({one_line(error)}): token ids are in memory, for "
+         "this run alone")
+
+
+def keep_arrays(folder: Path, key: str, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    """Write two arrays, in place of damaged ones.
+
+    Raises:
+        InputError: they cannot be written.
+        OSError: a damaged one cannot be removed.
+    """
+    remove_left_overs(folder)
+    for number, array in enumerate(arrays):
+        for damaged in folder.glob(f"{key}-{number}-*.npy"):
+            damaged.unlink()
+        files.write(folder / f"{key}-{number}-{crc32(array):08x}.npy",
+                    functools.partial(np.save, arr=array), "--cache")
 
 
 def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:

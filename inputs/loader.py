@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.errors import InputError, one_line
+from common.errors import InputError, LostWorker, one_line
 from common.ranks import local_world_size
 from common.terminal import warn
 
@@ -89,7 +89,7 @@ def handed_over(batches: Iterator) -> Iterator:
     """Yield batches; a worker that is killed while it hands one over raises the usual error.
 
     Raises:
-        RuntimeError: a worker was killed.
+        LostWorker: a worker was killed.
     """
     try:
         yield from batches
@@ -97,7 +97,7 @@ def handed_over(batches: Iterator) -> Iterator:
         # The system's word of it raises torch's own RuntimeError, in here and not while the command
         # is on its way to its end.
         time.sleep(1)
-        raise RuntimeError(f"a DataLoader worker went away: {one_line(error)}") from error
+        raise LostWorker(f"a worker went away: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import InputError, one_line, reraise_out_of_memory
@@ -63,11 +62,10 @@ Photo = Path | object
 
 
 class TooLarge(InputError):
-    """A photo whose pixels would fill the memory."""
+    """A photo whose pixels would fill the memory.
 
-    def __init__(self, path: Photo, pixels: str):
-        super().__init__(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
-                         "decoded: make it smaller")
+    It is made from its message alone, so that it comes out of a worker process as what it is.
+    """
 
 
 # ---------------------------------------------------------------------------------- many photos
@@ -455,14 +453,20 @@ def open_photo(path: Photo) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
             image = opened(path, start)
     except Image.DecompressionBombError as error:
-        raise TooLarge(path, "too many") from error
+        raise too_large(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come
         reraise_out_of_memory(error)
         raise undecodable(path, error) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise TooLarge(path, f"{image.width} x {image.height}")
+        raise too_large(path, f"{image.width} x {image.height}")
     return image
+
+
+def too_large(path: Photo, pixels: str) -> TooLarge:
+    """Return the error of a photo that has so many pixels."""
+    return TooLarge(f"photo {path} has {pixels} pixels, more than the {MAX_PIXELS:,} that are "
+                    "decoded: make it smaller")
 
 
 def photo_file(path: Photo) -> io.IOBase:
@@ -609,16 +613,3 @@ def normalize(
     mean, std = (torch.as_tensor(numbers, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
                  for numbers in (mean, std))
     return floats.sub_(mean).div_(std)
-
-
-class PhotoDataset(Dataset):
-    """Photos as evaluation sees them: item i is the photo i, uint8 (3, size, size)."""
-
-    def __init__(self, photos: Sequence, size: int):
-        self.photos, self.size = photos, size
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return eval_pixels(load_from(self.photos, index), self.size)

@@ -11,7 +11,6 @@ captions, and captions as long on average, that tell more of their photo or less
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common.errors import InputError
+from common.temporary import remove_left_overs, temporary_folder
 from common.terminal import progress
 from inputs.shards import is_shards
 
@@ -304,9 +304,9 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-            folder = Path(scratch) / root.name  # moved into place as a whole, or not at all
-            (folder / "images").mkdir(parents=True)
+        remove_left_overs(root.parent)
+        with temporary_folder(root.parent) as folder:  # moved into place as a whole, or not at all
+            (folder / "images").mkdir()
             with progress(None, "shapes", sum(sizes.values()), unit="photo") as bar:
                 for split, size in sizes.items():
                     _write_split(folder, split, size, seed, image_size, ambiguity, bar)

@@ -8,6 +8,10 @@ It ends with status 0 where the folder can be used, maybe with remarks, and with
 2 where it cannot, or where a photo of `custom` data is in two splits.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import hashlib
 import os
 import sys
@@ -15,11 +19,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import exit_on_import_error
 from common.options import CheckingOptions, check_paths, parse_checking
 
 if __name__ == "__main__":
-    exit_on_import_error()
     parse_checking(__doc__)  # --help need not wait for the imports below
 
 from PIL import Image

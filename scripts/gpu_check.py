@@ -7,16 +7,19 @@ The output can be pasted into an issue as it is. The status is 0 if all tests
 pass.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import subprocess
 import sys
 from pathlib import Path
 
-from common.errors import InputError, exit_on_import_error, exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from common.parser import Parser
 from common.terminal import print_result
 
 if __name__ == "__main__":
-    exit_on_import_error()
     Parser(description=__doc__).parse_args()  # --help need not wait for the import below
 
 import torch

@@ -4,6 +4,10 @@
     python -m scripts.make_shapes data/shapes_10 --ambiguity 10
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 from pathlib import Path
 
 from common.errors import exit_on_input_error

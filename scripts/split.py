@@ -12,6 +12,10 @@ column `split` or one that --split_column names, which photo goes where: then
 are left out and counted.
 """
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 import argparse
 import hashlib
 import json

@@ -9,9 +9,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import InputError, one_line
+from inputs.fitting import PhotoFit, fitted_pixels
 from inputs.loader import close_workers, make_loader
-from inputs.photos import eval_pixels, load_photo, normalize
+from inputs.photos import load_photo, normalize
 from model import DualEncoder
+from searching.exact import are_unit_rows
+
+NO_EMBEDDINGS = ("gives embeddings that are zero, NaN or infinite: it is damaged, or was not "
+                 "trained well")
 
 
 class Fault(NamedTuple):
@@ -49,17 +54,19 @@ class PhotoFiles(Dataset):
     Args:
         photos: the files.
         size: R; pixels are uint8 (3, R, R).
+        fit: how photos are fitted into the square.
     """
 
-    def __init__(self, photos: list[Path], size: int):
-        self.photos, self.size = photos, size
+    def __init__(self, photos: list[Path], size: int, fit: PhotoFit):
+        self.photos, self.size, self.fit = photos, size, fit
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor] | Fault:
         try:
-            return index, eval_pixels(load_photo(self.photos[index], upright=True), self.size)
+            photo = load_photo(self.photos[index], upright=True)
+            return index, fitted_pixels(photo, self.size, self.fit)
         except InputError as error:
             return Fault(index, one_line(error), not is_temporary(error.__cause__))
 
@@ -86,20 +93,23 @@ def encode_files(
 ) -> Iterator[EncodedBatch]:
     """Yield the embeddings of photo files, batch by batch, in the order of the files.
 
-    The embeddings are those of `evaluation.encode_photos`. A photo that cannot be read becomes a
-    fault of its batch and ends nothing.
+    The embeddings are those of `evaluation.encode_photos`. A photo that cannot be read, or whose
+    embedding is no unit row, becomes a fault of its batch and ends nothing.
 
     Args:
         model: a dual encoder with its `preparation`, in evaluation mode, on its device.
         photos: the files.
         workers: processes that load photos.
         batch_size: photos encoded at a time.
+
+    Raises:
+        InputError: no photo of a batch of several has an embedding, so the model is damaged.
     """
     device, preparation = next(model.parameters()).device, model.preparation
     batch_bytes = 3 * preparation.image_res**2 * batch_size
     loader = make_loader(
-        PhotoFiles(photos, preparation.image_res), workers, device.type == "cuda", batch_bytes,
-        batch_size=batch_size, collate_fn=collate)
+        PhotoFiles(photos, preparation.image_res, preparation.photo_fit), workers,
+        device.type == "cuda", batch_bytes, batch_size=batch_size, collate_fn=collate)
     try:
         for indices, pixels, faults in loader:
             embeds = torch.empty(0, model.embed_size)
@@ -107,14 +117,17 @@ def encode_files(
                 pixels = normalize(pixels.to(device, non_blocking=True), preparation.mean,
                                    preparation.std)
                 embeds = model.encode_image(pixels).float().cpu()  # (n, D)
-            finite = embeds.isfinite().all(dim=1)  # (n,)
+            are_unit = are_unit_rows(embeds)  # (n,)
+            if len(indices) > 1 and not are_unit.any():
+                raise InputError(f"the model {NO_EMBEDDINGS}, of photo {photos[indices[0]]} and "
+                                 "those after it, say")
             encoded = []
-            for index, is_finite in zip(indices, finite.tolist()):
-                if is_finite:
+            for index, is_unit in zip(indices, are_unit.tolist()):
+                if is_unit:
                     encoded.append(index)
                 else:
-                    reason = f"photo {photos[index]}: its embedding is NaN or infinite"
+                    reason = f"photo {photos[index]}: its embedding is zero, NaN or infinite"
                     faults.append(Fault(index, reason, True))
-            yield EncodedBatch(encoded, embeds[finite], faults)
+            yield EncodedBatch(encoded, embeds[are_unit], faults)
     finally:
         close_workers(loader)

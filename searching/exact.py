@@ -6,12 +6,14 @@ The embeddings may be mapped from a file: each block is read, compared and forgo
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 BLOCK = 2**23  # numbers in a block of embeddings: 32 MB
 QUERIES_PER_BLOCK = 256  # queries compared at a time
 MOST_RESCORED = 1_000  # rows of a block that are compared in float64 without a second selection
-LARGEST_COSINE = 1.001  # of two unit rows, with room for rounding
+NORM_TOLERANCE = 1e-3  # by which the norm of a unit row may differ from 1
+LARGEST_COSINE = (1 + NORM_TOLERANCE) ** 2  # of two unit rows
 
 
 class Best(NamedTuple):
@@ -22,6 +24,18 @@ class Best(NamedTuple):
 
 
 NO_ROWS = Best(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+def are_unit_rows(rows: Tensor) -> Tensor:
+    """Return which rows have norm 1; those that hold NaN or infinity have not.
+
+    Args:
+        rows: (n, D) float32.
+
+    Returns:
+        (n,) bool.
+    """
+    return (torch.linalg.vector_norm(rows, dim=1) - 1).abs() <= NORM_TOLERANCE
 
 
 def best_rows(queries: Tensor, embeds: Tensor, count: int, block: int = BLOCK) -> list[Best]:

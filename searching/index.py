@@ -2,10 +2,10 @@
 
 It is a safetensors file, written in blocks and mapped when it is read. It holds `embeddings` (N, D)
 float32, `stats` (N, 2) int64 (size in bytes, and nanoseconds of the last change), and `names`, the
-paths inside the folder as bytes with a zero byte between two; and `broken_stats` and `broken_names`
-of photos that cannot be read. The header names the format, the model's fingerprint and the folder.
-The file holds nothing but numbers and names: no code can be run from it, and no path in it is ever
-opened.
+paths inside the folder as bytes with a zero byte between two; `broken_stats` and `broken_names` of
+photos that cannot be read; and, at its end, `sha256` of all that stands before it. The
+header names the format, the model's fingerprint and the folder. The file holds nothing but numbers
+and names: no code can be run from it.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import itertools
 import json
 import operator
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,17 +27,20 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, one_line
+from common.errors import InputError, one_line, reraise_out_of_memory
 from common.terminal import warn
 from inputs.photos import leads_out_of_folder
+from searching.exact import are_unit_rows
 from searching.scan import Stat
 
-FORMAT = "fne-search-1"
+FORMAT_NUMBER = 2
+FORMAT = "fne-search-{}"
 LONGEST_HEADER = 20_000  # bytes; a header that is written here has some hundred, and a path
 ROWS_PER_BLOCK = 2**15  # embeddings copied at a time
+BYTES_PER_BLOCK = 2**20  # of the file, for its digest
 # In the order in which they lie in the file.
 TENSORS = {"stats": torch.int64, "broken_stats": torch.int64, "embeddings": torch.float32,
-           "names": torch.uint8, "broken_names": torch.uint8}
+           "names": torch.uint8, "broken_names": torch.uint8, "sha256": torch.uint8}
 DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.uint8: "U8"}  # names in safetensors
 WAY_OUT = "delete it, or name another with --index"
 
@@ -69,7 +73,7 @@ class Origin(NamedTuple):
     def header(self) -> dict[str, str]:
         """Return what the header of the index file says of it."""
         folder = quote_from_bytes(os.fsencode(os.path.realpath(self.folder)))
-        return {"format": FORMAT, "model": self.model, "photos": folder}
+        return {"format": FORMAT.format(FORMAT_NUMBER), "model": self.model, "photos": folder}
 
 
 def make_table(stats: dict[str, Stat]) -> Table:
@@ -128,17 +132,16 @@ def write_index(
     names, broken_names = join_names(table.names), join_names(broken_table.names)
     shapes = {"stats": table.stats.shape, "broken_stats": broken_table.stats.shape,
               "embeddings": (len(order), blocks[0].shape[1]), "names": names.shape,
-              "broken_names": broken_names.shape}
+              "broken_names": broken_names.shape, "sha256": (hashlib.sha256().digest_size,)}
     header = safetensors_header(origin.header(), shapes)
 
     def write_content(file: IO[bytes]) -> None:
-        file.write(header)
-        file.write(table.stats.tobytes())
-        file.write(broken_table.stats.tobytes())
-        for block in gather_rows(blocks, order):
-            file.write(block)
-        file.write(names.tobytes())
-        file.write(broken_names.tobytes())
+        digest = hashlib.sha256()
+        for part in itertools.chain([header, table.stats, broken_table.stats],
+                                    gather_rows(blocks, order), [names, broken_names]):
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
 
     files.write(place, write_content, "--index")
 
@@ -202,13 +205,23 @@ def read_header(path: Path) -> dict[str, str]:
         return {}
 
 
+def format_number(header: dict[str, str]) -> int | None:
+    """Return the number of an index's format, or None where a header is that of no index."""
+    found = re.fullmatch(FORMAT.format(r"(\d{1,9})"), header.get("format", ""))
+    return found and int(found[1])
+
+
 def is_index(path: Path) -> bool:
     """Return whether a file says that it is an index, whole or damaged."""
-    return read_header(path).get("format", "").startswith("fne-search-")
+    return format_number(read_header(path)) is not None
+
+
+class Damaged(ValueError):
+    """An index that is not whole, or of an earlier format."""
 
 
 def read_index(place: Path, origin: Origin, dim: int) -> Index | None:
-    """Return the index in a file.
+    """Return the index in a file, for a search that makes it anew where it is damaged.
 
     Args:
         place: the file.
@@ -221,34 +234,15 @@ def read_index(place: Path, origin: Origin, dim: int) -> Index | None:
     Raises:
         InputError: something else is there, or the index of another model or folder.
     """
-    if not os.path.lexists(place) or place.is_file() and place.stat().st_size == 0:
-        return None
-    if place.is_file() and not os.access(place, os.R_OK):
-        raise InputError(f"--index {place} may not be read: name another file")
-    if not is_index(place):
-        raise InputError(f"--index {place} is no index of search.py: {WAY_OUT}")
-    found, wanted = read_header(place), origin.header()
-    if found.get("model") != wanted["model"]:
-        raise InputError(f"--index {place} is of another model, or of another --precision: "
-                         f"{WAY_OUT}")
-    # The index of a folder that was moved serves at its new place; that of a folder that still
-    # exists somewhere else does not.
-    folder = Path(os.fsdecode(unquote_to_bytes(found.get("photos", ""))))
-    if found.get("photos") != wanted["photos"] and is_folder(folder):
-        raise InputError(f"--index {place} is of another folder, {folder}: name another file")
     try:
-        with safetensors.safe_open(place, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return parse_index(tensors, dim)
-    except Exception as error:  # damaged bytes raise errors of several kinds
-        warn(f"--index {place} is damaged and made anew ({one_line(error)[:200]})")
+        return load_index(place, origin, dim)
+    except Damaged as damage:
+        warn(f"--index {place} {damage}: it is made anew")
         return None
 
 
 def read_index_as_is(place: Path, origin: Origin, dim: int) -> Index:
     """Return the index in a file, for a search that does not look into the folder first.
-
-    Its names are opened without being found in the folder, so all of them must lie inside it.
 
     Args:
         place: the file.
@@ -258,13 +252,74 @@ def read_index_as_is(place: Path, origin: Origin, dim: int) -> Index:
     Raises:
         InputError: there is no whole index of this model and folder, or a name leads out of it.
     """
-    index = read_index(place, origin, dim)
+    try:
+        index = load_index(place, origin, dim)
+    except Damaged as damage:
+        raise InputError(f"--as_is: --index {place} {damage}: search without the flag, which makes "
+                         "it anew") from damage
     if index is None:
-        raise InputError(f"--as_is: there is no whole index {place} yet: search without the flag "
-                         "first")
+        raise InputError(f"--as_is: there is no index {place} yet: search without the flag first")
     if any(map(leads_out_of_folder, index.photos.names)):
         raise InputError(f"--index {place} names photos outside of the folder: {WAY_OUT}")
     return index
+
+
+def load_index(place: Path, origin: Origin, dim: int) -> Index | None:
+    """Return the index in a file, or None where there is no file or an empty one.
+
+    Args:
+        place: the file.
+        origin: the model and the folder that the index must belong to.
+        dim: D, the length of an embedding.
+
+    Raises:
+        InputError: something else is there, or the index of another model or folder.
+        Damaged: the index is not whole, or of an earlier format.
+    """
+    if not os.path.lexists(place) or place.is_file() and place.stat().st_size == 0:
+        return None
+    if place.is_file() and not os.access(place, os.R_OK):
+        raise InputError(f"--index {place} may not be read: name another file")
+    found, wanted = read_header(place), origin.header()
+    number = format_number(found)
+    if number is None:
+        raise InputError(f"--index {place} is no index of search.py: {WAY_OUT}")
+    if number > FORMAT_NUMBER:
+        raise InputError(f"--index {place} has format {number}, of a later version of search.py: "
+                         f"{WAY_OUT}")
+    if found.get("model") != wanted["model"]:
+        raise InputError(f"--index {place} is of another model, or of another --precision: "
+                         f"{WAY_OUT}")
+    # The index of a folder that was moved serves at its new place; that of a folder that still
+    # exists somewhere else does not.
+    folder = Path(os.fsdecode(unquote_to_bytes(found.get("photos", ""))))
+    if found.get("photos") != wanted["photos"] and is_folder(folder):
+        raise InputError(f"--index {place} is of another folder, {folder}: name another file")
+    if number < FORMAT_NUMBER:
+        raise Damaged(f"has format {number}, of an earlier version")
+    try:
+        check_digest(place)
+        with safetensors.safe_open(place, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return parse_index(tensors, dim)
+    except Exception as error:  # damaged bytes raise errors of several kinds
+        reraise_out_of_memory(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"--index {place} cannot be read ({one_line(error)}): name another "
+                             "file") from error
+        raise Damaged(f"is damaged ({one_line(error)[:200]})") from error
+
+
+def check_digest(place: Path) -> None:
+    """Raise ValueError where a file does not end with the SHA-256 of all that stands before it."""
+    digest = hashlib.sha256()
+    with open(place, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - digest.digest_size
+        while left > 0 and (block := file.read(min(left, BYTES_PER_BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        if file.read(digest.digest_size) != digest.digest():
+            raise ValueError("its content is not that of its digest")
 
 
 def is_folder(path: Path) -> bool:
@@ -290,6 +345,8 @@ def parse_index(tensors: dict[str, Tensor], dim: int) -> Index:
     embeds = tensors["embeddings"]
     if embeds.ndim != 2 or embeds.shape[1] != dim:
         raise ValueError(f"embeddings {tuple(embeds.shape)}")
+    if not all(bool(are_unit_rows(block).all()) for block in embeds.split(ROWS_PER_BLOCK)):
+        raise ValueError("embeddings that are no unit rows")
     photos = parse_table(tensors["names"], tensors["stats"])
     broken = parse_table(tensors["broken_names"], tensors["broken_stats"])
     if len(photos.names) != len(embeds):

@@ -11,6 +11,7 @@ from common.weights import add_to_digest
 from encoders.folder import PATTERNS
 from encoders.hub import fetch_error_message, is_hub_name, quiet_transformers, use_cache_only
 from encoders.stored import config_to_json
+from inputs.fitting import PUBLISHED_FIT
 from model import DualEncoder
 
 
@@ -46,6 +47,8 @@ def fingerprint(model: DualEncoder) -> str:
     config.pop("architectures", None)  # only a name, which an export adds
     settings = [preparation.image_res, list(preparation.mean), list(preparation.std),
                 model.image_pooling, model.bf16, config]
+    if preparation.photo_fit != PUBLISHED_FIT:  # so that earlier indices of others still serve
+        settings.append(preparation.photo_fit)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for module in model.image_encoder, model.image_projection:
         add_to_digest(digest, sorted(module.state_dict().items()))

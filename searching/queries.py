@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.files import check_path, is_unicode
 from common.terminal import print_note, warn
 from evaluation import encode_captions
@@ -23,6 +23,8 @@ from inputs.records import (
     text_of,
 )
 from model import DualEncoder
+from searching.encoding import NO_EMBEDDINGS
+from searching.exact import are_unit_rows
 
 STDIN = "-"  # a query or file that stands for standard input
 MOST_STDIN_BYTES = 2**26  # of standard input
@@ -96,7 +98,11 @@ def read_standard_input() -> list[str]:
     """
     if sys.stdin is None:
         raise InputError("'-': standard input is closed")
-    content = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    try:
+        content = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    except (OSError, ValueError) as error:  # a folder, or open for writing only, or closed
+        raise InputError(f"'-': standard input cannot be read ({one_line(error)}): give it a file "
+                         "or a pipe") from error
     if len(content) > MOST_STDIN_BYTES:
         raise InputError(f"standard input has more than {MOST_STDIN_BYTES:,} bytes: give it in "
                          "parts")
@@ -194,7 +200,7 @@ def embed_texts(model: DualEncoder, texts: list[str]) -> Tensor:
     if too_long:
         warn(f"only the first {max_words} words count, as in training: {too_long:,} texts have "
              "more")
-    return check_finite(encode_captions(model, captions))
+    return check_unit_rows(encode_captions(model, captions))
 
 
 @torch.no_grad()
@@ -208,12 +214,12 @@ def embed_photo(model: DualEncoder, photo: Path) -> Tensor:
         raise InputError(f"photo {photo} is no file: name one")
     pixels = model.preparation.pixels([photo])
     embeds = model.encode_image(pixels.to(next(model.parameters()).device))
-    return check_finite(embeds.float().cpu())[0]
+    return check_unit_rows(embeds.cpu())[0]
 
 
-def check_finite(embeds: Tensor) -> Tensor:
-    """Return embeddings in float32; raise InputError where one of their numbers is not finite."""
-    if not embeds.isfinite().all():
-        raise InputError("the model's embeddings hold NaN or infinity: it is damaged, or was not "
-                         "trained well")
-    return embeds.float()
+def check_unit_rows(embeds: Tensor) -> Tensor:
+    """Return embeddings (n, D) in float32; raise InputError where one of them is no unit row."""
+    embeds = embeds.float()
+    if not are_unit_rows(embeds).all():
+        raise InputError(f"the model {NO_EMBEDDINGS}")
+    return embeds

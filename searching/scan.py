@@ -47,7 +47,7 @@ def scan(folder: Path, follow_links: bool = False) -> dict[str, Stat]:
                     continue
             if is_photo(entry):
                 photos[name] = stat_of(entry)
-            elif entry.is_dir() and real_path not in visited:
+            elif is_folder(entry) and real_path not in visited:
                 visited.add(real_path)
                 pending.append((name, real_path))
     if links_out:
@@ -81,7 +81,18 @@ def visible_entries(folder: Path, inside: str) -> list[os.DirEntry]:
 
 def is_photo(entry: os.DirEntry) -> bool:
     """Return whether an entry is named as a photo, and is a regular file: no pipe or device."""
-    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+    try:
+        return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def stat_of(entry: os.DirEntry) -> Stat:

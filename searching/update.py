@@ -13,11 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common import temporary
 from common.errors import InputError, one_line
 from common.locks import wait_for_lock
 from common.terminal import print_note, progress, warn
 from searching.encoding import EncodedBatch
-from searching.index import Index, Origin, Table, make_table, read_index, write_index
+from searching.index import (
+    Damaged,
+    Index,
+    Origin,
+    Table,
+    load_index,
+    make_table,
+    read_index,
+    write_index,
+)
 from searching.scan import Stat
 from training.signals import stop_on_signals
 
@@ -44,9 +54,10 @@ def update_index(
         InputError: the file is something else, or cannot be written.
         Stopped: a signal came; what is encoded is written.
     """
-    index = read_index(place, origin, dim)
-    if index is not None and is_current(index, found):
-        return index
+    with contextlib.suppress(Damaged):  # which is told below, once
+        index = load_index(place, origin, dim)
+        if index is not None and is_current(index, found):
+            return index
     lock = wait_for_lock(
         place.with_name(f"{place.name[:200]}.lock"),
         lambda holder: print_note(f"{holder} is at work on {place}: waiting for its end"))
@@ -196,10 +207,8 @@ def is_writable(place: Path) -> bool:
 
 def check_writable(place: Path) -> None:
     """Raise InputError where no file can be made beside `place`: before hours of encoding."""
-    probe = place.with_name(f"{place.name[:200]}.part")
     try:
-        probe.write_bytes(b"1")
-        probe.unlink()
+        temporary.check_writable(place.parent)
     except OSError as error:
         raise InputError(f"--index {place} cannot be written ({one_line(error)}): name another "
                          "place with --index") from error

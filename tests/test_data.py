@@ -19,6 +19,7 @@ from data import (
     load_split,
     make_train_loader,
     read_split,
+    sees_captions_once,
     sees_photos_once,
 )
 from inputs.captions import Captions
@@ -225,15 +226,18 @@ def test_coco_is_scored_on_five_captions_a_photo(tmp_path, more, captions):
     assert len(load_split(options, "test", word_tokenizer()).captions) == 6
 
 
-@pytest.mark.parametrize(("more", "once"), [
-    ([], False), (["--freeze", "image"], True), (["--freeze", "text"], False),
-    (["--freeze", "image", "--augment", "published"], False)])
-def test_photos_that_no_step_looks_at_are_not_loaded(data, more, once):
-    """Those of a frozen encoder without augmentation: it has seen them all before."""
+@pytest.mark.parametrize(("more", "once", "captions_once"), [
+    ([], False, False), (["--freeze", "image"], True, False), (["--freeze", "text"], False, True),
+    (["--freeze", "image", "--augment", "published"], False, False),
+    (["--freeze", "both"], True, True),
+    (["--freeze", "both", "--augment", "published"], False, True)])
+def test_what_no_step_looks_at_is_not_loaded(data, more, once, captions_once):
+    """Photos without augmentation, and captions, of a frozen encoder: it has seen all before."""
     options, _ = parse("", ["--dataset", "shapes", "--data_path", str(data), "--workers", "0",
                             "--batch_size_train", "16", *more])
     train_set = load_split(options, "train", word_tokenizer())
     batch = next(iter(make_train_loader(options, train_set, pin=False)))
-    assert sees_photos_once(options) == once
+    assert sees_photos_once(options) == once and sees_captions_once(options) == captions_once
     assert batch.pixels.shape == ((16, 0) if once else (16, 3, 64, 64))
+    assert (batch.input_ids.numel() == batch.attention_mask.numel() == 0) == captions_once
     assert batch.image_ids.tolist() == train_set.split.image_of_text[batch.text_ids].tolist()

@@ -16,7 +16,7 @@ import model
 import negative_sampling
 import train
 from common.device import set_deterministic
-from common.errors import NOT_DETERMINISTIC, exit_on_input_error
+from common.errors import exit_on_input_error
 
 # "will throw a RuntimeError" (PyTorch 2.14), by the names that operations have below Python.
 # `cumsum` is not one of them any more, but was; then it took memory that grows with C squared.
@@ -115,8 +115,9 @@ def test_a_run_with_the_flag_repeats_and_goes_on_with_it(data, tmp_path, capsys)
 
 
 def refuses(*arguments, **keywords):
-    raise RuntimeError(f"upsample_bicubic2d_backward_out_cuda {NOT_DETERMINISTIC}, but you set "
-                       "'torch.use_deterministic_algorithms(True)'. You can ...")
+    raise RuntimeError("upsample_bicubic2d_backward_out_cuda does not have a deterministic "
+                       "implementation, but you set 'torch.use_deterministic_algorithms(True)'. "
+                       "You can ...")
 
 
 def test_an_encoder_without_such_a_gradient_is_refused_before_the_first_step(

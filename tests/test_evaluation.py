@@ -1,8 +1,12 @@
 """Scoring a split: how it is encoded and printed, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from helpers.captions import word_tokenizer
+from helpers.encoders import RES
 from helpers.ranks import HAND_METRICS
 from PIL import Image
 
@@ -84,6 +88,23 @@ def test_fidelity_note_1_a_split_is_encoded_in_its_order_and_the_mode_is_kept(
     padding = texts[:, 1]
     assert torch.equal(padding, 12.0 - lengths) if padded else padding.max() <= 4
     assert not images.requires_grad and not texts.requires_grad
+
+
+def test_known_features_give_the_same_embeddings_to_the_bit(dual, tmp_path):
+    """And no photo is read."""
+    model, options = dual(embed_size=16), dataclasses.replace(OPTIONS, image_res=RES)
+    words = "a red blue cat dog runs sits".split()
+    captions = [" ".join(words[: number % 7 + 1]) for number in range(600)]
+    eval_set = make_eval_set(tmp_path)._replace(
+        captions=Captions(captions, word_tokenizer(), 30, 12))
+    images = evaluation.encode_photos(model, eval_set.photos, options, project=False)
+    texts = evaluation.encode_captions(model, eval_set.captions, project=False)
+    assert images.shape == (7, 32) and texts.shape == (600, 32)
+    wanted = evaluation.encode_split(model, eval_set, options)
+    known = eval_set._replace(photos=[tmp_path / "gone.png"] * 7, image_features=images,
+                              text_features=texts)
+    for found, expected in zip(evaluation.encode_split(model, known, options), wanted):
+        assert torch.equal(found, expected)
 
 
 def test_embeddings_that_are_not_finite_are_an_input_error(tmp_path):

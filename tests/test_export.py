@@ -1,7 +1,9 @@
 """An exported model: its embeddings are the checkpoint's, whichever library loads it."""
 
 import json
+import os
 import re
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -11,22 +13,26 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers.encoders import IDS, MASK, RES, build, photos
+from helpers.encoders import IDS, MASK, RES, build, make, photos
+from helpers.encoders import SIZES as ENCODER_SIZES
 from helpers.paths import GOLDEN, ROOT
 from helpers.runs import CPU, command, contents, expect_exit
+from helpers.stopping import in_a_child, status_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import checkpoint
+import encoders.folder
 import evaluation
 import export
-import model as model_module
 import train
 from common.errors import InputError
+from common.folders import LIST
 from encoders.folder import DTYPES, read_folder, write_folder
+from encoders.loading import load_encoder
 from encoders.preparation import Preparation
 from encoders.processors import load_tokenizer
 from encoders.sentence import cleaning_tokenizer, layout
@@ -83,20 +89,21 @@ def paths(tmp_path_factory):
 
 
 def test_embeddings_are_the_checkpoints_to_the_bit(ours, finished, data, tmp_path):
-    """Through evaluation.py and train.py --test, model_name take the folder as a checkpoint."""
+    """evaluation.py and train.py --test both take the folder as a checkpoint."""
     outputs = []
     for number, source in enumerate([finished / "model_best.pth.tar", ours]):
         outputs.append(tmp_path / f"{number}.npz")
         evaluation.main([str(source), "--data_path", str(data), "--workers", "0", *CPU,
                          "--save_embeddings", str(outputs[-1])])
     left, right = (np.load(path) for path in outputs)
-    names = set(left.files) - {"facts"}  # a folder does not know at model_name step it was made
+    names = set(left.files) - {"facts"}  # a folder does not know at which step it was made
     assert left.files == right.files and "statistics" in names
     assert all(np.array_equal(left[name], right[name]) for name in names)
     train.main(["--test", "--resume", str(ours), "--data_path", str(data), "--workers", "0", *CPU,
                 "--logger_name", str(tmp_path / "tested")])
     results = [json.loads((folder / "test_results.json").read_text())
                for folder in (tmp_path / "tested", finished)]
+    assert results[1].pop("zero_shot")  # of the run, whose first weights no folder has
     assert results[0] == results[1]
 
 
@@ -113,14 +120,15 @@ def test_the_released_model_is_the_same_to_the_bit(released):
     assert model.preparation.padded and not model.training
 
 
-@pytest.mark.parametrize("image, text", [("vit", "bert"), ("clip", "clip"), ("siglip", "siglip"),
-                                         ("resnet", "bert")])
-def test_every_kind_of_encoder_comes_back_to_the_bit(folders, tmp_path, image, text):
+@pytest.mark.parametrize("image, text, head", [
+    ("vit", "bert", "linear"), ("clip", "clip", "linear"), ("siglip", "siglip", "mlp"),
+    ("resnet", "bert", "mlp")])
+def test_every_kind_of_encoder_comes_back_to_the_bit(folders, tmp_path, image, text, head):
     """Also with encoders that sentence_transformers cannot express; the folder then has none of
     its files."""
-    model = build(folders, image, text, RES, embed_size=8)
+    model = build(folders, image, text, RES, embed_size=8, head=head)
     rows = model.text_encoder
-    words = 40 if hasattr(rows, "clip") else rows.config.vocab_size
+    words = 40 if hasattr(rows, "pair") else rows.config.vocab_size
     tokenizer = small_tokenizer(words)
     model.preparation = Preparation(tokenizer, RES, [0.1] * 3, [0.2] * 3, 30, 12, "", False,
                                     {"options": {}})
@@ -140,7 +148,8 @@ def small_tokenizer(words):
 
 def test_a_loaded_model_is_saved_as_the_same_files(ours, tmp_path):
     DualEncoder.from_pretrained(ours).save_pretrained(tmp_path / "again")
-    assert {path.relative_to(ours): content for path, content in contents(ours).items()} == {
+    assert {path.relative_to(ours): content for path, content in contents(ours).items()
+            if path.name != LIST} == {
         path.relative_to(tmp_path / "again"): content
         for path, content in contents(tmp_path / "again").items()}
     with pytest.raises(InputError, match="preparation"):
@@ -202,6 +211,74 @@ def test_a_new_run_starts_from_its_weights(ours, data, tmp_path):
     assert "init" not in state["options"] and "init_weights" not in state["options"]
 
 
+# ------------------------------------------------------------------------------- averaged weights
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(data, tmp_path_factory):
+    """The folder of a run that fine-tuned two pretrained encoders, and their own folders."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    torch.manual_seed(3)
+    make("vit").save_pretrained(folder / "vit")
+    bert = BertConfig(vocab_size=len(TOKENIZER), max_position_embeddings=32, **ENCODER_SIZES)
+    BertModel(bert).save_pretrained(folder / "bert")
+    TOKENIZER.save_pretrained(folder / "bert")
+    train.main(command(
+        data, folder / "run", "--image_encoder", str(folder / "vit"), "--text_encoder",
+        str(folder / "bert"), "--embed_size", "0", "--image_res", str(RES), "--num_epochs", "1",
+        "--learning_rate", "1e-3"))
+    return folder
+
+
+def exported_weights(folder, *words):
+    return read_folder(export_to(folder, *words))["model"]
+
+
+def test_averaged_weights_are_those_of_both_ends_and_of_a_hand(fine_tuned, tmp_path):
+    """At 0 and 1 to the bit; the other end are the encoders that the checkpoint names."""
+    trained_path = fine_tuned / "run" / "checkpoint.pth.tar"
+    trained = checkpoint.read(trained_path)["model"]
+    begun = {f"{side}_encoder.{name}": value
+             for side, kind in (("image", "vit"), ("text", "bert"))
+             for name, value in load_encoder(str(fine_tuned / kind), side,
+                                             RES).state_dict().items()}
+    assert begun.keys() == trained.keys()
+    moved = [name for name in trained if not torch.equal(trained[name], begun[name])]
+    assert len(moved) > 20
+    for alpha, wanted in (0, begun), (1, trained):
+        found = exported_weights(tmp_path / str(alpha), trained_path, "--average", alpha)
+        assert all(torch.equal(found[name], wanted[name]) for name in trained)
+    found = exported_weights(tmp_path / "half", trained_path, "--average", 0.5)
+    for name in trained:
+        torch.testing.assert_close(found[name], 0.5 * trained[name] + 0.5 * begun[name])
+    card = (tmp_path / "half" / "README.md").read_text()
+    about = json.loads((tmp_path / "half" / "config.json").read_text())["about"]
+    assert about["average"] == 0.5 and not about["recalls"] and about["statistics"] is None
+    assert "0.5 times the trained weights" in card and "not measured" in card
+
+
+def test_weights_are_averaged_with_those_of_a_model_that_is_named(finished, ours, tmp_path):
+    trained_path = finished / "checkpoint.pth.tar"
+    trained, other = checkpoint.read(trained_path)["model"], read_folder(ours)["model"]
+    found = exported_weights(tmp_path / "out", trained_path, "--average", 0.25, "--average_with",
+                             ours)
+    for name in trained:
+        torch.testing.assert_close(found[name], 0.25 * trained[name] + 0.75 * other[name])
+
+
+def test_an_average_that_cannot_be_is_refused(finished, fine_tuned, tmp_path, capsys):
+    """Nothing is left behind."""
+    run, other = finished / "model_best.pth.tar", fine_tuned / "run" / "checkpoint.pth.tar"
+    for words, named in (
+            (["--average", "0.5"], "--average 0.5"),
+            (["--average", "0.5", "--average_with", str(other)], "--average_with"),
+            (["--average", "1.5"], "--average 1.5"), (["--average_with", str(other)], "--average"),
+            (["--average", "1", "--average_with", str(tmp_path / "none")], "none")):
+        expect_exit([str(run), str(tmp_path / "out"), *words], 2, capsys, [named],
+                    main=export.main)
+    assert not list(tmp_path.iterdir())
+
+
 # ----------------------------------------------------------------------- what cleans and resizes
 
 
@@ -233,14 +310,15 @@ def test_sentence_transformers_gives_our_vectors(model_name, request, finished, 
         torch.testing.assert_close(torch.from_numpy(left), right, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("image, text, poolings, size", [
-    ("vit", "bert", ("own", "own"), 8), ("vit", "bert", ("cls", "cls"), 0),
-    ("vit", "bert", ("mean", "padded"), 8), ("resnet", "bert", ("mean", "tokens"), 0)])
-def test_sentence_transformers_supports_every_pooling(folders, tmp_path, paths, image, text,
-                                                      poolings, size):
+@pytest.mark.parametrize("image, text, poolings, size, head", [
+    ("vit", "bert", ("own", "own"), 8, "linear"), ("vit", "bert", ("cls", "cls"), 0, "linear"),
+    ("vit", "bert", ("mean", "padded"), 8, "mlp"), ("resnet", "bert", ("mean", "tokens"), 8, "mlp"),
+    ("resnet", "bert", ("mean", "tokens"), 0, "linear")])
+def test_sentence_transformers_supports_every_pooling_and_projection(
+        folders, tmp_path, paths, image, text, poolings, size, head):
     library = pytest.importorskip("sentence_transformers")
     model = build(folders, image, text, RES, embed_size=size, image_pooling=poolings[0],
-                  text_pooling=poolings[1])
+                  text_pooling=poolings[1], head=head)
     core = small_tokenizer(40)
     core.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     model.preparation = Preparation(core, RES, [0.1] * 3, [0.2] * 3, 30, 12, "word3 ",
@@ -283,9 +361,8 @@ def test_only_an_earlier_export_is_replaced(finished, ours, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
     (tmp_path / "file").write_text("x")
-    mixed = shutil.copytree(ours, tmp_path / "mixed")
-    (mixed / "LICENSE").write_text("x")
-    for out in "full", "file", "mixed":
+    shutil.copytree(ours, tmp_path / "unlisted", ignore=shutil.ignore_patterns(LIST))
+    for out in "full", "file", "unlisted":
         before = contents(tmp_path)
         expect_exit([str(path), str(tmp_path / out)], 2, capsys, [str(tmp_path / out)], export.main)
         assert contents(tmp_path) == before
@@ -293,6 +370,49 @@ def test_only_an_earlier_export_is_replaced(finished, ours, tmp_path, capsys):
     again = shutil.copytree(ours, tmp_path / "again")
     export_to(again, path)
     assert len(contents(again)) == len(contents(ours))
+
+
+def test_what_somebody_put_into_an_export_stays(finished, ours, tmp_path, capsys):
+    """An edited card too; an edited file of the model is not replaced, and ends the command."""
+    path = finished / "model_best.pth.tar"
+    folder = shutil.copytree(ours, tmp_path / "x")
+    theirs = {"LICENSE": b"mine", "onnx/config.json": b"{}", "README.md": b"licence: mine"}
+    (folder / "onnx").mkdir()
+    for name, content in theirs.items():
+        (folder / name).write_bytes(content)
+    export_to(folder, path, "--dtype", "bfloat16")
+    assert {name: (folder / name).read_bytes() for name in theirs} == theirs
+    assert DualEncoder.from_pretrained(folder)
+    weights = folder / SIDES[0] / "model.safetensors"
+    assert weights.stat().st_size < (ours / SIDES[0] / "model.safetensors").stat().st_size
+    (folder / "config.json").write_bytes(b"{}")
+    before = contents(tmp_path)
+    expect_exit([str(path), str(folder)], 2, capsys, ["config.json"], export.main)
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_without_room_leaves_the_earlier_export(finished, ours, tmp_path):
+    """The child may write no file larger than 20 kB."""
+    folder = shutil.copytree(ours, tmp_path / "x")
+    before = contents(tmp_path)
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        export.main([str(finished / "model_best.pth.tar"), str(folder)])
+
+    assert status_of(in_a_child(limited)) == 2
+    assert contents(tmp_path) == before
+
+
+def test_files_have_the_permissions_of_any_new_file(finished, tmp_path):
+    former = os.umask(0o027)
+    try:
+        folder = export_to(tmp_path / "x", finished / "model_best.pth.tar")
+        DualEncoder.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(former)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
 
 
 def change_json(name, **changes):
@@ -384,18 +504,19 @@ def test_a_model_is_pulled_from_the_hub_and_pushed_to_it(ours, tmp_path, monkeyp
                         lambda self, repo_id, **more: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder",
                         lambda self, folder_path, **more: shutil.copytree(folder_path, hub))
-    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download",
-                        lambda filename, **more: str(hub / filename))
-    monkeypatch.setattr(model_module, "snapshot_download", lambda name, **more: str(hub))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download",
+                        lambda name, filename, **more: str(hub / filename))
+    monkeypatch.setattr(encoders.folder, "snapshot_download", lambda name, **more: str(hub))
     DualEncoder.from_pretrained(ours).push_to_hub("someone/model")
-    assert {path.name for path in hub.rglob("*")} == {path.name for path in ours.rglob("*")}
+    assert {path.name for path in hub.rglob("*")} | {LIST} == {
+        path.name for path in ours.rglob("*")}
     weights = DualEncoder.from_pretrained("someone/model", revision="main").state_dict()
     wanted = DualEncoder.from_pretrained(ours).state_dict()
     assert all(torch.equal(weights[name], value) for name, value in wanted.items())
 
 
 def test_a_name_that_is_nowhere_is_one_line(offline):
-    with pytest.raises(InputError, match="is no folder, and none can be had"):
+    with pytest.raises(InputError, match="^someone/model cannot be read as"):
         DualEncoder.from_pretrained("someone/model")
 
 

@@ -12,6 +12,7 @@ from helpers.runs import command, expect_exit
 import checkpoint
 import train
 from common.errors import InputError
+from common.presets import RECIPES
 from figures.tensorboard import validation_lines
 from training import outline, schedule
 from training.objectives import objective_class
@@ -70,8 +71,8 @@ def test_the_start_tells_what_the_preset_changed_and_no_more(told):
 
 
 def test_a_preset_that_changes_nothing_is_not_told():
-    run = SimpleNamespace(options=options(), steps_per_epoch=5, photos=[], captions=10,
-                          device=None)
+    plain = options("--image_fit", "squash", "--captions", "published")
+    run = SimpleNamespace(options=plain, steps_per_epoch=5, photos=[], captions=10, device=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outline, "parameters_text", lambda run: "a model")
         patch.setattr(outline, "device_text", lambda run: "a device")
@@ -79,7 +80,8 @@ def test_a_preset_that_changes_nothing_is_not_told():
 
 
 def test_a_borrowed_name_brings_its_preset_along_and_says_so():
-    own = options("--dataset", "flickr8k", "--queue_size", "8224")
+    own = options("--dataset", "flickr8k", "--queue_size", "8224", "--image_fit", "squash",
+                  "--captions", "published")
     run = SimpleNamespace(options=own, steps_per_epoch=5, photos=[], captions=10,
                           device=None)
     with pytest.MonkeyPatch.context() as patch:
@@ -88,6 +90,23 @@ def test_a_borrowed_name_brings_its_preset_along_and_says_so():
         text = " ".join(outline.outline(run, {"dataset", "queue_size"}, None))
     assert "preset of flickr8k: text_encoder small-bert, augment none" in text
     assert "queue_size" not in text
+
+
+def test_the_start_tells_what_the_recipe_changed_and_not_as_the_presets():
+    argv = "--dataset", "flickr8k", "--recipe", "clip", "--lr_warmup", "7"
+    run = SimpleNamespace(options=options(*argv), steps_per_epoch=5, photos=[], captions=10,
+                          device=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outline, "parameters_text", lambda run: "a model")
+        patch.setattr(outline, "device_text", lambda run: "a device")
+        lines = outline.outline(run, {"dataset", "recipe", "lr_warmup"}, None)
+        resumed = outline.outline(run, {"dataset"}, None)
+    [preset] = [line for line in lines if line.startswith("preset of flickr8k: ")]
+    [recipe] = [line for line in lines if line.startswith("recipe clip: ")]
+    for name in RECIPES["clip"]:
+        assert (name in recipe) == (name != "lr_warmup") and name not in preset.replace("\n ", "")
+    assert "text_encoder small-bert" in preset and len(resumed) == len(lines)
+    assert all(len(line) <= 80 for line in f"{preset}\n{recipe}".splitlines())
 
 
 def test_all_lines_fit_a_terminal(told):

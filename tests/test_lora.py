@@ -107,10 +107,13 @@ def test_a_stopped_run_goes_on_to_the_bit(data, base, adapted, tmp_path, monkeyp
 def test_it_is_tested_evaluated_and_searched(data, adapted, tmp_path, capsys):
     copy = shutil.copytree(adapted, tmp_path / "run")
     wanted = json.loads((copy / "test_results.json").read_text())
+    wanted.pop("zero_shot", None)  # which a run scores before its first step
     (copy / "test_results.json").unlink()
     best = copy / "model_best.pth.tar"
     train.main(["--test", "--resume", str(best), "--data_path", str(data), *CPU, "--workers", "0"])
-    assert json.loads((copy / "test_results.json").read_text()) == wanted
+    found = json.loads((copy / "test_results.json").read_text())
+    found.pop("zero_shot", None)
+    assert found == wanted
     evaluation.main([str(best), "--data_path", str(data), *CPU, "--workers", "0", "--output",
                      str(tmp_path / "metrics.json")])
     assert json.loads((tmp_path / "metrics.json").read_text()) == wanted

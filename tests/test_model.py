@@ -24,6 +24,29 @@ from model import DualEncoder, compile_encoders, enable_gradient_checkpointing, 
 # --------------------------------------------------------------------------------------- embeddings
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@torch.no_grad()
+def test_a_projection_is_linear_or_has_one_hidden_layer(dual, head):
+    model = dual("clip", "bert", embed_size=6, head=head)
+    for features, project, projection in [
+            (model.image_features(photos()), model.project_image, model.image_projection),
+            (model.text_features(IDS, MASK), model.project_text, model.text_projection)]:
+        layers = [value for name, value in projection.state_dict().items()]  # weight, bias, ...
+        rows = features @ layers[0].T + layers[1]
+        if head == "mlp":
+            assert rows.shape[1] == 12
+            rows = rows * (1 + torch.erf(rows / 2**0.5)) / 2  # GELU
+            rows = rows @ layers[2].T + layers[3]
+        same(project(features), rows / rows.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize(("settings", "named"), [
+    (dict(freeze="both"), "--freeze both"), (dict(head="mlp"), "--head mlp")])
+def test_without_projections_none_can_be_trained(dual, settings, named):
+    with pytest.raises(InputError, match=f"{named}.*--embed_size"):
+        dual(**settings)
+
+
 @pytest.mark.parametrize("image", IMAGE_KINDS)
 @pytest.mark.parametrize("text", TEXT_KINDS)
 @torch.no_grad()
@@ -163,6 +186,22 @@ def test_a_frozen_encoder_gets_no_gradient(dual, freeze, trained_side, embed_siz
         assert all(p.grad.abs().sum() > 0 for p in projection.parameters())
 
 
+def test_with_both_encoders_frozen_the_projections_alone_get_gradients(dual):
+    model = dual(freeze="both", embed_size=16, head="mlp").train()
+    assert model.freezes("image") and model.freezes("text")
+    assert not any(module.training for encoder in (model.image_encoder, model.text_encoder)
+                   for module in encoder.modules())
+    images, texts, *features = model(photos(), None, IDS, MASK)
+    (images * texts).sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in model.named_parameters() if p.requires_grad} == {
+        f"{side}_projection.{layer}.{part}" for side in ("image", "text") for layer in (0, 2)
+        for part in ("weight", "bias")}
+    # Known features take the place of the inputs.
+    again = model(None, features[0], torch.empty(3, 0), torch.empty(3, 0), features[1])
+    assert torch.equal(again[0], images) and torch.equal(again[1], texts)
+
+
 # --------------------------------------------------------------------------------- speed and memory
 
 
@@ -219,6 +258,8 @@ def test_gradient_checkpointing_is_refused_where_an_encoder_has_none(dual):
         enable_gradient_checkpointing(dual("mobilenet", embed_size=16))
     # An encoder that is frozen needs none.
     enable_gradient_checkpointing(dual("mobilenet", embed_size=16, freeze="image"))
+    with pytest.raises(InputError, match="--grad_checkpointing: .*--freeze both"):
+        enable_gradient_checkpointing(dual(embed_size=16, freeze="both"))
 
 
 def test_compiled_encoders_keep_the_names_of_their_weights(dual):

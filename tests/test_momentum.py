@@ -7,15 +7,15 @@ from helpers.encoders import photos, same
 from model import MomentumUpdate, momentum_copy, update_momentum
 
 
-@pytest.mark.parametrize("freeze", [None, "image", "text"])
+@pytest.mark.parametrize("freeze", [None, "image", "text", "both"])
 def test_the_momentum_copy_shares_a_frozen_encoder_and_copies_the_rest(dual, freeze):
     model = dual(freeze=freeze, embed_size=16)
     copy = momentum_copy(model)
     for side in "image", "text":
         online, momentum = (getattr(m, f"{side}_encoder") for m in (model, copy))
-        assert (online is momentum) == (side == freeze)
+        assert (online is momentum) == (freeze in (side, "both"))
         pairs = list(zip(online.parameters(), momentum.parameters(), strict=True))
-        assert all((p.data_ptr() == k.data_ptr()) == (side == freeze) for p, k in pairs)
+        assert all((p.data_ptr() == k.data_ptr()) == (online is momentum) for p, k in pairs)
         assert all(torch.equal(p, k) for p, k in pairs)
     assert copy.image_projection is not model.image_projection
     assert not any(parameter.requires_grad for parameter in copy.parameters())

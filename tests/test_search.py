@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers.paths import GOLDEN
 from helpers.photos import noise
@@ -21,6 +22,7 @@ import checkpoint
 import evaluation
 import search
 from common import terminal
+from common.errors import InputError
 from encoders import hub
 from fne_loss import false_negative_posterior
 from metrics.embeddings import gaussians_from_statistics
@@ -269,15 +271,65 @@ def test_after_sigterm_the_next_search_goes_on(photos, exported, tmp_path, monke
     assert 0 < len(encoded) < len(list(photos.iterdir()))
 
 
-def test_an_index_with_spoilt_embeddings_is_named(photos, exported, tmp_path, capsys):
-    arguments = [str(exported), QUERY, "--photos", str(photos), "--index", str(tmp_path / "index"),
-                 "--workers", "0", *CPU]
-    search.main(arguments)
+def test_an_index_with_spoilt_embeddings_is_made_anew_once(photos, exported, tmp_path, capsys, find,
+                                                           encoded):
+    """With --as_is nothing is made, and nothing else said."""
+    arguments = [QUERY, "--photos", photos, "--index", tmp_path / "index"]
+    before, _ = find(exported, *arguments)
     content = bytearray((tmp_path / "index").read_bytes())
     row = content.index(b"test_00000.png") - 4 * 24
     content[row - 400 : row] = b"\xff" * 400  # NaN
     (tmp_path / "index").write_bytes(content)
-    expect_exit(arguments, 2, capsys, [f"--index {tmp_path / 'index'}"], search.main)
+    told = expect_exit([str(exported), *map(str, arguments), "--as_is", *CPU], 2, capsys,
+                       ["--as_is", f"--index {tmp_path / 'index'}", "damaged"], search.main)
+    assert "made anew" not in told and (tmp_path / "index").read_bytes() == content
+    encoded.clear()
+    after, told = find(exported, *arguments)
+    assert after == before and len(encoded) == len(list(photos.iterdir()))
+    assert told.count(f"warning: --index {tmp_path / 'index'}") == 1 and "made anew" in told
+
+
+def test_with_as_is_no_link_leads_out_of_the_folder(photos, exported, tmp_path, capsys, find):
+    """Neither that of a photo nor that of a folder, which other photos may have become since."""
+    (photos / "deep").mkdir()
+    noise().save(photos / "deep" / "x.png")
+    arguments = [QUERY, "--photos", photos, "--index", tmp_path / "index", "--top", "1000"]
+    before, _ = find(exported, *arguments)
+    (photos / "deep").rename(tmp_path / "elsewhere")
+    assert find(exported, *arguments, "--as_is")[0] == before
+    (photos / "deep").symlink_to(tmp_path / "elsewhere")
+    page = tmp_path / "x.html"
+    told = expect_exit([str(exported), *map(str, arguments), "--as_is", "--html", str(page),
+                        "--quiet", *CPU],
+                       2, capsys, ["--as_is", "deep/x.png", "--follow_links"], search.main)
+    assert "elsewhere" in told and not page.exists()
+    assert find(exported, *arguments, "--as_is", "--follow_links")[0] == before
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("factor", [0, 1e38, float("nan")])
+def test_a_model_without_embeddings_is_told_in_a_line(photos, exported, tmp_path, capsys, side,
+                                                      factor):
+    """It would give every photo the same score."""
+    model = shutil.copytree(exported, tmp_path / "model")
+    weights = model / f"{side}_2_Dense" / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({name: value * factor for name, value in tensors.items()}, weights,
+                                {"format": "pt"})
+    expect_exit([str(model), QUERY, "--photos", str(photos), "--workers", "0", *CPU], 2, capsys,
+                ["model"], search.main)
+
+
+def test_photos_that_may_not_be_read_now_are_counted(photos, exported, capsys, monkeypatch):
+    """As in a folder without the permission to open what is in it."""
+    def refuse(path, **how):
+        raise InputError(f"photo {path} cannot be decoded") from PermissionError(13, "denied")
+
+    monkeypatch.setattr(encoding, "load_photo", refuse)
+    count = len(list(photos.iterdir()))
+    told = expect_exit([str(exported), QUERY, "--photos", str(photos), "--workers", "0", *CPU], 2,
+                       capsys, [f"--photos {photos}"], search.main, count + 2)
+    assert f"none of its {count} photos" in told
 
 
 # ----------------------------------------------------------------------------------- what is shown

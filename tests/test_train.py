@@ -18,7 +18,7 @@ METRICS = {f"{side}_{key}" for side in ("i2t", "t2i")
 
 def test_a_run_leaves_checkpoints_results_and_logs(finished):
     results = json.loads((finished / "test_results.json").read_text())
-    assert results.keys() == METRICS | {f"{side}_{key}" for side in ("i2t", "t2i")
+    assert results.keys() == METRICS | {"zero_shot"} | {f"{side}_{key}" for side in ("i2t", "t2i")
                                        for key in ("map_at_r", "r_precision")}
     state = checkpoint.read(finished / "checkpoint.pth.tar")
     assert (state["epoch"], state["step"], state["global_step"]) == (3, 0, 21)
@@ -43,6 +43,7 @@ def test_the_warm_up_leaves_the_bank_alone(data, tmp_path):
 @pytest.mark.parametrize("more", [
     ["--loss", "triplet", "--lr_update", "1"], ["--loss", "infonce", "--grad_clip", "0"],
     ["--freeze", "image", "--text_pooling", "padded"], ["--freeze", "text", "--lr_warmup", "3"],
+    ["--freeze", "both", "--head", "mlp"], ["--freeze", "both", "--augment", "published"],
     ["--image_encoder", "small-vit", "--augment", "published", "--num_epochs", "1"],
 ])
 def test_every_way_of_training_runs_and_can_be_tested(data, tmp_path, more):

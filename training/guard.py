@@ -39,7 +39,8 @@ def guarded_step(run: Run, image_ids: Tensor, *values: Tensor) -> tuple[Tensor, 
         () norm of all gradients before clipping, and () bool, whether the step was taken.
     """
     limit = run.options.grad_clip or torch.inf
-    norm = nn.utils.clip_grad_norm_(run.optimizer.param_groups[0]["params"], limit)
+    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, limit)
     taken = all_finite(norm, *values)
     run.skips.update(taken, image_ids, run.global_step)
     processes.local_optimizer(run.optimizer).found_inf = (~taken).float()
@@ -82,7 +83,7 @@ def warn_or_stop(run: Run, spread: float, loss: float) -> None:
         InputError: too many steps in a row were not finite; it names the photos of the latest.
     """
     skips, now = run.skips, run.global_step
-    rate = run.optimizer.param_groups[0]["lr"]
+    rate = run.highest_learning_rate
     if skips.longest >= SKIPS_IN_A_ROW:
         names = ", ".join(run.photos[image].name for image in skips.image_ids.tolist())
         raise InputError(

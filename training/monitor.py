@@ -59,7 +59,7 @@ def mean_values(run: Run) -> dict[str, Tensor]:
 def state_values(run: Run) -> dict[str, Tensor | float]:
     """Give the learning rate and the state of the objective as they are now, by tag."""
     return {"train/skipped_steps": run.skips.count,
-            "train/learning_rate": run.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": run.highest_learning_rate,
             **run.objective.values()}
 
 

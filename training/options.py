@@ -21,7 +21,7 @@ from common.options import (
     with_preset,
 )
 from common.parser import Parser, build_parser, given_values
-from common.presets import USUAL_AMBIGUITY, presets_help
+from common.presets import RECIPES, USUAL_AMBIGUITY, presets_help
 from common.ranks import world_size
 from training.objectives import OBJECTIVES, objective_class
 from training.objectives.options import FNEOptions, InfoNCEOptions, SigmoidOptions, set_prior
@@ -49,11 +49,15 @@ class TrainingOptions:
     """The options of the optimisation."""
 
     title = "training"
+    recipe: str | None = option(
+        None, "a way of training, over the preset of the dataset; clip: fine-tune a pretrained "
+        "pair as is usual (docs/fine_tuning.md)", choices=RECIPES, from_checkpoint=True, fixed=True)
     augment: str = option(
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
     freeze: str | None = option(
-        None, "encoder that is not trained (its projection is)", choices=("image", "text"),
+        None, "encoder that is not trained (its projection is); its features are made once, those "
+        "of photos under --augment none", choices=("image", "text", "both"),
         from_checkpoint=True, fixed=True)
     lora: int = option(
         0, "rank of low-rank adapters (LoRA, of peft) of the linear layers in attention and MLP: "
@@ -74,17 +78,40 @@ class TrainingOptions:
     batch_size_train: int = option(
         32, "B, pairs in a step of all processes together", low=1, high=LARGEST_BATCH,
         from_checkpoint=True, fixed=True)
+    optimizer: str = option(
+        "adam", "Adam, or AdamW, whose weight decay does not pass through the moments",
+        choices=("adam", "adamw"), from_checkpoint=True, fixed=True)
+    weight_decay: float = option(
+        0.0, "of all trained weights but biases, norms and other vectors, and numbers such as the "
+        "logit scale", low=0, high=LARGEST_FLOAT, from_checkpoint=True, fixed=True)
     learning_rate: float = option(
-        2e-5, "of Adam", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
+        2e-5, "of the optimizer", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
+    image_lr: float | None = option(
+        None, "learning rate of the image encoder (default: --learning_rate)", low=0,
+        high=LARGEST_FLOAT, from_checkpoint=True, fixed=True)
+    text_lr: float | None = option(
+        None, "learning rate of the text encoder (default: --learning_rate)", low=0,
+        high=LARGEST_FLOAT, from_checkpoint=True, fixed=True)
+    head_lr: float | None = option(
+        None, "learning rate of the projections of --embed_size and of the loss's own parameters "
+        "(default: --learning_rate)", low=0, high=LARGEST_FLOAT, from_checkpoint=True, fixed=True)
+    layer_decay: float = option(
+        1.0, "factor between the learning rates of a layer and of the next one in an encoder; what "
+        "comes after its last layer has the encoder's own rate", above=0, high=1,
+        from_checkpoint=True, fixed=True)
     lr_milestones: list[int] = option(
-        [5, 15], "after these many epochs the learning rate falls to a tenth", low=0,
-        high=LARGEST_COUNT, from_checkpoint=True)
+        [5, 15], "with --lr_schedule steps, after these many epochs the learning rate falls to a "
+        "tenth", low=0, high=LARGEST_COUNT, from_checkpoint=True)
     lr_update: int = option(
         0, "fall every so many epochs instead of at --lr_milestones; 0 for not", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)
     lr_warmup: int = option(
         0, "steps over which the learning rate rises from 0 at the start", low=0,
         high=LARGEST_COUNT, from_checkpoint=True)
+    lr_schedule: str = option(
+        "steps", "fall of the learning rate after --lr_warmup: by --lr_milestones or --lr_update, "
+        "or to 0 at the end of the run, as half a cosine or as a line",
+        choices=("steps", "cosine", "linear"), from_checkpoint=True)
     grad_clip: float = option(
         2.0, "largest norm of the gradient; 0 for no limit", low=0, high=1e30,
         from_checkpoint=True)
@@ -213,6 +240,7 @@ def check(options: TrainOptions) -> None:
                          "captions that it has; leave the flag out, or give --dataset shapes")
     check_exclusive(options)
     check_lora(options)
+    check_optimizer(options)
     if not options.test and options.batch_size_train % world_size():
         below = options.batch_size_train // world_size() * world_size()
         sizes = f"{below} or {below + world_size()}" if below else str(world_size())
@@ -222,16 +250,31 @@ def check(options: TrainOptions) -> None:
 
 
 def check_lora(options: TrainOptions) -> None:
-    """Raise InputError where a flag of --lora is given without it, or against its own precision."""
+    """Raise InputError where a flag of --lora is given without it, or against another flag."""
     flags = flags_of(TrainingOptions)
     for name in "lora_alpha", "lora_dropout", "base_dtype":
         value = getattr(options, name)
         if not options.lora and value != flags[name].default:
             raise InputError(f"--{name} {value}: belongs to --lora; leave the flag out, or give "
                              "--lora 16")
+    if options.lora and options.freeze == "both":
+        raise InputError(f"--lora {options.lora}: --freeze both leaves no encoder to adapt; leave "
+                         "one of the two out")
     if options.base_dtype == "bfloat16" and options.precision == "fp32":
         raise InputError("--base_dtype bfloat16: the encoders then compute in bf16; leave out "
                          "--precision fp32")
+
+
+def check_optimizer(options: TrainOptions) -> None:
+    """Raise InputError where a flag asks for a learning rate that nothing would have."""
+    for side in "image", "text":
+        rate = getattr(options, f"{side}_lr")
+        if rate is not None and options.freeze in (side, "both"):
+            raise InputError(f"--{side}_lr {rate}: --freeze {options.freeze} does not train the "
+                             f"{side} encoder; leave one of the two out")
+    if options.lr_update and options.lr_schedule != "steps":
+        raise InputError(f"--lr_update {options.lr_update}: --lr_schedule {options.lr_schedule} "
+                         "has no steps; leave one of the two out")
 
 
 def check_exclusive(options: TrainOptions) -> None:
@@ -239,7 +282,8 @@ def check_exclusive(options: TrainOptions) -> None:
     declared = flags_of(OBJECTIVES[options.loss].flags)
     for name, flag in flags_of(type(options)).items():
         value = getattr(options, name)
-        if flag.exclusive and name not in declared and value != flag.default:
+        unused = flag.exclusive and value != flag.default or value in flag.words
+        if unused and name not in declared:
             losses = [loss for loss, entry in OBJECTIVES.items() if name in flags_of(entry.flags)]
             raise InputError(f"--{name} {value}: --loss {options.loss} does not use it; leave the "
                              f"flag out, or give --loss {' or '.join(losses)}")

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from common.errors import InputError
-from common.presets import PRESETS, default_data_path, preset_lines
+from common.presets import PRESETS, RECIPES, default_data_path, preset_lines
 from common.ranks import world_size
 from common.terminal import print_status, warn
+from encoders.preparation import preparation_text
 from training.objectives import objective_class
 from training.objectives.base import phases
 from training.options import TrainOptions, default_folder
@@ -43,6 +44,7 @@ def outline(run: Run, given: set[str], resume: Path | None) -> list[str]:
     lines = [
         f"data: {options.dataset}, {run.captions:,} pairs of {len(run.photos):,} photos in "
         f"{options.data_path.absolute()}",
+        preparation_text(options),
         f"model: {parameters_text(run)}; on {device_text(run)}",
         f"steps: {steps:,} of {options.batch_size_train} pairs an epoch, {epochs}, "
         f"{steps * options.num_epochs:,} in all",
@@ -50,10 +52,14 @@ def outline(run: Run, given: set[str], resume: Path | None) -> list[str]:
     ]
     if options.oracle != "off":
         lines.append(ORACLE_TEXT[options.oracle])
-    preset = {name: value for name, value in PRESETS[options.dataset].items()
-              if name not in given and getattr(options, name) == value}
-    if preset and resume is None:
-        lines.append(preset_lines(preset, f"preset of {options.dataset}: ", 2))
+    recipe = RECIPES[options.recipe] if options.recipe else {}
+    for start, values, over in (
+            (f"preset of {options.dataset}: ", PRESETS[options.dataset], recipe),
+            (f"recipe {options.recipe}: ", recipe, {})):
+        used = {name: value for name, value in values.items()
+                if name not in given and name not in over and getattr(options, name) == value}
+        if used and resume is None:
+            lines.append(preset_lines(used, start, 2))
     if resume is not None:
         next_phase = (f"{run.phase} comes next" if run.epoch < options.num_epochs else
                       "and only the test is left")

@@ -60,27 +60,19 @@ def shape_and_type(weight: Tensor) -> str:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Copy Adam's moments and step counts in place, once they fit its parameters.
+    """Copy an optimizer's moments and step counts in place, once they fit its parameters.
 
-    A fused Adam trusts their shapes: a wrong one would be read beyond its end.
+    A fused optimizer trusts their shapes: a wrong one would be read beyond its end.
 
     Args:
-        optimizer: the run's Adam.
+        optimizer: the run's Adam or AdamW.
         state: its `state_dict`, from the file.
 
     Raises:
         ValueError: another optimizer's state, or moments of another shape, type or range.
     """
-    settings = optimizer.param_groups[0]
-    (group,) = state["param_groups"]
-    if type(group["lr"]) is not float or not 0 <= group["lr"] < math.inf:
-        raise ValueError(f"the learning rate is {group['lr']!r}")
-    if group.keys() != settings.keys() or any(
-            type(group[name]) is not type(settings[name]) or group[name] != settings[name]
-            for name in settings.keys() - {"lr", "params"}) or group["params"] != list(
-                range(len(settings["params"]))):
-        raise ValueError("the optimizer's settings are others")
-    parameters = settings["params"]
+    check_groups(optimizer.param_groups, state["param_groups"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError(f"the optimizer has no parameter {number!r}")
@@ -96,6 +88,32 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict({"param_groups": state["param_groups"], "state": {
         number: {name: value.clone() for name, value in moments.items()}
         for number, moments in state["state"].items()}})
+
+
+def check_groups(groups: list[dict], saved: list[dict]) -> None:
+    """Check that the groups of a saved optimizer are those of this one, but for learning rates.
+
+    Args:
+        groups: the optimizer's own groups.
+        saved: those of a `state_dict`, whose parameters are numbered through all groups.
+
+    Raises:
+        ValueError: another number of groups, other parameters or settings, or a learning rate that
+            is none.
+    """
+    if len(saved) != len(groups):
+        raise ValueError(f"the optimizer has {len(groups)} groups of parameters, not {len(saved)}")
+    first = 0
+    for settings, group in zip(groups, saved):
+        if type(group["lr"]) is not float or not 0 <= group["lr"] < math.inf:
+            raise ValueError(f"the learning rate is {group['lr']!r}")
+        after = first + len(settings["params"])
+        if group.keys() != settings.keys() or any(
+                type(group[name]) is not type(settings[name]) or group[name] != settings[name]
+                for name in settings.keys() - {"lr", "params"}) or group["params"] != list(
+                    range(first, after)):
+            raise ValueError("the optimizer's settings are others")
+        first = after
 
 
 def load_progress(run: Run, state: dict) -> None:
@@ -120,6 +138,11 @@ def load_progress(run: Run, state: dict) -> None:
         raise ValueError(f"best_rsum is {run.best_rsum}")
     if not all(type(photo) is int and 0 <= photo < len(run.photos) for photo in run.bad_photos):
         raise ValueError("a bad photo that the training split does not have")
+    run.zero_shot = state.get("zero_shot")  # checkpoints of earlier versions do not have it
+    if run.zero_shot is not None and not all(
+            isinstance(name, str) and isinstance(value, float)
+            for name, value in run.zero_shot.items()):
+        raise ValueError("metrics before the first step that are no numbers")
     run.logs = [{name: torch.tensor(float(value), device=run.device)
                  for name, value in logs.items()} for logs in state["logs"]]
     if not all("loss" in logs for logs in run.logs):

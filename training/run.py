@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from common.device import place_on_device
-from common.processes import broadcast_tensors, make_adam, with_summed_gradients
+from common.processes import broadcast_tensors, with_summed_gradients
 from data import LoadedSplit
-from encoders.processors import image_statistics
+from encoders.processors import image_statistics, photo_fit
 from encoders.stored import describe_encoders
+from inputs.fitting import PhotoFit
 from model import (
     DualEncoder,
     check_deterministic_gradients,
@@ -21,6 +22,7 @@ from model import (
 from training.clock import StepClock
 from training.objectives import objective_class
 from training.objectives.base import Objective
+from training.optimizer import build_optimizer
 from training.options import TrainOptions
 from training.schedule import learning_rate_factor, position
 
@@ -79,19 +81,24 @@ class Run:
     encode_pairs: nn.Module  # the model, or what sums the gradients of several processes around it
     objective: Objective
     optimizer: torch.optim.Optimizer
+    learning_rates: list[float]  # of each group of the optimizer, before warm-up and schedule
     pixel_statistics: Tensor  # (2, 3) mean and std of the channels, on `device`
+    photo_fit: PhotoFit  # how photos are fitted into a square where they are not augmented
     steps_per_epoch: int
     photos: Sequence[Path]  # (N_i,) files of the training split
     captions: int | None  # N_t of the training split; None in a trial without data
     skips: Skips
     clock: StepClock
     encoders: dict  # what `encoders.stored` has a checkpoint hold of them
-    image_features: Tensor | None = None  # (N_i, W) of a frozen image encoder, not augmented
+    # Features of the training split, which `training.features` has frozen encoders make once.
+    image_features: Tensor | None = None  # (N_i, W), of photos that are not augmented
+    text_features: Tensor | None = None  # (N_t, W)
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in this epoch
     global_step: int = 0
     validation_due: bool = True  # before the first step or after the last one, and not done yet
     best_rsum: float = -1.0
+    zero_shot: dict[str, float] | None = None  # metrics of the validation before the first step
     bad_photos: list[int] = field(default_factory=list)  # that could not be read, by index
     collapsed: bool = False  # whether the last warning told of a collapse
     logs: list[dict[str, Tensor]] = field(default_factory=list)  # since they were last written
@@ -108,10 +115,15 @@ class Run:
         return f"epoch {epoch}/{self.options.num_epochs}, step {step:,}/{self.steps_per_epoch:,}"
 
     def set_learning_rate(self) -> None:
-        """Set the optimizer's learning rate for the next step, in place."""
+        """Set the learning rate of each group of the optimizer for the next step, in place."""
         factor = learning_rate_factor(self.options, self.global_step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * factor
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate * factor
+
+    @property
+    def highest_learning_rate(self) -> float:
+        """The learning rate of the last step, the highest one of the optimizer's groups."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def finish_step(self, validate_at: set[int]) -> None:
         """Count a step, and an epoch at its end, in place.
@@ -157,18 +169,14 @@ def build_run(
         compile_encoders(model, *(module for module in objective.modules()
                                   if isinstance(module, DualEncoder)))
     check_entries_named(objective)
-    trained = [parameter for module in (model, objective) for parameter in module.parameters()
-               if parameter.requires_grad]
-    statistics = image_statistics(options)
+    statistics, fit = image_statistics(options), photo_fit(options)
     return Run(
         options, device, model, with_summed_gradients(model), objective,
-        # Fused, so that `guard.guarded_step` can leave out a step without waiting for the device.
-        make_adam(trained, options.shard, lr=options.learning_rate, fused=True),
-        torch.tensor(statistics, device=device), steps_per_epoch,
-        () if train_set is None else train_set.photos,
+        *build_optimizer(options, model, objective), torch.tensor(statistics, device=device),
+        fit, steps_per_epoch, () if train_set is None else train_set.photos,
         None if train_set is None else len(train_set.captions),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe_encoders(model, tokenizer, *statistics))
+        describe_encoders(model, tokenizer, *statistics, fit))
 
 
 def check_entries_named(objective: Objective) -> None:

@@ -3,6 +3,8 @@
 These are pure functions, so there is no scheduler whose state could be lost.
 """
 
+import math
+
 from training.options import TrainOptions
 
 
@@ -18,19 +20,29 @@ def position(epoch: int, step: int, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def learning_rate_factor(options: TrainOptions, step: int, steps_per_epoch: int) -> float:
-    """Give the share of `--learning_rate` at a step: a rise at the start, then tenfold falls.
+    """Give the share of the learning rate at a step: a linear rise at the start, then a fall.
+
+    With W = `--lr_warmup` and T steps of the whole run, the rise is (step + 1) / (W + 1) up to step
+    W. The fall is tenfold at each milestone, from the start of the run on; or it goes from 1 at
+    step W to 0 at step T, as a line or as half a cosine.
 
     Args:
         options: the run's options.
         step: steps done before it.
         steps_per_epoch: steps of an epoch.
     """
+    rise = min(1.0, (step + 1) / (options.lr_warmup + 1))
+    if options.lr_schedule != "steps":
+        falling = max(1, options.num_epochs * steps_per_epoch - options.lr_warmup)
+        left = 1 - max(0, step - options.lr_warmup) / falling
+        cosine = options.lr_schedule == "cosine"
+        return rise * ((1 - math.cos(math.pi * left)) / 2 if cosine else left)
     epoch = step // steps_per_epoch
     if options.lr_update:
         falls = epoch // options.lr_update
     else:
         falls = sum(epoch >= milestone for milestone in options.lr_milestones)
-    return min(1.0, (step + 1) / (options.lr_warmup + 1)) * 0.1**falls
+    return rise * 0.1**falls
 
 
 def validation_steps(options: TrainOptions, steps: int) -> set[int]:

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import socket
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,13 @@ from common import files, processes
 from common.errors import NOT_WRITABLE, InputError, one_line, reraise_out_of_memory
 from common.locks import LockHeld, lock
 from common.ranks import is_main, world_size
+from common.temporary import (
+    check_writable,
+    remove,
+    remove_left_overs,
+    temporary_file,
+    temporary_path,
+)
 from common.terminal import print_status, warn
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
@@ -49,12 +55,12 @@ def save_twice(path: Path, other: Path, state: dict) -> None:
         InputError: it cannot be written.
     """
     save(path, state)
-    part = other.with_name(f"{other.name}.part")
+    link = temporary_path(other.parent, path.stat().st_ino)
     try:
-        part.unlink(missing_ok=True)
-        os.link(path, part)
-        os.replace(part, other)
+        os.link(path, link)
+        os.replace(link, other)
     except OSError:
+        remove(link)
         save(other, state)
 
 
@@ -204,11 +210,8 @@ def prepare_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
-        for part in folder.glob("*.part"):  # a save that was killed
-            part.unlink()
-        probe = folder / f".{os.getpid()}.part"
-        probe.write_bytes(b"1")
-        probe.unlink()
+        remove_left_overs(folder)
+        check_writable(folder)
         if fresh and any(folder.glob(RUN_FILES[0])):
             move_aside(folder)
     except OSError as error:
@@ -252,16 +255,13 @@ def check_shared(folder: Path) -> None:
     """
     if world_size() == 1:
         return
-    mark = processes.broadcast_from_main(folder / f".{uuid.uuid4().hex}.part")
-    if is_main():
-        mark.touch()
-    processes.barrier()
-    if not mark.exists():
-        raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the folder "
-                         "of the first process: name one on a disk that all machines share")
-    processes.barrier()
-    if is_main():
-        mark.unlink(missing_ok=True)
+    with temporary_file(folder) if is_main() else contextlib.nullcontext((None, None)) as (_, made):
+        mark = processes.broadcast_from_main(made)
+        if not mark.exists():
+            raise InputError(f"--logger_name {folder}: {socket.gethostname()} does not see the "
+                             "folder of the first process: name one on a disk that all machines "
+                             "share")
+        processes.barrier()
 
 
 @contextlib.contextmanager

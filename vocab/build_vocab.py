@@ -16,8 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project, from any folder
 
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
+
 from common import files  # noqa: E402
-from common.errors import InputError, exit_on_import_error, exit_on_input_error  # noqa: E402
+from common.errors import InputError, exit_on_input_error  # noqa: E402
 from common.options import SourceOptions  # noqa: E402
 from common.parser import Parser, add_flags  # noqa: E402
 from common.terminal import print_result  # noqa: E402
@@ -37,7 +41,6 @@ def build_vocab_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    exit_on_import_error()
     build_vocab_parser().parse_args()  # --help need not wait for the imports below
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 from helpers.paths import ROOT
 
 from common.options import parse_scoring
-from common.presets import PRESETS, preset_lines
+from common.presets import PRESETS, RECIPES, preset_lines
 from training.options import build_train_parser
 
 COMMANDS = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
@@ -94,6 +94,14 @@ def test_presets_are_listed_whole():
             value = " ".join(map(str, value)) if isinstance(value, list) else value
             assert f"{name} {value}" in told, (dataset, name)
     assert "presets" not in ask("evaluation", "--help")[0]
+
+
+def test_recipes_are_listed_whole():
+    text = build_train_parser("").format_help().split("\nrecipes, ")[1]
+    told = " ".join(text.split())
+    for recipe, values in RECIPES.items():
+        for name, value in values.items():
+            assert f"{name} {value}" in told[told.index(f"{recipe}: "):], (recipe, name)
 
 
 def test_a_name_and_its_value_share_a_line():

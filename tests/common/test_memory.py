@@ -44,7 +44,8 @@ def test_too_few_addresses_are_told_at_once(arguments, limit):
 
 def test_a_package_that_finds_no_memory_is_told(tmp_path):
     """As where a limit is set that counts what is used, or the machine has no more."""
-    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: failed to map segment')")
+    (tmp_path / "torch.py").write_text(
+        "raise ImportError('libtorch.so: failed to map segment from shared object')")
     status, error = ended(["train.py", "--dataset", "shapes"], path=str(tmp_path))
     assert (status, error.count("\n")) == (2, 1), error
     assert "out of memory while packages are loaded" in error

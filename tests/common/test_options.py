@@ -31,13 +31,14 @@ from common.options import (
     parse_scoring,
 )
 from common.parser import build_parser
-from common.presets import PRESETS
+from common.presets import PRESETS, RECIPES
 from training.objectives import OBJECTIVES, Entry
 from training.objectives.options import FNEOptions, TripletOptions
 from training.options import TrainOptions, build_train_parser, check, options_class, parse
 
 COMMANDS = TrainOptions, ScoringOptions, CheckingOptions, ExportOptions
 PUBLISHED = dict(
+    recipe=None, optimizer="adam", weight_decay=0.0, lr_schedule="steps", lr_warmup=0,
     image_res=384, batch_size_train=32, batch_size_test=32, margin=0.2, num_epochs=25,
     embed_size=0, grad_clip=2.0, learning_rate=2e-5, workers=4, log_step=10, val_times=3,
     queue_size=8224, momentum=0.995, nums_right_sims=200, tau=0.5, prior=1e-4,
@@ -94,6 +95,17 @@ def test_the_command_line_overrides_a_preset():
     assert (got.image_res, got.data_path) == (96, Path("photos"))
     assert got.queue_size == PRESETS["shapes"]["queue_size"]
     assert options("--dataset", "shapes", "--queue_size", "8224").queue_size == 8224
+
+
+@pytest.mark.parametrize("dataset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_lies_over_a_preset_and_under_the_command_line(recipe, dataset):
+    plain = vars(options("--dataset", dataset))
+    got = vars(options("--dataset", dataset, "--recipe", recipe, "--num_epochs", "77"))
+    wanted = plain | RECIPES[recipe] | {"recipe": recipe, "num_epochs": 77}
+    wanted["logger_name"] = got["logger_name"]  # which follows from the loss
+    assert got == wanted and RECIPES[recipe].keys() <= plain.keys()
+    check(options("--dataset", dataset, "--recipe", recipe))
 
 
 @pytest.mark.parametrize(("argv", "given"), [
@@ -201,7 +213,7 @@ def test_values_at_the_ends_of_the_range_work(name, value):
     ("margin", "0.2"), ("margin", None), ("margin", True), ("queue_size", 32.0), ("seed", [1]),
     ("max_violation", 1), ("max_violation", "yes"), ("lr_milestones", 5), ("lr_milestones", [5.0]),
     ("lr_milestones", [True]), ("text_encoder", 3), ("text_encoder", None), ("loss", ["fne"]),
-    ("loss", "other"), ("freeze", "both"), ("resume", "a text")])
+    ("loss", "other"), ("freeze", "neither"), ("resume", "a text")])
 def test_values_of_another_type_are_named(name, value):
     """As a checkpoint can hold them."""
     made = options()
@@ -220,6 +232,28 @@ def test_the_bank_must_hold_a_batch():
     with pytest.raises(InputError, match="--queue_size 31: must hold a batch of 32"):
         check(options("--queue_size", "31"))
     check(options("--queue_size", "31", "--loss", "triplet"))
+
+
+@pytest.mark.parametrize(("argv", "named"), [
+    (["--freeze", "image", "--image_lr", "1e-4"], "--image_lr 0.0001: --freeze image"),
+    (["--freeze", "text", "--text_lr", "0"], "--text_lr 0.0: --freeze text"),
+    (["--lr_schedule", "linear", "--lr_update", "3"], "--lr_update 3: --lr_schedule linear"),
+    (["--temperature", "0.1"], "--temperature 0.1: --loss fne")])
+def test_learning_rates_that_nothing_would_have_are_refused(argv, named):
+    with pytest.raises(InputError, match=f"^{named}"):
+        check(options(*argv))
+    check(options("--freeze", "image", "--text_lr", "1e-4", "--weight_decay", "0.1"))
+
+
+def test_a_number_may_be_given_as_its_word_and_as_no_other(capsys):
+    assert options("--margin", "auto").margin == "auto" and options("--margin", "1").margin == 1.0
+    with pytest.raises(SystemExit) as caught:
+        parse("", ["--margin", "automatic"])
+    assert caught.value.code == 2 and "--margin" in capsys.readouterr().err
+    made = options()
+    made.margin = "none"
+    with pytest.raises(InputError, match="^--margin none"):
+        check_values(made)
 
 
 def test_the_photos_must_be_named():

@@ -15,7 +15,13 @@ import transformers as T
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, choose_pooling
 from encoders.loading import load_encoder
-from encoders.lora import AdapterSettings, add_adapters, remove_adapters
+from encoders.lora import (
+    AdapterSettings,
+    add_adapters,
+    own_projection,
+    remove_adapters,
+    write_adapters,
+)
 from model import DualEncoder, momentum_copy
 
 WIDTH, WORDS, RES, PATCH, REGISTERS = 16, 40, 32, 8, 3
@@ -36,6 +42,10 @@ NEXT = dict(hidden_sizes=[8, WIDTH], depths=[1, 1], num_stages=2, initializer_ra
 CONV = dict(embedding_size=8, hidden_sizes=[8, WIDTH], depths=[1, 1])
 PAIR = dict(text_config=TEXT, vision_config=VISION)
 T5 = dict(vocab_size=WORDS, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2, **SPECIAL)
+NETWORK = dict(image_size=RES, width_coefficient=0.25, depth_coefficient=0.2, hidden_dim=16,
+               kernel_sizes=[3, 3], in_channels=[32, 16], out_channels=[16, 24],
+               depthwise_padding=[], strides=[1, 2], num_block_repeats=[1, 1],
+               expand_ratios=[1, 4], initializer_range=0.3)
 ROPE = dict(num_key_value_heads=1, **TEXT)
 
 CONFIGS = {  # by model type
@@ -64,6 +74,11 @@ CONFIGS = {  # by model type
     "clip": lambda: T.CLIPConfig(projection_dim=12, **PAIR),
     "metaclip_2": lambda: T.MetaClip2Config(projection_dim=12, **PAIR),
     "siglip": lambda: T.SiglipConfig(**PAIR | dict(text_config=TEXT | {"projection_size": WIDTH})),
+    "altclip": lambda: T.AltCLIPConfig(projection_dim=12, **PAIR | dict(
+        text_config=TEXT | {"project_dim": 14, "type_vocab_size": 1})),
+    "chinese_clip": lambda: T.ChineseCLIPConfig(projection_dim=12, **PAIR),
+    "align": lambda: T.AlignConfig(text_config=TEXT, vision_config=NETWORK, projection_dim=8),
+    "blip": lambda: T.BlipConfig(projection_dim=12, architectures=["BlipModel"], **PAIR),
     "bert": lambda: T.BertConfig(**TEXT),
     "roberta": lambda: T.RobertaConfig(**TEXT),
     "xlm-roberta": lambda: T.XLMRobertaConfig(**TEXT),
@@ -182,8 +197,9 @@ def test_an_embedding_does_not_depend_on_its_batch(dual, kind, side):
     assert torch.equal(embed(model, side), batch)
 
 
-# Weights that an encoder has and does not use: heads of its first task, and a pair's other half.
-UNUSED = "pooler|mask_token|logit_|text_projection|visual_projection"
+# Weights that an encoder has and does not use: heads of its first task, and BLIP's attention to
+# photos. Keys' biases have no gradient: they add the same to all logits of a softmax.
+UNUSED = "pooler|mask_token|crossattention"
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -217,7 +233,8 @@ def test_features_under_bf16_are_float32(dual, kind, side):
     model.bf16 = True
     got = features(model, side)
     assert got.dtype == torch.float32 and not torch.equal(got, exact)
-    assert (got != got.bfloat16())[got != 0].float().mean() > 0.5
+    if (kind, side) != ("align", "image"):  # whose features are the network's output itself
+        assert (got != got.bfloat16())[got != 0].float().mean() > 0.5
     assert F.cosine_similarity(got, exact).min() > 0.98
 
 
@@ -233,15 +250,16 @@ def test_an_encoder_is_the_same_after_saving(dual, kind, side):
     assert torch.equal(embed(again, side), embed(model, side))
 
 
-CONVOLUTIONAL = {"dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1",
-                 "mobilenet_v2"}
+CONVOLUTIONAL = ["align", "dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet",
+                 "mobilenet_v1", "mobilenet_v2"]  # on the image side
 SETTINGS = AdapterSettings(rank=2, alpha=8, dropout=0.0)
 NAMES = {"image": "vit", "text": "bert"}
 NEEDS_PEFT = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
 
 
 @pytest.mark.parametrize(("kind", "side"),
-                         [pair for pair in ENCODERS if pair[0] not in CONVOLUTIONAL])
+                         [(kind, side) for kind, side in ENCODERS
+                          if side == "text" or kind not in CONVOLUTIONAL])
 @NEEDS_PEFT
 def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     """The base keeps its bits, and is that of the momentum encoder too."""
@@ -264,7 +282,12 @@ def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     assert changed == trained.keys() == model.state_dict().keys()
     adapters = {name for name in trained if ".lora_" in name}
     assert len(adapters) >= 8 and all(name.startswith(f"{side}_encoder.") for name in adapters)
-    assert all("projection" in name for name in trained.keys() - adapters)
+    projections = ["image_projection", "text_projection"]
+    if own := own_projection(getattr(model, f"{side}_encoder")):
+        projections.append(f"{side}_encoder.pair.{own}")
+    assert trained.keys() - adapters == {
+        f"{name}.{part}" for name in projections
+        for part, _ in model.get_submodule(name).named_parameters()}
     for name, weight in momentum.named_parameters():
         online = model.get_parameter(name)
         assert (weight is online) is (name not in trained)
@@ -276,8 +299,27 @@ def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     assert model.state_dict().keys() == dual(kind, side).state_dict().keys()
 
 
-@pytest.mark.parametrize("kind", sorted(CONVOLUTIONAL))
 @NEEDS_PEFT
+@torch.no_grad()
+def test_adapters_of_half_a_pair_are_read_by_peft_into_the_whole_pair(dual, folder, tmp_path):
+    import peft
+
+    model = dual("clip", "image", freeze="text")
+    add_adapters(model, NAMES, SETTINGS)
+    for name, weight in model.state_dict().items():
+        if name.startswith("image_encoder."):
+            weight.copy_(torch.randn_like(weight))
+    wanted = features(model, "image")
+    write_adapters(model, tmp_path, SETTINGS)
+    pair = peft.PeftModel.from_pretrained(T.CLIPModel.from_pretrained(folder("clip")),
+                                          tmp_path / "image").eval()
+    states = pair.base_model.model.vision_model(photos(model)).pooler_output
+    same(pair.base_model.model.visual_projection(states), wanted)
+    assert not (tmp_path / "text").exists()
+
+
+@NEEDS_PEFT
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
 def test_a_convolutional_encoder_takes_no_adapters(dual, kind):
     with pytest.raises(InputError, match="--image_encoder .*--lora"):
         add_adapters(dual(kind, "image"), NAMES, SETTINGS)
@@ -406,8 +448,9 @@ def test_photos_of_another_size_are_encoded_or_refused(dual, kind):
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_captions_longer_than_the_table_of_positions_are_refused(dual, kind):
     """Refused when the model is built, not in the middle of a run or on the device."""
-    tables = {"roberta": 22, "xlm-roberta": 22, "camembert": 22, "mpnet": 22} | dict.fromkeys(
-        ("bert", "electra", "albert", "distilbert", "gpt2", "clip", "metaclip_2", "siglip"), 24)
+    tables = dict.fromkeys(("roberta", "xlm-roberta", "camembert", "mpnet", "altclip"), 22)
+    tables |= dict.fromkeys(("bert", "electra", "albert", "distilbert", "gpt2", "clip",
+                             "metaclip_2", "siglip", "chinese_clip", "align", "blip"), 24)
     if kind not in tables:
         dual(kind, "text", max_tokens=100)
         return
@@ -424,7 +467,7 @@ def test_captions_longer_than_the_table_of_positions_are_refused(dual, kind):
 def test_the_head_of_siglip_is_applied_once_in_float32(dual):
     """It is not applied inside the vision model as well."""
     model, dtypes = dual("siglip", "image"), []
-    model.image_encoder.clip.vision_model.head.register_forward_hook(
+    model.image_encoder.pair.vision_model.head.register_forward_hook(
         lambda module, inputs, output: dtypes.append(output.dtype))
     model.bf16 = True
     features(model, "image")

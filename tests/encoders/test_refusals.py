@@ -84,7 +84,8 @@ def test_the_page_has_the_table_of_supported_types():
         assert excluded == {0: "", 1: "class token", 5: "class token, registers"}[tokens], kind
         expected_sizes = "interpolated" if family.interpolates_positions else "as it is"
         assert sizes == (expected_sizes if "image" in family.sides else "")
-        assert loader_class == f"`{family.loader_class}`" and example
+        classes = family.classes or (family.loader_class,)
+        assert loader_class == " or ".join(f"`{name}`" for name in classes) and example
 
 
 def test_the_page_has_the_reasons_for_refusals():

@@ -17,6 +17,7 @@ import train
 from common.errors import InputError
 from encoders import stored
 from encoders.processors import load_tokenizer
+from inputs.fitting import PUBLISHED_FIT
 from model import DualEncoder
 
 STATISTICS = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -28,7 +29,7 @@ TOKENIZER = load_tokenizer("tiny-bert", ROOT / "vocab" / "shapes.txt")
 def test_stored_encoders_are_built_again_to_the_bit(folders, image, text):
     """Their description is the same again, so that a resumed run stores the same texts."""
     model = build(folders, image, text, RES, embed_size=8)
-    content = stored.describe_encoders(model, None, *STATISTICS)
+    content = stored.describe_encoders(model, None, *STATISTICS, PUBLISHED_FIT)
     assert not {"_name_or_path", "auto_map"} & json.loads(content["image"]).keys()
     read = stored.read_stored_encoders({"encoders": content}, model.state_dict(), "x", set())
     assert read.read_tokenizer() is None and read.pixel_statistics == STATISTICS
@@ -37,7 +38,7 @@ def test_stored_encoders_are_built_again_to_the_bit(folders, image, text):
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.encode_image(photos()), model.encode_image(photos()))
     assert torch.equal(again.encode_text(IDS, MASK), model.encode_text(IDS, MASK))
-    assert stored.describe_encoders(again, None, *STATISTICS) == content
+    assert stored.describe_encoders(again, None, *STATISTICS, PUBLISHED_FIT) == content
 
 
 def test_a_stored_tokenizer_gives_the_same_token_ids():

@@ -114,6 +114,11 @@ def checkpoint_flag_excluded(place):
     place.resume(lambda state: None, "--embed_size", "32")
 
 
+@fault("another form of the projections than the checkpoint's", "--head mlp", "checkpoint.pth.tar")
+def checkpoint_head_excluded(place):
+    place.resume(lambda state: state["options"].pop("head"), "--head", "mlp")
+
+
 @fault("a checkpoint scored whose statistics are texts", "checkpoint.pth.tar")
 def checkpoint_statistics_texts(place):
     path = place.resume(lambda state: state.update(criterion={"positive.count": "many"}))
@@ -122,6 +127,22 @@ def checkpoint_statistics_texts(place):
 
 
 # ------------------------------------------------------------------------------------------- flags
+
+@fault("both encoders frozen, and no projections to train", "--freeze both", "--embed_size 0")
+def flag_nothing_to_train(place):
+    place.arguments += ["--freeze", "both", "--embed_size", "0"]
+
+
+@fault("an MLP for projections, and no projections", "--head mlp", "--embed_size 0")
+def flag_head_without_projections(place):
+    place.arguments += ["--head", "mlp", "--embed_size", "0"]
+
+
+@fault("gradient checkpointing of encoders that are both frozen", "--grad_checkpointing",
+       "--freeze both")
+def flag_checkpointing_frozen(place):
+    place.arguments += ["--freeze", "both", "--grad_checkpointing"]
+
 
 @fault("--learning_rate nan", "--learning_rate nan")
 def flag_nan(place):
@@ -162,6 +183,32 @@ def flag_oracle_unknown(place):
 @fault("--oracle positives for a loss that takes one match", "--oracle positives", "--loss triplet")
 def flag_oracle_positives(place):
     place.arguments += ["--oracle", "positives", "--loss", "triplet"]
+
+
+@fault("a learning rate for an encoder that is frozen", "--image_lr 0.001", "--freeze image")
+def flag_rate_of_a_frozen_encoder(place):
+    place.arguments += ["--image_lr", "1e-3", "--freeze", "image"]
+
+
+@fault("falls of the learning rate in a schedule that has none", "--lr_update 2",
+       "--lr_schedule cosine")
+def flag_falls_of_a_cosine(place):
+    place.arguments += ["--lr_update", "2", "--lr_schedule", "cosine"]
+
+
+@fault("--margin auto for a loss without a margin", "--margin auto", "--loss infonce")
+def flag_margin_auto_of_infonce(place):
+    place.arguments += ["--margin", "auto", "--loss", "infonce"]
+
+
+@fault("--margin auto for encoders that are no pretrained pair", "--margin auto")
+def flag_margin_auto_without_a_pair(place):
+    place.arguments += ["--margin", "auto", "--quiet"]
+
+
+@fault("a run taken up with another recipe", "--recipe clip", "checkpoint.pth.tar")
+def flag_recipe_of_another_run(place):
+    place.resume(lambda state: None, "--recipe", "clip")
 
 
 @fault("--posterior evidence for a loss that has no posterior",

@@ -12,16 +12,24 @@ OF_MODULE = {
     "common.errors": "common/test_options.py",
     "common.files": "common/test_files.py",
     "common.flags": "common/test_options.py",
+    "common.folders": "common/test_folders.py",
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
+    "common.interrupt":
+        "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
     "common.locks": "searching/test_update.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
+    "common.packages":
+        "common/test_start.py::test_a_file_of_the_program_that_is_missing_is_named",
     "common.parser": "common/test_options.py",
     "common.pools": "common/test_pools.py",
     "common.presets": "common/test_options.py",
     "common.processes":
         "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
     "common.ranks": "common/test_processes.py::test_gathered_rows_have_the_gradient_of_the_whole",
+    "common.temporary": "common/test_temporary.py",
+    "common.start":
+        "common/test_start.py::test_a_file_of_the_program_that_is_missing_is_named",
     "common.terminal": "common/test_terminal.py",
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
@@ -30,9 +38,14 @@ OF_MODULE = {
     "encoders.families": "encoders/test_refusals.py",
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
+    "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
     "encoders.lora":
         "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
+    "encoders.pair_models":
+        "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
+    "encoders.pairs":
+        "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
@@ -68,6 +81,7 @@ OF_MODULE = {
     "inputs.arrow": "inputs/test_arrow.py",
     "inputs.augmentation": "inputs/test_augmentation.py",
     "inputs.captions": "inputs/test_captions.py",
+    "inputs.fitting": "inputs/test_fitting.py::test_the_published_fit_is_the_published_resize",
     "inputs.loader": "inputs/test_loader.py",
     "inputs.photos": "inputs/test_photos.py",
     "inputs.records": "inputs/test_records.py",

@@ -11,10 +11,10 @@ from PIL import Image
 
 from common.errors import InputError
 from inputs import photos
+from inputs.fitting import PhotoDataset
 from inputs.photos import (
     CLIP_MEAN,
     CLIP_STD,
-    PhotoDataset,
     find_photos,
     load_photo,
     photo_fault,

@@ -68,10 +68,11 @@ def test_a_huge_photo_is_a_permanent_fault(model, tmp_path, monkeypatch):
     assert "100 x 100" in batch.faults[0].reason and batch.faults[0].permanent
 
 
-def test_an_embedding_with_nan_is_a_fault(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 0, 2])
+def test_a_photo_without_an_embedding_is_a_fault(model, tmp_path, monkeypatch, wrong):
     noise().save(tmp_path / "a.png")
     rows = torch.eye(24)[:2]
-    rows[1, 3] = torch.nan
+    rows[1] *= wrong
     monkeypatch.setattr(type(model), "encode_image", lambda model, pixels: rows)
     [batch] = encode_files(model, [tmp_path / "a.png"] * 2, 0, 2)
     assert batch.indices == [0] and batch.faults[0].index == 1 and batch.embeds.shape == (1, 24)

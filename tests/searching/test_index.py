@@ -1,5 +1,6 @@
 """The index file: its content comes back, and nothing but an index is read or replaced."""
 
+import hashlib
 import json
 import os
 import struct
@@ -144,12 +145,22 @@ def test_any_damage_to_an_index(place, origin, choice):
         place.write_bytes(intact)
 
 
+def save_index(path, tensors, header):
+    """Write tensors as an index whose digest is that of its content, whatever that is."""
+    content = safetensors.torch.save(tensors, header)[:-32]
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
 def index_tensors(**changes):
-    """Return the tensors of an index, some of them changed; None leaves one out."""
+    """Return the tensors of an index, some of them changed; None leaves one out.
+
+    The library safetensors writes them by type and name, so `sha256` comes last.
+    """
     tensors = {"stats": torch.zeros(2, 2, dtype=torch.int64), "embeddings": rows(2),
                "broken_stats": torch.zeros(0, 2, dtype=torch.int64),
                "names": torch.tensor(list(b"a\0b"), dtype=torch.uint8),
-               "broken_names": torch.zeros(0, dtype=torch.uint8)}
+               "broken_names": torch.zeros(0, dtype=torch.uint8),
+               "sha256": torch.zeros(32, dtype=torch.uint8)}
     return {name: value for name, value in (tensors | changes).items() if value is not None}
 
 
@@ -160,13 +171,71 @@ def index_tensors(**changes):
     dict(names=torch.tensor(list(b"b\0a"), dtype=torch.uint8)),
     dict(names=torch.tensor(list(b"a\0a"), dtype=torch.uint8)),
     dict(names=torch.tensor(list(b"a\0b\0c"), dtype=torch.uint8)),
-    dict(broken_names=torch.tensor(list(b"a"), dtype=torch.uint8))])
+    dict(broken_names=torch.tensor(list(b"a"), dtype=torch.uint8)), dict(embeddings=0 * rows(2)),
+    dict(embeddings=1.01 * rows(2)), dict(embeddings=torch.stack([rows(1)[0], torch.zeros(6)])),
+    dict(embeddings=rows(2) * torch.nan), dict(embeddings=rows(2) * torch.inf)])
 def test_a_hostile_index_is_not_used(tmp_path, origin, capsys, changes):
-    safetensors.torch.save_file(index_tensors(), tmp_path / "good", origin.header())
+    save_index(tmp_path / "good", index_tensors(), origin.header())
     assert read_index(tmp_path / "good", origin, 6).photos.names == ["a", "b"]
-    safetensors.torch.save_file(index_tensors(**changes), tmp_path / "bad", origin.header())
+    save_index(tmp_path / "bad", index_tensors(**changes), origin.header())
     assert read_index(tmp_path / "bad", origin, 6) is None
     assert "--index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["embeddings", "stats", "names", "broken_names", "sha256"])
+def test_a_flipped_bit_makes_an_index_anew(place, origin, capsys, where):
+    """Also the sign of one number, which no other check would find."""
+    content = bytearray(place.read_bytes())
+    length = struct.unpack("<Q", content[:8])[0]
+    start, end = json.loads(content[8 : 8 + length])[where]["data_offsets"]
+    for byte in range(8 + length + start, 8 + length + end):
+        content[byte] ^= 128
+        place.write_bytes(content)
+        assert read_index(place, origin, 6) is None
+        with pytest.raises(InputError, match=f"--as_is: --index {place}"):
+            read_index_as_is(place, origin, 6)
+        content[byte] ^= 128
+    assert "made anew" in capsys.readouterr().err
+    place.write_bytes(content)
+    assert read_index(place, origin, 6).photos.names == NAMES
+
+
+def test_rows_in_another_order_are_found(place, origin):
+    """Each row is a unit row, and each name there."""
+    content = place.read_bytes()
+    row = rows(4)[0].numpy().tobytes()
+    at = content.index(row)
+    other = at + len(row) if content[at + len(row) :].count(rows(4)[1].numpy().tobytes()) else at
+    swapped = bytearray(content)
+    swapped[at : at + 24], swapped[other : other + 24] = (
+        content[other : other + 24], content[at : at + 24])
+    place.write_bytes(swapped)
+    assert swapped != content and read_index(place, origin, 6) is None
+
+
+@pytest.mark.parametrize("number", ["3", "99", "999999999"])
+def test_an_index_of_a_later_format_is_left_alone(place, origin, number):
+    save_index(place, index_tensors(), origin.header() | {"format": f"fne-search-{number}"})
+    content = place.read_bytes()
+    with pytest.raises(InputError, match=f"--index {place}.* format {number}"):
+        read_index(place, origin, 6)
+    assert place.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_an_index_of_an_earlier_format_is_made_anew(place, origin, capsys, number):
+    save_index(place, index_tensors(), origin.header() | {"format": f"fne-search-{number}"})
+    assert read_index(place, origin, 6) is None
+    assert f"format {number}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["fne-search-", "fne-search-2x", "fne-search-clusters-1",
+                                    "fne-search--2", "fne-search-0x2", "xfne-search-2"])
+def test_a_file_of_another_format_is_no_index(tmp_path, origin, format):
+    save_index(tmp_path / "x", index_tensors(), origin.header() | {"format": format})
+    assert not is_index(tmp_path / "x")
+    with pytest.raises(InputError, match="--index .*x is no index"):
+        read_index(tmp_path / "x", origin, 6)
 
 
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg"])

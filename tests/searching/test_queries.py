@@ -4,6 +4,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,19 @@ def test_lines_of_standard_input_stand_where_the_dash_does(stdin):
     stdin("\ufeffa dog\r\n\n  \n\u00e9t\u00e9 \u2028 two\n".encode())
     texts = [query.text for query in read_queries(["first", "-", "last"], [])]
     assert texts == ["first", "a dog", "\u00e9t\u00e9 \u2028 two", "last"]
+
+
+@pytest.mark.parametrize("error", [IsADirectoryError(21, "Is a directory"),
+                                   io.UnsupportedOperation("not readable"), OSError(5, "I/O"),
+                                   ValueError("I/O operation on closed file")])
+def test_standard_input_that_cannot_be_read_is_refused(monkeypatch, error):
+    """A folder, say, or a file that is open for writing."""
+    def read(count):
+        raise error
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=read)))
+    with pytest.raises(InputError, match="standard input"):
+        read_queries(["-"], [])
 
 
 @pytest.mark.parametrize("content, named", [

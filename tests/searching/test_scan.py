@@ -40,6 +40,15 @@ def test_pipes_folders_and_broken_links_are_no_photos(place):
     assert list(scan(place / "photos")) == ["a.PNG", "b.jpg", "deep/er/c.webp", "folder.jpg/in.jpg"]
 
 
+def test_links_to_themselves_and_to_each_other_are_no_photos(place):
+    (place / "photos" / "self.jpg").symlink_to("self.jpg")
+    (place / "photos" / "folder").symlink_to("folder")
+    (place / "photos" / "one.jpg").symlink_to("two.jpg")
+    (place / "photos" / "two.jpg").symlink_to("one.jpg")
+    for follow_links in False, True:
+        assert list(scan(place / "photos", follow_links)) == ["a.PNG", "b.jpg", "deep/er/c.webp"]
+
+
 def test_links_out_are_followed_only_if_allowed(place, capsys):
     (place / "photos" / "out.jpg").symlink_to(place / "else" / "x.jpg")
     (place / "photos" / "out").symlink_to(place / "else")

@@ -1,6 +1,9 @@
 """What follows from a step or an epoch alone: the loss, the learning rate, the validations."""
 
 import pytest
+import torch
+import transformers
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from training.objectives import objective_class
 from training.options import parse
@@ -44,6 +47,46 @@ def test_learning_rate_falls():
     assert factors(*milestones) == pytest.approx([1, 1, 1, 0.1, 0.01])
     assert factors(*milestones, "--lr_warmup", "9") == pytest.approx([0.1, 0.5, 1, 0.1, 0.01])
     assert factors("--lr_update", "2") == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_schedules_without_warm_up_are_those_of_torch(steps):
+    """Over one epoch of so many steps, from the closed forms that PyTorch's schedulers step by."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for name, scheduler in (
+            ("cosine", lambda optimizer: CosineAnnealingLR(optimizer, steps)),
+            ("linear", lambda optimizer: LinearLR(optimizer, 1.0, 0.0, steps))):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        following = scheduler(optimizer)
+        options = options_of("--lr_schedule", name, "--num_epochs", "1")
+        for step in range(steps):
+            wanted = optimizer.param_groups[0]["lr"]
+            assert learning_rate_factor(options, step, steps) == pytest.approx(wanted, abs=1e-9)
+            optimizer.step()
+            following.step()
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_schedules_with_warm_up_are_those_of_transformers(name):
+    """But for the first step, whose learning rate is not 0 here."""
+    warmup, steps = 5, 24
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    following = getattr(transformers, f"get_{name}_schedule_with_warmup")(
+        optimizer, warmup, steps)
+    options = options_of("--lr_schedule", name, "--num_epochs", "3", "--lr_warmup", "5")
+    for step in range(steps):
+        found = learning_rate_factor(options, step, 8)
+        if step < warmup:
+            assert found == pytest.approx((step + 1) / (warmup + 1))
+        else:
+            assert found == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        following.step()
+
+
+def test_a_warm_up_longer_than_the_run_only_rises():
+    options = options_of("--lr_schedule", "cosine", "--num_epochs", "1", "--lr_warmup", "9")
+    assert [learning_rate_factor(options, step, 3) for step in range(3)] == [0.1, 0.2, 0.3]
 
 
 def test_validation_steps():

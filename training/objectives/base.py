@@ -144,6 +144,10 @@ class Objective(nn.Module):
         """
         return self.matches.in_batch(step.batch) if self.options.oracle != "off" else None
 
+    def set_margin(self, margin: float) -> None:
+        """Set the margin in place, which `--margin auto` left open when the objective was made."""
+        self.options.margin = margin
+
     def start_epoch(self) -> None:
         """Reset, in place, the state of one epoch. Called before the first step of each epoch."""
 

@@ -1,5 +1,7 @@
 """The objective of the paper: False Negative Elimination after a warm-up (section 3)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,11 @@ class FNEObjective(Objective):
         """Build the FNE loss that the options describe."""
         return build_criterion(self.options)
 
+    def set_margin(self, margin: float) -> None:
+        """Set the margin of hinge and cut-down in place, as `--margin auto` needs it."""
+        super().set_margin(margin)
+        self.criterion.margin = margin
+
     @classmethod
     def phase(cls, options, epoch: int) -> str:
         """Name the loss of an epoch, counted from 0."""
@@ -99,11 +106,11 @@ class FNEObjective(Objective):
 
         A frozen encoder is shared with the online model, so its features serve as they are.
         """
-        model, frozen = self.momentum_model, self.options.freeze
+        model = self.momentum_model
         image_features, text_features = step.image_features, step.text_features
-        if frozen != "image":
+        if not model.freezes("image"):
             image_features = model.image_features(step.pixels)
-        if frozen != "text":
+        if not model.freezes("text"):
             text_features = model.text_features(step.batch.input_ids, step.batch.attention_mask)
         return model.project_image(image_features), model.project_text(text_features)
 
@@ -180,7 +187,8 @@ class FNEObjective(Objective):
 
 def build_criterion(options) -> FNELoss:
     """Build the FNE loss that a run's options describe."""
-    return FNELoss(options.margin, options.tau, options.prior, options.posterior_floor,
+    margin = math.nan if options.margin == "auto" else options.margin  # until `set_margin`
+    return FNELoss(margin, options.tau, options.prior, options.posterior_floor,
                    options.nums_right_sims, options.posterior)
 
 

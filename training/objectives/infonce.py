@@ -14,15 +14,28 @@ FIRST_TEMPERATURE = 0.07
 LARGEST_SCALE = 100.0  # as of CLIP
 
 
+def bound_scale(log_scale: Tensor, first_scale: float) -> None:
+    """Bound a learned scale in place, to 100 or to where it began, if that was more.
+
+    Args:
+        log_scale: () logarithm of the scale.
+        first_scale: the scale that the run began with; that of SigLIP is above 100.
+    """
+    log_scale.data.clamp_(max=math.log(max(LARGEST_SCALE, first_scale)))
+
+
 class InfoNCEObjective(Objective):
     """Softmax over the batch with a learned temperature.
 
-    With `--oracle positives` every true match of the batch is a positive.
+    With `--oracle positives` every true match of the batch is a positive. Without `--temperature`
+    the constructor sets `options.temperature` in place: to that of a pretrained pair, or to 0.07.
     """
 
     def __init__(self, options, model, split=None):
         super().__init__(options, model, split)
-        scale = torch.tensor(1 / FIRST_TEMPERATURE, device=self.device)
+        if options.temperature is None:
+            options.temperature = 1 / model.logit_scale if model.logit_scale else FIRST_TEMPERATURE
+        scale = torch.tensor(1 / options.temperature, device=self.device)
         self.log_scale = nn.Parameter(scale.log())  # () log of the inverse temperature
 
     @classmethod
@@ -63,7 +76,7 @@ class InfoNCEObjective(Objective):
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place."""
-        self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
+        bound_scale(self.log_scale, 1 / self.options.temperature)
 
     def entries(self) -> dict[str, nn.Module | Tensor]:
         """Name what a checkpoint keeps."""

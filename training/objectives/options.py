@@ -14,7 +14,9 @@ class TripletOptions:
 
     title = "triplet loss, in the batch"
     margin: float = option(
-        0.2, "margin of the hinge", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
+        0.2, "margin of the hinge; auto: for a pretrained pair, what separates its matches from "
+        "their hardest negatives before the first step (docs/fine_tuning.md)", low=0,
+        high=LARGEST_FLOAT, from_checkpoint=True, words=("auto",), metavar="MARGIN")
     max_violation: bool = option(
         False, "in-batch triplet loss on the hardest negative, not the sum over all",
         from_checkpoint=True)
@@ -59,9 +61,13 @@ class FNEOptions(TripletOptions):
 
 @dataclass(kw_only=True)
 class InfoNCEOptions:
-    """The options of --loss infonce: it has none, since its temperature is learned."""
+    """The options of --loss infonce, whose temperature is learned."""
 
     title = "InfoNCE"
+    temperature: float | None = option(
+        None, "temperature that the loss begins with; it is learned, down to 0.01 (default: that "
+        "of a pretrained pair, which may be lower, else 0.07)", low=1e-3, high=1e3,
+        from_checkpoint=True, exclusive=True)
 
 
 @dataclass(kw_only=True)
@@ -69,12 +75,13 @@ class SigmoidOptions:
     """The options of the pairwise sigmoid loss: --loss sigmoid."""
 
     title = "sigmoid loss"
-    sigmoid_scale: float = option(
-        10.0, "scale of the similarities that the loss begins with; it is learned, up to 100",
-        above=0, high=100, from_checkpoint=True)
-    sigmoid_bias: float = option(
-        -10.0, "bias of the similarities that the loss begins with; it is learned", low=-1e3,
-        high=1e3, from_checkpoint=True)
+    sigmoid_scale: float | None = option(
+        None, "scale of the similarities that the loss begins with; it is learned, up to 100, or "
+        "up to where it begins (default: that of a pretrained pair, else 10)", above=0, high=1e3,
+        from_checkpoint=True)
+    sigmoid_bias: float | None = option(
+        None, "bias of the similarities that the loss begins with; it is learned (default: that of "
+        "a pretrained pair, else -10)", low=-1e3, high=1e3, from_checkpoint=True)
 
 
 def set_prior(options: FNEOptions, given: Collection[str]) -> None:

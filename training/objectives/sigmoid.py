@@ -3,15 +3,15 @@
 This is also the example of docs/extending.md: a loss of the batch alone with two learned numbers.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fne_loss import excluded_candidates
 from training.objectives.base import Objective, Outcome, Step, weighted_pairs
-from training.objectives.infonce import LARGEST_SCALE
+from training.objectives.infonce import bound_scale
+
+FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # of SigLIP's training, from scratch
 
 
 def sigmoid_loss(
@@ -41,10 +41,18 @@ def sigmoid_loss(
 
 
 class SigmoidObjective(Objective):
-    """Pairwise sigmoid loss with learned scale and bias, which begin as SigLIP's."""
+    """Pairwise sigmoid loss with learned scale and bias.
+
+    Without `--sigmoid_scale` or `--sigmoid_bias` the constructor sets them in `options` in place:
+    to those of a pretrained pair, or to those that SigLIP's own training began with.
+    """
 
     def __init__(self, options, model, split=None):
         super().__init__(options, model, split)
+        if options.sigmoid_scale is None:
+            options.sigmoid_scale = model.logit_scale or FIRST_SCALE
+        if options.sigmoid_bias is None:
+            options.sigmoid_bias = FIRST_BIAS if model.logit_bias is None else model.logit_bias
         first_scale = torch.tensor(options.sigmoid_scale, device=self.device)
         self.log_scale = nn.Parameter(first_scale.log())  # ()
         self.bias = nn.Parameter(torch.tensor(options.sigmoid_bias, device=self.device))  # ()
@@ -65,7 +73,7 @@ class SigmoidObjective(Objective):
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place, as `InfoNCEObjective` does."""
-        self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
+        bound_scale(self.log_scale, self.options.sigmoid_scale)
 
     def entries(self) -> dict[str, nn.Module | Tensor]:
         """Name what a checkpoint keeps."""
