@@ -6,6 +6,7 @@ them is ever run as code.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from encoders import stored as stored_encoders
 from encoders.folder import read_model
 from encoders.hub import is_hub_name
 from encoders.lora import AdapterSettings, add_adapters, check_base
-from encoders.pairs import with_names_of_today
+from encoders.open_clip_pairs import SCHEME
+from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, build_model
@@ -35,7 +37,7 @@ from training.options import TrainOptions, options_class, set_precision
 from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
-FORMAT = "fne-1"
+FORMAT = storage.FORMAT
 FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",
@@ -78,7 +80,8 @@ def read(path: Path, **way_out: str) -> dict:
 
 def names_hub_model(path: Path) -> bool:
     """Return whether a path can be the name of a model on the Hub, and not a checkpoint's file."""
-    return is_hub_name(str(path)) and not path.name.endswith(FILE_ENDINGS)
+    name = str(path).removeprefix(SCHEME)
+    return is_hub_name(name) and not path.name.endswith(FILE_ENDINGS)
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
@@ -176,10 +179,9 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
-               "captions": "published", "image_fit": "squash",
+               "captions": "published", "image_fit": "squash", "head": "linear",
                "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
-               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps",
-               "head": "linear"}
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -449,7 +451,28 @@ def model_for_testing(
     else:
         model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
+    if model.logit_scale is not None:  # a loss may have trained it
+        model.set_logit_scale(trained_logit_scale(state, path) or
+                              LogitScale(model.logit_scale, model.logit_bias))
     return model.eval()
+
+
+def trained_logit_scale(state: dict, path: Path) -> LogitScale | None:
+    """Return the logit scale and bias that a loss has trained; None of a loss without them.
+
+    Args:
+        state: the content of the checkpoint `path`.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    if "log_scale" not in state:
+        return None
+    try:
+        log_scale, bias = (float(state.get(name, 0.0)) for name in ("log_scale", "sigmoid_bias"))
+        return stored_encoders.read_logit_scale([math.exp(log_scale), bias], str(path))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: its logit scale is none ({one_line(error)})") from error
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:

@@ -403,9 +403,10 @@ def momentum_copy(model: DualEncoder) -> DualEncoder:
     What is not trained is shared instead of copied, since it never changes: a frozen encoder, and
     the weights beside adapters.
     """
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    shared = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    shared += model.frozen_encoders
     # A deep copy takes what its memo holds instead of copying it.
-    memo = {id(shared): shared for shared in [*model.frozen_encoders, *frozen]}
+    memo = {id(thing): thing for thing in shared}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 

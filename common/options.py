@@ -34,6 +34,9 @@ from common.presets import (
 LARGEST_COUNT = 2**53
 LARGEST_BATCH = 2**20
 LARGEST_FLOAT = 1e6
+# Options that each of several processes may have its own value of.
+OPTIONS_OF_A_PROCESS = {"data_path", "val_path", "test_path", "json_path", "cache", "workers",
+                        "quiet", "stored_encoders", "init_weights"}
 LONGEST_PREFIX = 1000  # letters; a prefix is cleaned and tokenised with each caption
 
 # ------------------------------------------------------------------------------------------- groups
@@ -234,9 +237,6 @@ class ExportOptions(ConfigurationOptions):
         "float32", "of the weights; whoever loads them computes in float32 either way",
         choices=("float32", "bfloat16"))
     onnx: bool = option(False, "also an ONNX file for each encoder")
-    adapter: bool = option(
-        False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
-        "the adapters merged into it")
     average: float | None = option(
         None, "share of the trained weights in an average with those that training began with, the "
         "rest being theirs; 1 is the model as it is (WiSE-FT, docs/fine_tuning.md)", low=0, high=1,
@@ -244,6 +244,9 @@ class ExportOptions(ConfigurationOptions):
     average_with: Path | None = option(
         None, "model that --average takes the other weights from (default: the pretrained encoders "
         "that the checkpoint names)", metavar="MODEL")
+    adapter: bool = option(
+        False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
+        "the adapters merged into it")
 
 
 # ----------------------------------------------------------------------------- layers and commands
@@ -256,6 +259,12 @@ def with_preset(options_class: type, given: dict[str, object]):
     preset = preset_of(given.get("dataset", flags["dataset"].default), given.get("recipe"))
     preset = {name: value for name, value in preset.items() if name in flags}
     return options_class(**preset | given)
+
+
+def shared_options(options: object) -> dict[str, object]:
+    """Return the options that all processes of a run must have the same, by their flags."""
+    return {f"--{name}": value for name, value in vars(options).items()
+            if name not in OPTIONS_OF_A_PROCESS}
 
 
 def set_data_path(options: SourceOptions, given: Collection[str]) -> None:

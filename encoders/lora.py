@@ -55,7 +55,7 @@ def require_peft():
 
 def inner_model(encoder: nn.Module) -> nn.Module:
     """Return the model of transformers in an encoder: inside half a pair, or the encoder itself."""
-    return encoder.pair if isinstance(encoder, PairHalf) else encoder
+    return getattr(encoder, "pair", encoder)
 
 
 def own_projection(encoder: nn.Module) -> str | None:
@@ -63,10 +63,9 @@ def own_projection(encoder: nn.Module) -> str | None:
 
     It is trained in full, like the projections of --embed_size.
     """
-    if not isinstance(encoder, PairHalf) or not encoder.half.head:
-        return None
-    name = encoder.half.head
-    return name if isinstance(encoder.pair.get_submodule(name), nn.Linear) else None
+    name = encoder.half.head if isinstance(encoder, PairHalf) else ""
+    is_linear = name and isinstance(encoder.pair.get_submodule(name), nn.Linear)
+    return name if is_linear else None
 
 
 def is_in_a_layer(name: str) -> bool:
@@ -84,12 +83,15 @@ def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
         flag: What names the encoder in an error message: "--image_encoder vit".
 
     Raises:
-        InputError: If the encoder is a convolutional network.
+        InputError: If the encoder is a convolutional network, or its attention has no such layers.
     """
     modules = {name: module for name, module in encoder.named_modules() if is_in_a_layer(name)}
     if any(isinstance(module, nn.Conv2d) for module in modules.values()):
         raise InputError(f"{flag}: --lora adapts transformers, and this is a convolutional network:"
                          f" freeze it with --freeze, or take a transformer of {DOCS}")
+    if any(isinstance(module, nn.MultiheadAttention) for module in modules.values()):
+        raise InputError(f"{flag}: --lora adapts linear layers, and attention has none here, as in "
+                         "pairs of open_clip: take a pair of transformers")
     return [name for name, module in modules.items()
             if isinstance(module, nn.Linear | Conv1D) and "crossattention" not in name]
 

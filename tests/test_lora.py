@@ -238,6 +238,7 @@ def test_two_processes_send_the_gradients_of_adapters_alone(base, tmp_path):
     (["--lora_alpha", "16"], "--lora_alpha"), (["--lora_dropout", "0.1"], "--lora_dropout"),
     (["--base_dtype", "bfloat16"], "--base_dtype"),
     (["--lora", "4", "--base_dtype", "bfloat16", "--precision", "fp32"], "--base_dtype"),
+    (["--lora", "4", "--freeze", "both"], "--lora"),
     (["--lora", "4", "--text_encoder", "tiny-bert"], "--text_encoder tiny-bert"),
     (["--lora", "4", "--init", "{exported}"], "--init"),
     (["--lora", "0", "--init", "{adapted}"], "--init")])

@@ -51,7 +51,8 @@ class TrainingOptions:
     title = "training"
     recipe: str | None = option(
         None, "a way of training, over the preset of the dataset; clip: fine-tune a pretrained "
-        "pair as is usual (docs/fine_tuning.md)", choices=RECIPES, from_checkpoint=True, fixed=True)
+        "pair as is usual; frozen: projections on frozen encoders (docs/fine_tuning.md)",
+        choices=RECIPES, from_checkpoint=True, fixed=True)
     augment: str = option(
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
@@ -239,14 +240,26 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--ambiguity {options.ambiguity}: --dataset {options.dataset} has the "
                          "captions that it has; leave the flag out, or give --dataset shapes")
     check_exclusive(options)
-    check_lora(options)
     check_optimizer(options)
+    check_lora(options)
     if not options.test and options.batch_size_train % world_size():
         below = options.batch_size_train // world_size() * world_size()
         sizes = f"{below} or {below + world_size()}" if below else str(world_size())
         raise InputError(f"--batch_size_train {options.batch_size_train}: {world_size()} processes "
                          f"cannot share it alike; make it {sizes}")
     objective_class(options.loss).check_options(options)
+
+
+def check_optimizer(options: TrainOptions) -> None:
+    """Raise InputError where a flag asks for a learning rate that nothing would have."""
+    for side in "image", "text":
+        rate = getattr(options, f"{side}_lr")
+        if rate is not None and options.freeze in (side, "both"):
+            raise InputError(f"--{side}_lr {rate}: --freeze {options.freeze} does not train the "
+                             f"{side} encoder; leave one of the two out")
+    if options.lr_update and options.lr_schedule != "steps":
+        raise InputError(f"--lr_update {options.lr_update}: --lr_schedule {options.lr_schedule} "
+                         "has no steps; leave one of the two out")
 
 
 def check_lora(options: TrainOptions) -> None:
@@ -263,18 +276,6 @@ def check_lora(options: TrainOptions) -> None:
     if options.base_dtype == "bfloat16" and options.precision == "fp32":
         raise InputError("--base_dtype bfloat16: the encoders then compute in bf16; leave out "
                          "--precision fp32")
-
-
-def check_optimizer(options: TrainOptions) -> None:
-    """Raise InputError where a flag asks for a learning rate that nothing would have."""
-    for side in "image", "text":
-        rate = getattr(options, f"{side}_lr")
-        if rate is not None and options.freeze in (side, "both"):
-            raise InputError(f"--{side}_lr {rate}: --freeze {options.freeze} does not train the "
-                             f"{side} encoder; leave one of the two out")
-    if options.lr_update and options.lr_schedule != "steps":
-        raise InputError(f"--lr_update {options.lr_update}: --lr_schedule {options.lr_schedule} "
-                         "has no steps; leave one of the two out")
 
 
 def check_exclusive(options: TrainOptions) -> None:
