@@ -15,6 +15,7 @@ from common.options import EncodingOptions
 from common.presets import IMAGE_ENCODER
 from encoders.hub import fetch, fetch_error_message
 from encoders.loading import BUILT_IN, unknown_encoder_error
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,7 @@ def load_tokenizer(name: str, vocab: Path | str):
                          "there too")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    check_tokenizer(tokenizer, f"--text_encoder {name}: its tokenizer")
     return tokenizer
 
 
