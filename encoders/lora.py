@@ -85,8 +85,7 @@ def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     Raises:
         InputError: If the encoder is a convolutional network, or its attention has no such layers.
     """
-    modules = {name: module for name, module in encoder.named_modules()
-               if is_in_a_layer(name) and "crossattention" not in name}
+    modules = {name: module for name, module in encoder.named_modules() if is_in_a_layer(name)}
     if any(isinstance(module, nn.Conv2d) for module in modules.values()):
         raise InputError(f"{flag}: --lora adapts transformers, and this is a convolutional network:"
                          f" freeze it with --freeze, or take a transformer of {DOCS}")
