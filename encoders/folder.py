@@ -135,13 +135,15 @@ def write_pair(
     config = {"format": PAIR_FORMAT} | our_config(model, preparation)
     if tokenizer is None:
         preparation.tokenizer.save_pretrained(folder)
+        settings = read_json_object(folder / TOKENIZER_CONFIG)
     else:
-        settings = tokenizer_config(tokenizer) | {"model_max_length": preparation.max_tokens}
-        if model.text_encoder.fixed_length:  # the pair was trained without a mask
-            settings["model_input_names"] = ["input_ids"]
-        write_json(folder / TOKENIZER_CONFIG, settings)
+        settings = tokenizer_config(tokenizer)
         # That of tokenizer.json cleans captions as well.
         config["tokenizer_normalizer"] = tokenizer["tokenizer"].get("normalizer")
+    settings["model_max_length"] = preparation.max_tokens
+    if model.text_encoder.fixed_length:  # the pair was trained without a mask
+        settings["model_input_names"] = ["input_ids"]
+    write_json(folder / TOKENIZER_CONFIG, settings)
     write_json(folder / OURS, config)
 
 
