@@ -198,8 +198,7 @@ def tokenizer_config(tokenizer: dict) -> dict:
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write weights as model.safetensors, floating-point ones as `dtype`.
-    """
+    """Write weights as model.safetensors, floating-point ones as `dtype`."""
     tensors = {}
     for name, value in weights.items():
         target = dtype if value.is_floating_point() else value.dtype

@@ -316,7 +316,7 @@ def is_measured(path: Path) -> bool:
     except InputError:
         return False
     return isinstance(content, dict) and bool(content) and all(
-        isinstance(forms, dict) and forms and forms.keys() <= set(FORMS) for forms in content.values())
+        isinstance(forms, dict) and forms.keys() == FORMS.keys() for forms in content.values())
 
 
 def main(argv: list[str] | None = None) -> None:
