@@ -57,6 +57,8 @@ OF_MODULE = {
         "test_released_checkpoints.py::test_a_step_from_it_gives_the_loss_of_the_formulas",
     "encoders.sentence": "test_export.py::test_sentence_transformers_gives_our_vectors",
     "encoders.stored": "encoders/test_stored.py::test_a_flag_replaces_what_is_stored",
+    "encoders.tokenizer_checks":
+        "encoders/test_tokenizer_checks.py::test_a_tokenizer_is_stored_as_it_was_after_its_trial",
     "evaluation": "test_evaluation.py",
     "experiments.dose":
         "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
@@ -121,6 +123,8 @@ OF_MODULE = {
     "searching.queries": "searching/test_queries.py",
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
+    "searching.server":
+        "searching/test_server.py::test_a_query_that_says_nothing_is_told_in_a_line",
     "searching.update": "searching/test_update.py",
     "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
