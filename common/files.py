@@ -30,6 +30,20 @@ def open_file(path: Path) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log for appending; nothing that is in it is lost.
+
+    Raises:
+        OSError: If it cannot be written, or a folder, link, pipe or device is there.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no file")
+    return open(descriptor, "ab")
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a whole file.
 

@@ -200,20 +200,13 @@ def tokenizer_config(tokenizer: dict) -> dict:
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write weights as model.safetensors, floating-point ones as `dtype`.
-
-    Raises:
-        OSError: If there is no room.
-    """
+    """Write weights as model.safetensors, floating-point ones as `dtype`."""
     tensors = {}
     for name, value in weights.items():
         target = dtype if value.is_floating_point() else value.dtype
         # Copied, because safetensors refuses tied weights, which share their memory.
         tensors[name] = value.detach().cpu().to(target, copy=True).contiguous()
-    try:
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    except safetensors.SafetensorError as error:  # of the disk, since the tensors are sound
-        raise OSError(f"{folder.name}/{WEIGHTS}: {one_line(error)}") from error
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     # The library makes it readable by its owner alone.
     (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
 
