@@ -16,7 +16,7 @@ OF_MODULE = {
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
     "common.interrupt":
         "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
-    "common.locks": "searching/test_update.py",
+    "common.locks": "common/test_locks.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
     "common.packages":
@@ -40,12 +40,16 @@ OF_MODULE = {
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.open_clip_halves": "encoders/test_open_clip.py",
+    "encoders.open_clip_pairs": "encoders/test_open_clip.py",
     "encoders.pair_folder":
         "encoders/test_pair_folder.py::test_a_projection_makes_it_a_folder_of_ours",
     "encoders.pair_models":
         "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
     "encoders.pairs":
         "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
+    "encoders.lora":
+        "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
@@ -117,6 +121,8 @@ OF_MODULE = {
     "searching.queries": "searching/test_queries.py",
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
+    "searching.server":
+        "searching/test_server.py::test_a_query_that_says_nothing_is_told_in_a_line",
     "searching.update": "searching/test_update.py",
     "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
