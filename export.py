@@ -466,6 +466,13 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
 # ----------------------------------------------------------------------------------------- command
 
 
+def check_adapter_alone(arguments: ExportOptions) -> None:
+    """Raise InputError where --adapter is given with a flag of a whole model."""
+    if arguments.onnx or arguments.dtype != "float32" or arguments.average is not None:
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
+
+
 def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all, and return a line that tells its size.
 

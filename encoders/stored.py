@@ -25,6 +25,7 @@ from encoders.families import find_family
 from encoders.loading import config_class, encoder_from_config
 from encoders.open_clip_halves import OpenClipHalf
 from encoders.pairs import LogitScale, PairHalf
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.fitting import FITS, LARGEST_ENLARGEMENT, LIBRARIES, RESAMPLINGS, PhotoFit
 
 ENCODERS_KEY = "encoders"  # of a checkpoint's state
@@ -217,8 +218,8 @@ class StoredEncoders(NamedTuple):
             reraise_out_of_memory(error)
             raise InputError(f"{source} makes none ({one_line(error)[:200]})") from error
         if side == "text" and self.tokenizer is not None:
-            check_token_ids(self.read_tokenizer(), self.tokenizer, vocabulary_size(encoder),
-                            self.source)
+            read = self.read_tokenizer() if tokenizer is None else tokenizer
+            check_token_ids(read, self.tokenizer, vocabulary_size(encoder), self.source)
         return encoder
 
     def read_tokenizer(self):
@@ -249,6 +250,7 @@ class StoredEncoders(NamedTuple):
             raise InputError(f"{source} cannot be read ({one_line(error)[:200]})") from error
         if adds_tokens or not has_padding:
             raise InputError(f"{source} has no padding token, or special ones that are no words")
+        check_tokenizer(tokenizer, source)
         return tokenizer
 
 

@@ -57,6 +57,8 @@ OF_MODULE = {
         "test_released_checkpoints.py::test_a_step_from_it_gives_the_loss_of_the_formulas",
     "encoders.sentence": "test_export.py::test_sentence_transformers_gives_our_vectors",
     "encoders.stored": "encoders/test_stored.py::test_a_flag_replaces_what_is_stored",
+    "encoders.tokenizer_checks":
+        "encoders/test_tokenizer_checks.py::test_a_tokenizer_is_stored_as_it_was_after_its_trial",
     "evaluation": "test_evaluation.py",
     "experiments.dose":
         "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
