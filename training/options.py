@@ -50,7 +50,9 @@ class TrainingOptions:
     title = "training"
     recipe: str | None = option(
         None, "a way of training, over the preset of the dataset; clip: fine-tune a pretrained "
-        "pair as is usual (docs/fine_tuning.md)", choices=RECIPES, from_checkpoint=True, fixed=True)
+        "pair as is usual (docs/fine_tuning.md); frozen: train projections of two pretrained "
+        "encoders alone, on a CPU (docs/results.md)", choices=RECIPES, from_checkpoint=True,
+        fixed=True)
     augment: str = option(
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
