@@ -29,13 +29,16 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import read_json
+from common.files import MAX_RESULT_BYTES, is_inside, read_json
 from common.flags import check_values, names_from_checkpoint
 from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
 from common.terminal import print_result
 from encoders.folder import CARD, DTYPES
 from encoders.loading import BUILT_IN
+from encoders.lora import AdapterSettings, remove_adapters, write_adapters
+from encoders.pair_folder import is_whole_pair, pair_class, sentence_reason
+from encoders.pairs import LogitScale
 from encoders.preparation import Preparation
 from encoders.processors import (
     image_statistics,
@@ -70,7 +73,8 @@ def output_folder(out: Path, source: Path) -> Path:
 
 
 def read_model(
-    path: Path, image_encoder: str | None = None, text_encoder: str | None = None
+    path: Path, image_encoder: str | None = None, text_encoder: str | None = None,
+    merge: bool = True,
 ) -> tuple[DualEncoder, TrainOptions, dict]:
     """Read the model of a checkpoint, or of a folder that `export.py` wrote.
 
@@ -79,6 +83,7 @@ def read_model(
         image_encoder: folder or Hub name of the image encoder's configuration, for a checkpoint
             that holds none.
         text_encoder: the same of the text encoder.
+        merge: whether adapters of `--lora` are merged into the weights beside them.
 
     Returns:
         The dual encoder, in evaluation mode and with its `preparation`; the options that it was
@@ -102,6 +107,8 @@ def read_model(
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
+    if merge:
+        remove_adapters(model, merge=True)
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
@@ -122,7 +129,11 @@ def training_facts(options: TrainOptions, state: dict, path: Path) -> dict:
         path: of the checkpoint.
     """
     if "folder" in state:
-        return state["folder"]["about"]
+        about = state["folder"]["about"]
+        names = {name: without_folders(about["options"][name])
+                 for name in ("image_encoder", "text_encoder")
+                 if isinstance(about["options"].get(name), str)}
+        return about | {"options": about["options"] | names}
     saved = {name: getattr(options, name) for name in sorted(names_from_checkpoint(type(options)))}
     for name in "image_encoder", "text_encoder", "vocab":
         if name in saved:
@@ -152,8 +163,8 @@ def known_scores(state: dict, path: Path) -> dict:
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         scores["val_rsum"] = state["best_rsum"]
     with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
-        if path.name == BEST:
-            results = read_json(path.parent / RESULTS)
+        if path.name == BEST and is_inside(path.parent / RESULTS, path.parent):
+            results = read_json(path.parent / RESULTS, MAX_RESULT_BYTES)
             scores["test"] = {name: value for name, value in results.items()
                               if isinstance(value, int | float)}
     return scores
@@ -199,6 +210,11 @@ def average_weights(
     for key, weights in trained.items():
         if weights.is_floating_point():
             weights.copy_(torch.lerp(first[key], weights, alpha))  # to the bit at 0 and at 1
+    if None not in (first_model.logit_scale, model.logit_scale):
+        # What a pair has learned is the logarithm of its scale.
+        model.set_logit_scale(LogitScale(
+            first_model.logit_scale ** (1 - alpha) * model.logit_scale**alpha,
+            (1 - alpha) * first_model.logit_bias + alpha * model.logit_bias))
     about = {**model.preparation.about, "average": alpha, "recalls": {}, "statistics": None}
     model.preparation = model.preparation._replace(about=about)
 
@@ -213,15 +229,15 @@ tags: [image-text-retrieval, dual-encoder, false-negative-elimination]
 
 # A dual encoder for photos and captions
 
-Trained {how} on `{dataset}`: a photo and a caption become unit vectors of {dim} numbers, whose
-inner product is their cosine.
+{origin}: a photo and a caption become unit vectors of {dim} numbers, whose inner product is their
+cosine.
 
 | | image | text |
 |---|---|---|
 | encoder | {image_encoder} | {text_encoder} |
 | pooling | {image_pooling} | {text_pooling} |
 | projection | {projection} | {projection} |
-| input | {image_res} x {image_res} pixels, bicubic | {max_words} words, then {max_tokens} tokens |
+| input | {image_res} x {image_res} pixels, {fit}, {resampling} | {text} |
 
 Weights: {dtype}, {parameters:.1f} million. {recalls}
 
@@ -240,14 +256,7 @@ image = model.encode_image(model.preparation.pixels([Path("photo.jpg")]))  # (1,
 print(text @ image.T)
 ```
 
-{sentence}
-## What is not in the files
-
-Captions are cut to {max_words} words before they are cut to {max_tokens} tokens. `preparation`
-does both; a tokenizer has no place for the first, so with `sentence_transformers` the words after
-the {max_words}th count where the tokens leave room. So does the spelling of a special token, such
-as [SEP], in a caption, and a capital sigma at the end of a word.
-
+{pair}{sentence}{cleaning}
 ## Options of the training
 
 ```json
@@ -258,6 +267,23 @@ as [SEP], in a caption, and a capital sigma at the end of a word.
 
 To be named by whoever passes this folder on: photos, captions and the encoders' pretrained weights
 are their owners'.
+"""
+CLEANING_TEXT = """
+## What is not in the files
+
+Captions are cut to {max_words} words before they are cut to {max_tokens} tokens. `preparation`
+does both; a tokenizer has no place for the first, so with `sentence_transformers` the words after
+the {max_words}th count where the tokens leave room. So does the spelling of a special token, such
+as [SEP], in a caption, and a capital sigma at the end of a word.
+"""
+PAIR_TEXT = """With transformers alone:
+
+```python
+from transformers import AutoProcessor, {pair_class}
+
+model, processor = {pair_class}.from_pretrained("FOLDER"), AutoProcessor.from_pretrained("FOLDER")
+```
+
 """
 SENTENCE = """Without this program, from version 6 of sentence-transformers on:
 
@@ -281,27 +307,49 @@ def card(model: DualEncoder, dtype: str) -> str:
         dtype: of the weights, as --dtype names it.
     """
     preparation, options = model.preparation, model.preparation.about["options"]
-    _, reason = layout(model, preparation)  # why sentence-transformers cannot load it
+    pair = ""
+    if is_whole_pair(model, preparation):
+        pair = PAIR_TEXT.format(pair_class=pair_class(model.image_encoder))
+        reason = sentence_reason(model)
+    else:
+        _, reason = layout(model, preparation)  # why sentence-transformers cannot load it
     projected = model.image_projection.state_dict()
     projection = f"{model.head}, {model.embed_size} wide" if projected else "none"
     if reason:
         sentence = f"`sentence_transformers` cannot load it: {reason}.\n"
     else:
         sentence = SENTENCE
+    is_raw = preparation.cleaning == "raw"
+    limits = "" if is_raw else "{} words, then "
     recalls = score_sentences(preparation.about.get("recalls") or {})
     if "average" in preparation.about:
         recalls = (f"They are {preparation.about['average']:g} times the trained weights plus "
                    "the rest of those that training began with (WiSE-FT). " + recalls)
     return CARD_TEXT.format(
         library="pytorch" if reason else "sentence-transformers", dim=model.embed_size,
-        how=f"with the loss `{options.get('loss', 'fne')}`", dataset=options.get("dataset"),
+        origin=origin(options), pair=pair, fit=preparation.photo_fit.fit,
+        resampling=preparation.photo_fit.resampling,
+        text=f"{limits.format(preparation.max_words)}{preparation.max_tokens} tokens",
+        cleaning="" if is_raw else CLEANING_TEXT.format(
+            max_words=preparation.max_words, max_tokens=preparation.max_tokens),
         image_encoder=options.get("image_encoder"), text_encoder=options.get("text_encoder"),
         image_pooling=model.image_pooling, text_pooling=model.text_pooling, projection=projection,
-        image_res=preparation.image_res, max_words=preparation.max_words,
-        max_tokens=preparation.max_tokens, dtype=dtype,
+        image_res=preparation.image_res, dtype=dtype,
         parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
         recalls=recalls, sentence=sentence,
         options=json.dumps(options, indent=2, sort_keys=True, default=str))
+
+
+def origin(options: dict) -> str:
+    """Return what a model is, in words: a pretrained pair, or what it was trained with and on.
+
+    Args:
+        options: of its training; of a pretrained pair only those that describe it.
+    """
+    if "loss" not in options and "dataset" not in options:
+        return f"The pretrained pair `{options.get('image_encoder')}`"
+    return (f"Trained with the loss `{options.get('loss', 'fne')}` on "
+            f"`{options.get('dataset')}`")
 
 
 def score_sentences(scores: dict) -> str:
@@ -432,16 +480,27 @@ def export(arguments: ExportOptions) -> str:
     check_values(arguments)
     if arguments.average_with is not None and arguments.average is None:
         raise InputError(f"--average_with {arguments.average_with}: give --average ALPHA with it")
+    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"
+                              or arguments.average is not None):
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
     if arguments.onnx:
         check_onnx()
     model, options, _ = read_model(arguments.checkpoint, arguments.image_encoder,
-                                   arguments.text_encoder)
+                                   arguments.text_encoder, merge=not arguments.adapter)
+    if arguments.adapter and model.saved_names is None:
+        raise InputError(f"--adapter: {arguments.checkpoint} is of no run with --lora; leave the "
+                         "flag out")
     if arguments.average is not None:
         average_weights(model, options, arguments.average, arguments.average_with)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
     with replaced_folder(place, "OUT", may_stay=[CARD]) as folder:
-        model.save_pretrained(folder)
+        if arguments.adapter:
+            write_adapters(model, folder, AdapterSettings(options.lora, options.lora_alpha,
+                                                          options.lora_dropout))
+        else:
+            model.save_pretrained(folder)
         if arguments.onnx:
             write_onnx(model, folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -24,6 +24,7 @@ from common.errors import (
 )
 from common.options import EncodingOptions
 from common.terminal import warn
+from encoders.chunks import in_chunks
 from encoders.families import choose_pooling, find_family
 from encoders.folder import read_model, read_preparation, write_folder
 from encoders.loading import load_encoder, quiet_transformers
@@ -49,6 +50,10 @@ class DualEncoder(nn.Module, ModelHubMixin):
 
     The encoders compute in bfloat16 autocast if the attribute `bf16` is true. Pooling, projections
     and embeddings are float32 in any case.
+
+    If the attribute `chunk` is above 0, each encoder takes so many photos or captions of a batch
+    at a time, and activations for the backward pass are kept of one chunk alone
+    (`encoders.chunks.in_chunks`).
 
     `from_pretrained` and `save_pretrained` read and write the folder of `export.py`
     (docs/export.md). The attribute `preparation` of a model that was read so says how its photos
@@ -96,7 +101,11 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.bf16 = False
         self.logit_scale: float | None = None
         self.logit_bias: float | None = None
+        self.chunk = 0
         self.preparation: Preparation | None = None
+        # Of a model with adapters (`encoders.lora.add_adapters`): what its `state_dict` holds.
+        self.saved_names: frozenset[str] | None = None
+        self.base_digests: dict[str, str] | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
         image_width = self._probe_image_encoder(image_res)
@@ -224,6 +233,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
         Returns:
             (B, width) float32, as wide as the image encoder.
         """
+        return in_chunks(self._image_features, self.chunk, pixel_values)
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         if self.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with self._encoder_context("image", pixel_values.device):
@@ -240,6 +252,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
         Returns:
             (B, width) float32, as wide as the text encoder.
         """
+        return in_chunks(self._text_features, self.chunk, input_ids, attention_mask)
+
+    def _text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask
         if self.uses_4d_mask:  # (B, 1, L, L): every query token sees the same real tokens
             length = mask.shape[1]
@@ -385,10 +400,13 @@ def interpolation_kwargs(encoder: nn.Module, image_res: int) -> dict[str, bool]:
 def momentum_copy(model: DualEncoder) -> DualEncoder:
     """Return the momentum encoder: a copy of `model` whose parameters take no gradient.
 
-    A frozen encoder is shared instead of copied, since it never changes.
+    What is not trained is shared instead of copied, since it never changes: a frozen encoder, and
+    the weights beside adapters.
     """
+    shared = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    shared += model.frozen_encoders
     # A deep copy takes what its memo holds instead of copying it.
-    memo = {id(encoder): encoder for encoder in model.frozen_encoders}
+    memo = {id(thing): thing for thing in shared}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 

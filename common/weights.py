@@ -1,5 +1,6 @@
 """Checks of the weights that a file holds, and a digest of a model's weights."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def check_weights_match(
     if differences:
         raise InputError(f"{source} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(differences)}")
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """Compute a digest of weights, with their names, types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    add_to_digest(digest, weights.items())
+    return digest.hexdigest()
 
 
 def add_to_digest(digest, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -22,10 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError, one_line, reraise_out_of_memory
-from common.files import read_json
+from common.files import is_inside, read_json, read_start
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache_only
+from encoders.open_clip_pairs import SCHEME
+from encoders.pair_folder import is_whole_pair, pair_files, pair_weights
 from encoders.pair_models import read_pair
 from encoders.pairs import with_names_of_today
 from encoders.preparation import Preparation
@@ -40,14 +42,16 @@ from encoders.stored import (
 )
 from inputs.fitting import PUBLISHED_FIT
 
-FORMAT = "fne-export-1"
+FORMAT, PAIR_FORMAT = "fne-export-1", "fne-pair-1"
 ENCODER_FOLDER = "{}_0_Transformer"  # of a side
 # The folders of a side's projection by --head, each with one linear layer, and the names that the
 # weights of the layers have in the projection.
 PROJECTION_LAYERS = {"linear": {"{}_2_Dense": ""}, "mlp": {"{}_2_Dense": "0.", "{}_3_Dense": "2."}}
+OURS = "fne.json"  # beside the files of a pair
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_JSON_BYTES = 2**27
+MAX_CARD_BYTES = 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The fields of `Preparation` that config.json holds beside mean and std, with their types.
 PREPARATION_TYPES = {"image_res": int, "max_words": int, "max_tokens": int, "prefix": str,
@@ -62,7 +66,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dtype) -> None:
-    """Write a `DualEncoder` to a folder that `read_folder` reads.
+    """Write a `DualEncoder` to a folder that `read_model` reads.
+
+    A pretrained pair becomes a folder of its own type (`encoders.pair_folder`).
 
     Args:
         folder: An existing folder.
@@ -74,11 +80,24 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
         InputError: If its tokenizer is a slow one, or has more words than the text encoder.
     """
     tokenizer_text = tokenizer_to_json(preparation.tokenizer, vocabulary_size(model.text_encoder))
-    if tokenizer_text is None:
+    tokenizer = None if tokenizer_text is None else json.loads(tokenizer_text)
+    as_pair = is_whole_pair(model, preparation)
+    if tokenizer is None and (not as_pair or preparation.cleaning != "raw" or preparation.prefix):
         raise InputError("the text encoder's tokenizer is no fast one of as many words as the "
                          "encoder, so it cannot be written as tokenizer.json")
-    tokenizer = json.loads(tokenizer_text)
-    has_projections = False
+    if as_pair:
+        write_pair(folder, model, preparation, tokenizer, dtype)
+    else:
+        write_encoders(folder, model, dtype)
+        write_json(folder / TOKENIZER, tokenizer["tokenizer"])
+        write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer))
+        write_json(folder / CONFIG, {"format": FORMAT} | our_config(model, preparation))
+        write_sentence_files(folder, model, preparation, tokenizer)
+    (folder / CARD).write_text(preparation.card, encoding="utf-8")
+
+
+def write_encoders(folder: Path, model, dtype: torch.dtype) -> None:
+    """Write both encoders and projections of a `DualEncoder`, each into a folder of its own."""
     for side in SIDES:
         encoder = getattr(model, f"{side}_encoder")
         encoder_folder = folder / ENCODER_FOLDER.format(side)
@@ -90,15 +109,45 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
         write_weights(encoder_folder, encoder.state_dict(), dtype)
         projection = getattr(model, f"{side}_projection").state_dict()
         if projection:
-            has_projections = True
             for name, layer in PROJECTION_LAYERS[model.head].items():
                 layer_folder = folder / name.format(side)
                 layer_folder.mkdir()
                 weights = {f"linear.{part}": projection[f"{layer}{part}"]
                            for part in ("weight", "bias")}
                 write_weights(layer_folder, weights, dtype)
-    write_json(folder / TOKENIZER, tokenizer["tokenizer"])
-    write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer))
+
+
+def write_pair(
+    folder: Path, model, preparation: Preparation, tokenizer: dict | None, dtype: torch.dtype
+) -> None:
+    """Write a `DualEncoder` that is a pretrained pair as a folder of the pair's own type.
+
+    Args:
+        folder: An existing folder.
+        model: The `DualEncoder`, for which `is_whole_pair` holds.
+        preparation: How its photos and captions are prepared.
+        tokenizer: The content of `encoders.stored.tokenizer_to_json`; None for a slow tokenizer.
+        dtype: The type in which floating-point weights are written.
+    """
+    write_weights(folder, pair_weights(model, preparation.image_res), dtype)
+    for name, content in pair_files(model, preparation, tokenizer).items():
+        write_json(folder / name, content)
+    config = {"format": PAIR_FORMAT} | our_config(model, preparation)
+    if tokenizer is None:
+        preparation.tokenizer.save_pretrained(folder)
+    else:
+        settings = tokenizer_config(tokenizer) | {"model_max_length": preparation.max_tokens}
+        if model.text_encoder.fixed_length:  # the pair was trained without a mask
+            settings["model_input_names"] = ["input_ids"]
+        write_json(folder / TOKENIZER_CONFIG, settings)
+        # That of tokenizer.json cleans captions as well.
+        config["tokenizer_normalizer"] = tokenizer["tokenizer"].get("normalizer")
+    write_json(folder / OURS, config)
+
+
+def our_config(model, preparation: Preparation) -> dict:
+    """Return what a folder says of a `DualEncoder` beside its encoders' own files."""
+    has_projections = bool(model.image_projection.state_dict())
     model_config = {"projection": model.embed_size if has_projections else 0, "head": model.head,
                     "image_pooling": model.image_pooling, "text_pooling": model.text_pooling,
                     "logit_scale": [model.logit_scale, model.logit_bias]}
@@ -106,10 +155,7 @@ def write_folder(folder: Path, model, preparation: Preparation, dtype: torch.dty
     preparation_config |= {"mean": list(preparation.mean), "std": list(preparation.std),
                            "cleaning": preparation.cleaning,
                            "photo_fit": preparation.photo_fit._asdict()}
-    write_json(folder / CONFIG, {"format": FORMAT, "model": model_config,
-                                 "preparation": preparation_config, "about": preparation.about})
-    (folder / CARD).write_text(preparation.card, encoding="utf-8")
-    write_sentence_files(folder, model, preparation, tokenizer)
+    return {"model": model_config, "preparation": preparation_config, "about": preparation.about}
 
 
 def write_sentence_files(folder: Path, model, preparation: Preparation, tokenizer: dict) -> None:
@@ -222,11 +268,14 @@ def read_model(name: str | Path, **kwargs) -> dict:
         InputError: If there is no such model, or it is neither.
     """
     name = str(name)
-    if not Path(name).is_dir() and not is_hub_name(name):
+    if not Path(name).is_dir() and not is_hub_name(name.removeprefix(SCHEME)):
         raise InputError(f"{name} is no folder, and cannot be a name of the Hub")
+    if Path(name).is_dir():
+        check_links(Path(name))
     config = model_file(name, CONFIG, **kwargs)
     if config is None or read_json_object(config).get("format") != FORMAT:
-        return read_pair(name, **kwargs)
+        state, ours = read_pair(name, **kwargs), model_file(name, OURS, **kwargs)
+        return state if ours is None else with_our_config(state, read_json_object(ours), ours)
     if Path(name).is_dir():
         return read_folder(Path(name))
     try:
@@ -250,11 +299,12 @@ def read_folder(folder: Path) -> dict:
     Raises:
         InputError: If a file is missing, or is not what `write_folder` writes.
     """
+    check_links(folder)
     config = read_json_object(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} is no folder that export.py wrote: its {CONFIG} does not say "
                          f"{FORMAT!r}")
-    check_folder_config(config, folder)
+    check_folder_config(config, folder / CONFIG)
     model, preparation = config["model"], config["preparation"]
     tokenizer = read_json_object(folder / TOKENIZER)
     tokenizer_settings = read_json_object(folder / TOKENIZER_CONFIG)
@@ -277,23 +327,68 @@ def read_folder(folder: Path) -> dict:
                 read = read_weights(folder / name.format(side) / WEIGHTS, "")
                 weights |= {f"{side}_projection.{layer}{part.removeprefix('linear.')}": value
                             for part, value in read.items()}
-    options = config["about"]["options"] | {
-        "image_res": preparation["image_res"], "max_words": preparation["max_words"],
-        "max_tokens": preparation["max_tokens"], "caption_prefix": preparation["prefix"],
-        "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
-        "embed_size": model["projection"], "head": model["head"],
-        "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
-        "freeze": None}
+    options = config["about"]["options"] | options_of_config(config)
     return {"options": options, "model": with_names_of_today(weights), ENCODERS_KEY: encoders,
             "criterion": {}, "folder": config}
 
 
-def check_folder_config(config: dict, folder: Path) -> None:
-    """Check the content of config.json, and complete it in place.
+def with_our_config(state: dict, config: dict, path: Path) -> dict:
+    """Return the state of a pair with what `write_pair` wrote beside it.
+
+    Args:
+        state: What `read_pair` returned.
+        config: The content of fne.json.
+        path: Its file.
+
+    Raises:
+        InputError: If the content is not what `write_pair` writes.
+    """
+    if config.get("format") != PAIR_FORMAT:
+        raise InputError(f"{path} is not what export.py writes: it does not say {PAIR_FORMAT!r}")
+    check_folder_config(config, path)
+    encoders = dict(state[ENCODERS_KEY])
+    if encoders["tokenizer"] is not None:
+        tokenizer = json.loads(encoders["tokenizer"])
+        tokenizer["tokenizer"]["normalizer"] = config.get("tokenizer_normalizer")
+        encoders["tokenizer"] = json.dumps(tokenizer)
+    preparation = config["preparation"]
+    encoders |= {"pixel_statistics": [preparation["mean"], preparation["std"]],
+                 "photo_fit": preparation["photo_fit"]}
+    options = config["about"]["options"] | options_of_config(config)
+    if encoders["tokenizer"] is None:  # a slow one is read from the folder
+        options["text_encoder"] = state["options"]["text_encoder"]
+    return state | {"options": options, ENCODERS_KEY: encoders, "folder": config}
+
+
+def options_of_config(config: dict) -> dict:
+    """Return the options that describe a folder's model, by name."""
+    model, preparation = config["model"], config["preparation"]
+    return {"image_res": preparation["image_res"], "max_words": preparation["max_words"],
+            "max_tokens": preparation["max_tokens"], "caption_prefix": preparation["prefix"],
+            "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
+            "embed_size": model["projection"], "head": model["head"],
+            "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
+            "freeze": None, "lora": 0}
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a model's folder is a link out of it.
+
+    Raises:
+        InputError: If one is; its content would go into what is made from the folder.
+    """
+    for pattern in "*.json", CARD, WEIGHTS, "*/*.json", f"*/{WEIGHTS}":
+        for path in folder.glob(pattern):
+            if not is_inside(path, folder):
+                raise InputError(f"{path} leads out of the folder: put the file itself there")
+
+
+def check_folder_config(config: dict, path: Path) -> None:
+    """Check the content of config.json, or of a pair's fne.json, and complete it in place.
 
     Mean and std become lists. A folder of an earlier version does not name the cleaning of its
-    captions, nor how photos are fitted, which both are as published, nor the form of its
-    projections, which is "linear".
+    captions, nor how photos are fitted, which are as published, nor the form of its projections,
+    which is "linear".
 
     Raises:
         InputError: If a value is missing, or of another type or range than `write_folder` writes.
@@ -303,7 +398,7 @@ def check_folder_config(config: dict, folder: Path) -> None:
     except (KeyError, TypeError) as error:
         wrong = [one_line(error)]
     if wrong:
-        raise InputError(f"{folder / CONFIG} is not what export.py writes: {wrong[0]}")
+        raise InputError(f"{path} is not what export.py writes: {wrong[0]}")
 
 
 def wrong_folder_values(config: dict) -> list[str]:
@@ -327,7 +422,10 @@ def wrong_folder_values(config: dict) -> list[str]:
     preparation.setdefault("cleaning", "published")
     preparation.setdefault("photo_fit", PUBLISHED_FIT._asdict())
     valid["cleaning"] = preparation["cleaning"] in ("published", "raw")
-    read_photo_fit(preparation["photo_fit"], CONFIG)
+    try:
+        read_photo_fit(preparation["photo_fit"], CONFIG)
+    except InputError:
+        valid["photo_fit"] = False
     valid["about"] = isinstance(about["options"], dict)
     for name in "mean", "std":
         preparation[name] = list(preparation[name])
@@ -343,10 +441,9 @@ def read_preparation(state: dict, tokenizer, folder: Path) -> Preparation:
         folder: The folder, whose README.md is read.
     """
     preparation = state["folder"]["preparation"]
-    card = folder / CARD
     return Preparation(
         tokenizer, about=state["folder"]["about"], mean=preparation["mean"],
         std=preparation["std"], cleaning=preparation["cleaning"],
+        card=read_start(folder / CARD, MAX_CARD_BYTES).decode("utf-8", "replace"),
         photo_fit=read_photo_fit(preparation["photo_fit"], str(folder)),
-        card=card.read_text("utf-8", "replace") if card.is_file() else "",
         **{name: preparation[name] for name in PREPARATION_TYPES})

@@ -56,8 +56,11 @@ PAIRS = {
     "BlipForImageTextRetrieval": Pair(Half("vision_model", "first", "vision_proj"),
                                       Half("text_encoder", "first", "text_proj")),
 }
-# Parts of a model that neither half needs. The logit scale and bias are kept as numbers.
-UNUSED = "logit_scale", "logit_bias", "temperature", "itm_head"
+# Parameters of a model that neither half needs: they are kept as numbers.
+SCALES = "logit_scale", "logit_bias", "temperature"
+# BLIP's head for pairs of a photo and a caption that are read together goes with its text half, as
+# the attention to photos does. Neither is used.
+ONLY_IN_TEXT_HALF = "itm_head"
 
 
 class LogitScale(NamedTuple):
@@ -155,8 +158,8 @@ class PairHalf(nn.Module):
         return self.tower.get_input_embeddings().num_embeddings
 
 
-def split_pair(pair: nn.Module, tokenizer) -> tuple[PairHalf, PairHalf]:
-    """Split a pretrained pair into its image half and its text half, which share its weights.
+def split_pair(pair: nn.Module, tokenizer) -> dict[str, PairHalf]:
+    """Split a pretrained pair into its halves, by side, which share its weights.
 
     Args:
         pair: A model of transformers of a class in `PAIRS`; it is the text half's afterwards.
@@ -165,8 +168,8 @@ def split_pair(pair: nn.Module, tokenizer) -> tuple[PairHalf, PairHalf]:
     twin = copy.copy(pair)
     twin._modules, twin._parameters = dict(pair._modules), dict(pair._parameters)
     pad_id, padding_side = tokenizer.pad_token_id, tokenizer.padding_side
-    return (PairHalf(twin, "image", pad_id, padding_side),
-            PairHalf(pair, "text", pad_id, padding_side))
+    return {"image": PairHalf(twin, "image", pad_id, padding_side),
+            "text": PairHalf(pair, "text", pad_id, padding_side)}
 
 
 def pad_to_length(
@@ -201,8 +204,10 @@ def without_other_side(pair: nn.Module, side: str) -> nn.Module:
         side: "image" or "text".
     """
     halves = PAIRS[type(pair).__name__]
-    other = halves.text if side == "image" else halves.image
-    for name in (other.tower, other.head, *UNUSED):
+    names = [halves.text.tower, halves.text.head, ONLY_IN_TEXT_HALF]
+    if side == "text":
+        names = [halves.image.tower, halves.image.head]
+    for name in (*names, *SCALES):
         if name and "." not in name and getattr(pair, name, None) is not None:
             setattr(pair, name, None)
     return pair

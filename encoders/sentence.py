@@ -11,7 +11,9 @@ import sys
 from torch import nn
 
 from encoders.families import SUPPORTED
+from encoders.pairs import PairHalf
 from inputs.captions import CLEANING
+from inputs.fitting import RESAMPLINGS, PhotoFit
 
 BASE_MODULES = "sentence_transformers.base.modules"
 SENTENCE_MODULES = "sentence_transformers.sentence_transformer.modules"
@@ -22,7 +24,8 @@ IMAGE_PROCESSOR = "preprocessor_config.json"
 # Our poolings to those of sentence_transformers. "padded" is a mean without the attention mask.
 POOLING_MODES = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls",
                  "last": "lasttoken"}
-BICUBIC = 3  # PIL's number of it
+SENTENCE_CONFIG = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None,
+                   "similarity_fn_name": "cosine"}
 
 
 def layout(model, preparation) -> tuple[dict[str, object], str]:
@@ -36,7 +39,7 @@ def layout(model, preparation) -> tuple[dict[str, object], str]:
         The files' contents by their names in the folder, and the reason why there are none. One of
         the two is empty.
     """
-    reason = unsupported_reason(model)
+    reason = unsupported_reason(model) or inexpressible_fit(preparation.photo_fit)
     if reason:
         return {}, reason
     files, types, structure = {}, {}, {}
@@ -55,9 +58,7 @@ def layout(model, preparation) -> tuple[dict[str, object], str]:
         {"idx": 0, "name": "0", "path": "", "type": f"{BASE_MODULES}.router.Router"},
         {"idx": 1, "name": "1", "path": "1_Normalize",
          "type": f"{BASE_MODULES}.normalize.Normalize"}]
-    files["config_sentence_transformers.json"] = {
-        "model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None,
-        "similarity_fn_name": "cosine"}
+    files["config_sentence_transformers.json"] = SENTENCE_CONFIG
     return files, ""
 
 
@@ -98,7 +99,7 @@ def unsupported_reason(model) -> str:
         pooling = getattr(model, f"{side}_pooling")
         model_type = encoder.config.model_type
         excluded = SUPPORTED[model_type].excluded_tokens(encoder.config)
-        if hasattr(encoder, "clip") or model_type == "timm_wrapper":
+        if isinstance(encoder, PairHalf) or model_type in ("timm_wrapper", "open_clip"):
             return f"its {side} encoder is one half of a {model_type}, or has a pooling of its own"
         if side == "image" and pooling == "mean" and excluded:
             return f"its image encoder, a {model_type}, leaves tokens at the front out of the mean"
@@ -116,7 +117,8 @@ def transformer_config(side: str, pooling: str, preparation) -> dict:
                "module_output_name": "sentence_embedding" if own_pooling else "token_embeddings",
                "unpad_inputs": False}
     if side == "image":
-        return content | {"processor_kwargs": {"backend": "pil"}}
+        uses_pillow = preparation.photo_fit.library == "pillow"
+        return content | ({"processor_kwargs": {"backend": "pil"}} if uses_pillow else {})
     tokenizer_kwargs = {"max_length": preparation.max_tokens, "truncation": True,
                         "padding": "max_length" if preparation.padded else True}
     return content | {"processing_kwargs": {"text": tokenizer_kwargs}}
@@ -131,16 +133,33 @@ def dense_config(
             "module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
+def inexpressible_fit(fit: PhotoFit) -> str:
+    """Return why an image processor of transformers cannot fit photos so, or "" if it can."""
+    if fit.fit == "pad":
+        return "its photos are padded on both sides"
+    if fit.rounds_half_pixels:
+        return "its photos are cropped by the transforms of another library"
+    return ""
+
+
 def image_processor_config(preparation) -> dict:
     """Return the preprocessor_config.json that prepares photos as evaluation does.
 
-    It repeats `inputs.photos.eval_pixels` and `normalize`.
+    It repeats `inputs.fitting.fitted_pixels` and `inputs.photos.normalize`.
     """
-    side = preparation.image_res
-    return {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": True,
-            "do_resize": True, "size": {"height": side, "width": side}, "resample": BICUBIC,
-            "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-            "image_mean": list(preparation.mean), "image_std": list(preparation.std)}
+    fit, side = preparation.photo_fit, preparation.image_res
+    resized = round(side * fit.enlargement)
+    size = {"height": resized, "width": resized}
+    crops = fit.fit == "crop" or resized != side
+    config = {"image_processor_type": "CLIPImageProcessor" if crops else "ViTImageProcessor",
+              "do_convert_rgb": True, "do_resize": True,
+              "size": {"shortest_edge": resized} if fit.fit == "crop" else size,
+              "resample": RESAMPLINGS.index(fit.resampling),
+              "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+              "image_mean": list(preparation.mean), "image_std": list(preparation.std)}
+    if crops:
+        config |= {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
+    return config
 
 
 def cleaning_tokenizer(tokenizer: dict, prefix: str, cleaning: str = "published") -> dict:

@@ -26,7 +26,7 @@ from common.locks import wait_for_lock
 from common.pools import map_in_processes
 from common.terminal import print_note, progress, warn
 from inputs.loader import usable_cores
-from inputs.photos import SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
+from inputs.photos import MAX_BYTES, SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
 from inputs.records import is_blank, listed
 from inputs.shards import Shard, TarPhoto, key_and_suffix, member_name, read_at
 from inputs.splits import Split
@@ -37,7 +37,6 @@ PHOTO_SUFFIXES = {suffix.removeprefix(".") for suffix in SUFFIXES}
 TEXT, JSON = "txt", "json"
 CAPTION_KEYS = "caption", "captions", "text", "sentences"
 LONGEST_CAPTION = 2**20  # bytes of a file of captions
-LARGEST_PHOTO = 2**30  # bytes, which are read at once
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 AGAIN = "fetch it again, or pack it anew"
@@ -461,7 +460,7 @@ def rows_of(
 
 def photo_state(shard: Shard, member: Member) -> int:
     """Return PAIR where a photo looks whole, else BROKEN or TOO_LARGE."""
-    if member.size > LARGEST_PHOTO:
+    if member.size > MAX_BYTES:
         return TOO_LARGE
     photo = TarPhoto(shard, member.header, member.offset, member.size)
     if photo_fault(photo) is None:

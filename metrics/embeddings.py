@@ -136,16 +136,18 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
     if embeddings.statistics is not None:
         arrays |= {"statistics": embeddings.statistics, "prior": embeddings.prior}
-    if embeddings.facts:
-        arrays["facts"] = facts_array(embeddings.facts)
+    arrays["facts"] = facts_array(embeddings.facts)  # `is_embeddings_file` looks for them
     files.write(path, lambda file: np.savez(file, **arrays), "--save_embeddings")
 
 
 def is_embeddings_file(path: Path) -> bool:
-    """Return whether there is an npz file of embeddings at `path`."""
+    """Return whether there is an npz file at `path` that `save_embeddings` wrote.
+
+    Other programs write such files too, but not the facts in it.
+    """
     try:
         with zipfile.ZipFile(path) as file:
-            return "image_embeds.npy" in file.namelist()
+            return {"image_embeds.npy", "facts.npy"} <= set(file.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import files
 from common.errors import InputError
 from common.processes import broadcast_from_main
 from common.ranks import is_main
 from common.terminal import print_status, warn
-from common.weights import add_to_digest
+from common.weights import weights_digest
 from data import LoadedSplit, sees_captions_once, sees_photos_once
 from encoders.stored import SIDES
 from inputs.captions import Captions
@@ -30,6 +30,7 @@ from inputs.sources import photos_place
 from training import storage
 from training.run import Run
 
+FORMAT = "fne-features-1"
 KINDS = {"image": "photo", "text": "caption"}  # what a side encodes
 # Options that a feature depends on. The device and the precision in use are parts of the key, and
 # so are the tokens, on which other options act.
@@ -82,7 +83,8 @@ def prepare(
     for side in SIDES:
         if not run.model.freezes(side):
             continue
-        weights = weights_digest(getattr(run.model, f"{side}_encoder")) if is_main() else None
+        encoder = getattr(run.model, f"{side}_encoder")
+        weights = weights_digest(encoder.state_dict()) if is_main() else None
         for name, loaded in splits.items():
             if name == "train" and not sees_once(run.options, side):
                 print_status("training photos are augmented, so the frozen image encoder encodes "
@@ -157,13 +159,6 @@ def features_key(run: Run, split: str, side: str, loaded: LoadedSplit, weights: 
                   "pixels": run.pixel_statistics.tolist(), "fit": list(run.photo_fit)}
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, with their names and types."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_to_digest(digest, module.state_dict().items())
-    return digest.hexdigest()
-
-
 def photos_digest(photos: Sequence[Photo], root: Path) -> str:
     """Compute a digest of the photos' names under `root`, sizes, and times of the last change.
 
@@ -223,13 +218,15 @@ def fits(state: object, key: dict, count: int) -> bool:
 def save(made: list[Features]) -> None:
     """Write the features that `prepare` made to the run's folder, in the first process.
 
-    A full disk gives a warning and no error, since the features can be computed again.
+    A full disk, or somebody else's file there, gives a warning and no error, since the features can
+    be computed again.
     """
     for features in made:
         if features.key is None or features.is_kept:
             continue
-        state = {"key": features.key, "features": features.values}
+        state = {"format": FORMAT, "key": features.key, "features": features.values}
         try:
+            storage.check_own(features.path, FORMAT)
             files.write(features.path, lambda file, state=state: torch.save(state, file),
                         "features")
         except InputError as error:

@@ -158,6 +158,7 @@ def build_run(
     """
     device = place_on_device(model, options)
     broadcast_tensors(*model.parameters(), *model.buffers())
+    model.chunk = options.chunk
     split = None if train_set is None else train_set.split
     objective = objective_class(options.loss)(options, model, split).to(device)
     if options.grad_checkpointing:

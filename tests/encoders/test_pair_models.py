@@ -4,12 +4,22 @@ import functools
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers as T
-from helpers.pairs import LENGTH, MODELS, RES, clip_processor, make_pair, make_tokenizer, save_pair
+from helpers.pairs import (
+    CAPTIONS,
+    LENGTH,
+    MODELS,
+    RES,
+    clip_processor,
+    embed,
+    make_pair,
+    make_tokenizer,
+    save_pair,
+    save_photos,
+)
 from PIL import Image
 
 import checkpoint
@@ -19,33 +29,17 @@ from encoders.pairs import with_names_of_today
 from encoders.processors import tokenizer_of
 from model import DualEncoder
 
-CAPTIONS = ["Two dogs play in the snow.", "A red car",
-            "two dogs, two dogs, play in the snow. a b c d e f g h i j k"]
-SHAPES = [(61, 45), (40, 77), (33, 32)]
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Return the files of three photos of several shapes."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for number, (width, height) in enumerate(SHAPES):
-        noise = random.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((width, height)).save(folder / f"{number}.png")
-    return [folder / f"{number}.png" for number in range(len(SHAPES))]
+    return save_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a function that saves a pair of a kind once, and returns its folder."""
     return functools.cache(lambda kind: save_pair(tmp_path_factory.mktemp(kind), kind))
-
-
-def ours(model, photos):
-    """Return the embeddings that a `DualEncoder` gives photo files and raw captions."""
-    captions = model.preparation.captions(CAPTIONS)
-    with torch.no_grad():
-        return (model.encode_image(model.preparation.pixels(photos)),
-                model.encode_text(*captions.padded([captions[i] for i in range(len(captions))])))
 
 
 def inputs_of(folder, kind, photos, **size):
@@ -67,7 +61,7 @@ def same(got, wanted):
 @torch.no_grad()
 def check_parity(model, pair, photos, pixels, tokens, **more):
     """Compare embeddings and logits with those of the pair of transformers itself."""
-    image_embeds, text_embeds = ours(model, photos)
+    image_embeds, text_embeds = embed(model, photos)
     logits = model.logits_per_image(image_embeds, text_embeds)
     if isinstance(pair, T.BlipForImageTextRetrieval):
         output = pair(pixel_values=pixels, use_itm_head=False, **tokens, **more)
@@ -87,7 +81,7 @@ def test_embeddings_and_logits_are_the_pairs_own(folder, photos, kind):
     pair = type(make_pair(kind)).from_pretrained(folder(kind)).eval()
     check_parity(model, pair, photos, *inputs_of(folder(kind), kind, photos))
     assert not model.training and model.preparation.max_tokens == LENGTH
-    assert ours(model, photos)[0].std() > 0.01
+    assert embed(model, photos)[0].std() > 0.01
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -140,8 +134,8 @@ def test_a_clip_of_sentence_transformers_is_found_in_its_folder(folder, photos, 
     (tmp_path / "modules.json").write_text(json.dumps([{
         "idx": 0, "name": "0", "path": "0_CLIPModel",
         "type": "sentence_transformers.models.CLIPModel"}]))
-    for got, wanted in zip(ours(DualEncoder.from_pretrained(tmp_path), photos),
-                           ours(DualEncoder.from_pretrained(folder("clip")), photos)):
+    for got, wanted in zip(embed(DualEncoder.from_pretrained(tmp_path), photos),
+                           embed(DualEncoder.from_pretrained(folder("clip")), photos)):
         assert torch.equal(got, wanted)
 
 

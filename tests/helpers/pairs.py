@@ -1,7 +1,9 @@
 """Small pretrained pairs of every supported type, made and saved here with their processors."""
 
+import numpy as np
 import torch
 import transformers as T
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", ".", ",",
@@ -87,3 +89,24 @@ def save_pair(folder, kind, tokenizer=None):
     (tokenizer or make_tokenizer()).save_pretrained(folder)
     IMAGE_PROCESSORS.get(kind, clip_processor)().save_pretrained(folder)
     return folder
+
+
+CAPTIONS = ["Two dogs play in the snow.", "A red car",
+            "two dogs, two dogs, play in the snow. a b c d e f g h i j k"]
+
+
+def save_photos(folder):
+    """Save three photos of several shapes, and return their files."""
+    random = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(61, 45), (40, 77), (33, 32)]):
+        noise = random.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((width, height)).save(folder / f"{number}.png")
+    return [folder / f"{number}.png" for number in range(3)]
+
+
+@torch.no_grad()
+def embed(model, photos, texts=CAPTIONS):
+    """Return the embeddings that a `DualEncoder` gives photo files and raw captions."""
+    captions = model.preparation.captions(texts)
+    return (model.encode_image(model.preparation.pixels(photos)),
+            model.encode_text(*captions.padded([captions[i] for i in range(len(captions))])))

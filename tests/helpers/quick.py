@@ -34,15 +34,22 @@ OF_MODULE = {
     "common.version": "figures/test_report_facts.py::test_facts_survive_the_file",
     "common.weights": "test_export.py::test_dtypes_are_those_of_the_flag",
     "data": "test_data.py::test_a_loaded_split_has_its_photos_and_captions",
+    "encoders.chunks": "training/test_chunks.py::test_one_chunk_after_the_other_goes_back",
     "encoders.families": "encoders/test_refusals.py",
     "encoders.folder": "test_export.py::test_a_loaded_model_is_saved_as_the_same_files",
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.open_clip_halves": "encoders/test_open_clip.py",
+    "encoders.open_clip_pairs": "encoders/test_open_clip.py",
+    "encoders.pair_folder":
+        "encoders/test_pair_folder.py::test_a_projection_makes_it_a_folder_of_ours",
     "encoders.pair_models":
         "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
     "encoders.pairs":
         "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
+    "encoders.lora":
+        "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
@@ -138,6 +145,8 @@ OF_MODULE = {
     "training.objectives.sigmoid": "test_fne_loss.py",
     "training.objectives.triplet":
         "test_one_step.py::test_the_triplet_loss_of_a_step_is_the_oracles",
+    "training.optimizer":
+        "training/test_optimizer.py::test_groups_are_those_of_each_parameters_module",
     "training.options": "common/test_options.py",
     "training.outline":
         "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
@@ -150,6 +159,7 @@ OF_MODULE = {
         "training/test_signals.py::test_a_signal_waits_until_the_run_may_stop",
     "training.storage": "training/test_folders.py::test_permission_is_not_damage",
     "training.true_matches": "training/test_monitor.py",
+    "training.zero_shot": "training/test_zero_shot.py::test_similarities_are_those_of_a_loop",
     "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
 }
 # Numbers of the released program, formulas against the oracle, and what else is quick.
