@@ -24,7 +24,7 @@ from encoders import stored as stored_encoders
 from encoders.folder import CONFIG, read_folder
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
-from model import DualEncoder, build_model
+from model import DualEncoder, build_model, check_embeddings
 from training import storage
 from training.facts import run_facts
 from training.objectives.fne import check_bank
@@ -372,7 +372,8 @@ def model_for_testing(
         return released_dual_encoder(options, state, path)
     model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
-    return model.eval()
+    check_embeddings(model.eval(), path)
+    return model
 
 
 def unpack(run: Run, state: dict, path: Path) -> None:

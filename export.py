@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import read_json
+from common.files import check_plain, read_json
 from common.flags import names_from_checkpoint
 from common.processes import require_one_process
 from common.terminal import print_result
@@ -156,9 +156,10 @@ def known_scores(state: dict, path: Path) -> dict:
     scores = {}
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         scores["val_rsum"] = state["best_rsum"]
-    with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
+    with contextlib.suppress(ValueError, AttributeError):  # no results there, or something else
         if path.name == BEST:
             results = read_json(path.parent / RESULTS)
+            check_plain(results)
             scores["test"] = {name: value for name, value in results.items()
                               if isinstance(value, int | float)}
     return scores

@@ -15,8 +15,12 @@ import torch.nn.functional as F
 import transformers
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common.errors import NOT_DETERMINISTIC, InputError, one_line, reraise_out_of_memory
+from common.memory import available_memory
 from common.options import EncodingOptions
 from common.terminal import warn
 from encoders.families import choose_pooling, find_family
@@ -27,6 +31,8 @@ from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
 from encoders.stored import read_stored_encoders
 
+MUCH_MEMORY = 2 * 10**9  # bytes for one photo or caption, of which a warning speaks
+MANY_SCORES = 2**36  # of one attention: about a minute on a CPU
 MAX_GRAPHS_PER_ENCODER = 8  # that --compile makes
 
 
@@ -72,6 +78,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.image_pooling = choose_pooling(image_encoder, "image", image_pooling)
         self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
         self.freeze = freeze
+        self.max_tokens = max_tokens
         self.image_encoder_kwargs = interpolation_kwargs(image_encoder, image_res)
         self.channels_last = False
         self.uses_4d_mask = False
@@ -107,6 +114,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         An encoder whose last hidden state is a feature map is a convolutional network; it is put
         into the channels-last memory format, in which convolutions are faster.
         """
+        check_memory(self.image_encoder, f"--image_res {image_res}: a photo", image_res > 640,
+                     pixel_values=(1, 3, image_res, image_res), **self.image_encoder_kwargs)
         pixels = torch.zeros(1, 3, image_res, image_res)
         with as_input_error(f"--image_res {image_res}: the image encoder (--image_encoder) does "
                             "not take such photos"):
@@ -127,6 +136,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """
         pad_id = getattr(self.text_encoder.config, "pad_token_id", None)
         token = 1 if pad_id == 0 else 0  # any token that is not padding
+        check_memory(self.text_encoder, f"--max_tokens {max_tokens}: a caption of that length",
+                     max_tokens > 1024, input_ids=(1, max_tokens))
         tokens = torch.full((2, max_tokens), token)
         mask = torch.ones_like(tokens)
         mask[1, max_tokens // 2 :] = 0
@@ -299,8 +310,129 @@ def model_from_folder(folder: Path) -> DualEncoder:
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: its weights do not fit ({one_line(error)[:200]})") from error
+    check_embeddings(model.eval(), folder)
     model.preparation = read_preparation(state, tokenizer, folder)
-    return model.eval()
+    return model
+
+
+class LargestOperation(TorchDispatchMode):
+    """Remember how much memory the largest operation needs, of those that run inside the `with`.
+
+    Attributes:
+        bytes: of the arguments and results of one operation.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))
+                   if isinstance(leaf, Tensor)}
+        self.bytes = max(self.bytes, sum(tensor.numel() * tensor.element_size()
+                                         for tensor in tensors.values()))
+        return result
+
+
+class AttentionWithoutScores(TorchFunctionMode):
+    """Have attention count as its result alone, as the kernels that do not keep its L x L scores.
+
+    On the meta device it would be computed by the other ones.
+
+    Attributes:
+        scores: the largest number of scores of one attention.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.scores = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention and len(args) >= 3:
+            query, key, value = args[:3]
+            self.scores = max(self.scores, query.shape[:-1].numel() * key.shape[-2])
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def check_memory(
+    encoder: nn.Module, what: str, is_large: bool, **inputs: tuple[int, ...] | bool
+) -> None:
+    """Say what an encoder will take for one large input before it is tried.
+
+    The encoder is run on the meta device, which computes nothing and takes no memory. An encoder
+    that does not run there is not checked.
+
+    Args:
+        encoder: of transformers, or a `ClipEncoder`.
+        what: names the flag and the input, with which messages begin.
+        is_large: whether the input is large enough to ask.
+        inputs: shapes of its inputs by name, of float32 pixels or int64 tokens, and flags.
+
+    Raises:
+        InputError: If one operation alone takes more memory than is free, or if attention would
+            take minutes.
+    """
+    if not is_large:
+        return
+    tensors = {name: torch.zeros(
+        value, dtype=torch.float32 if name == "pixel_values" else torch.int64, device="meta")
+        if isinstance(value, tuple) else value for name, value in inputs.items()}
+    weights = {name: value.to("meta") for named in (
+        encoder.named_parameters(), encoder.named_buffers()) for name, value in named}
+    largest, attention = LargestOperation(), AttentionWithoutScores()
+    try:
+        with largest, attention:
+            torch.func.functional_call(encoder, weights, (), tensors)
+    except Exception:  # it reads values, which are not there, or does not take this size
+        pass
+    if attention.scores > MANY_SCORES:
+        raise InputError(f"{what} makes so many tokens that its encoder would compare "
+                         f"{attention.scores:,} pairs of them in each layer: make it smaller")
+    free = available_memory()
+    if free is not None and largest.bytes > free:
+        raise InputError(f"{what} takes at least {largest.bytes / 1e9:,.1f} GB in its encoder, and "
+                         f"{free / 1e9:,.1f} GB are free: make it smaller")
+    if largest.bytes > MUCH_MEMORY:
+        warn(f"{what} takes at least {largest.bytes / 1e9:,.1f} GB in its encoder")
+
+
+@torch.no_grad()
+def check_embeddings(model: DualEncoder, source: Path | str) -> None:
+    """Check that the weights of a model, in evaluation mode, give embeddings that can be compared.
+
+    With a projection of zeros, or of numbers too large to be squared, every cosine is 0. The text
+    encoder is tried on two short captions; the image encoder, which would take longer, is not.
+
+    Args:
+        model: the dual encoder.
+        source: what its weights come from, with which the error message begins.
+
+    Raises:
+        InputError: If an embedding has not the length 1, or a projection gives the same one for
+            any features.
+    """
+    random = torch.Generator().manual_seed(0)
+    for side in "image", "text":
+        projection = getattr(model, f"{side}_projection")
+        if isinstance(projection, nn.Linear):
+            features = torch.randn(2, projection.in_features, generator=random)
+            project = model.project_image if side == "image" else model.project_text
+            embeds = project(features.to(projection.weight.device))  # (2, D)
+            if not are_unit_rows(embeds) or (embeds[0] - embeds[1]).abs().max() < 1e-6:
+                raise InputError(f"{source}: its {side}_projection maps all {side}s to one point, "
+                                 "or to none: its weights are damaged")
+    mask = torch.ones(2, min(4, model.max_tokens), dtype=torch.int64)
+    if not are_unit_rows(model.encode_text(mask, mask)):
+        raise InputError(f"{source}: its text encoder gives embeddings without a length: its "
+                         "weights are damaged")
+
+
+def are_unit_rows(embeds: Tensor) -> bool:
+    """Return whether the rows of embeddings (N, D) have the length 1, but for rounding."""
+    return bool(((embeds.float().norm(dim=1) - 1).abs() < 1e-2).all())
 
 
 @contextlib.contextmanager
