@@ -24,6 +24,8 @@ from common.terminal import print_status, warn
 from encoders import stored as stored_encoders
 from encoders.folder import read_model
 from encoders.hub import is_hub_name
+from encoders.lora import AdapterSettings, add_adapters, check_base
+from encoders.open_clip_pairs import SCHEME
 from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
@@ -31,16 +33,19 @@ from model import DualEncoder, build_model
 from training import storage
 from training.facts import run_facts
 from training.objectives.fne import check_bank
-from training.options import TrainOptions, options_class
+from training.options import TrainOptions, options_class, set_precision
 from training.restore import PROGRESS, load_number, load_optimizer, load_progress, load_weights
 from training.run import Run
 
-FORMAT = "fne-1"
+FORMAT = storage.FORMAT
 FILE_ENDINGS = ".tar", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"  # of checkpoints' names
 # What a new run takes over with the weights that --init names.
 WITH_WEIGHTS = ("image_encoder", "text_encoder", "vocab", "embed_size", "head", "image_pooling",
                 "text_pooling", "image_res", "image_fit", "image_stats", "max_words", "max_tokens",
                 "caption_prefix", "captions")
+# And with adapters.
+WITH_ADAPTERS = "lora", "lora_alpha", "lora_dropout", "base_dtype", "freeze"
+BASE_KEY = "base"  # of a checkpoint of adapters: the digests of the weights beside them, by side
 # What a run cannot change when it goes on, its flags declare (`fixed` of `common.flags.option`).
 # But a released checkpoint may be fine-tuned on another data set than its own, and does not name
 # its encoders: its weights tell whether the configurations fit.
@@ -75,7 +80,8 @@ def read(path: Path, **way_out: str) -> dict:
 
 def names_hub_model(path: Path) -> bool:
     """Return whether a path can be the name of a model on the Hub, and not a checkpoint's file."""
-    return is_hub_name(str(path)) and not path.name.endswith(FILE_ENDINGS)
+    name = str(path).removeprefix(SCHEME)
+    return is_hub_name(name) and not path.name.endswith(FILE_ENDINGS)
 
 
 def find(options: TrainOptions) -> tuple[Path, dict] | tuple[None, None]:
@@ -173,10 +179,9 @@ def stored_options(state: dict) -> dict:
                 "posterior": "published", "head": "linear"} | released_options(state)
     # Checkpoints of earlier versions do not have these options.
     earlier = {"oracle": "off", "posterior": "published", "ambiguity": USUAL_AMBIGUITY,
-               "captions": "published", "image_fit": "squash",
+               "captions": "published", "image_fit": "squash", "head": "linear",
                "recipe": None, "optimizer": "adam", "weight_decay": 0.0, "image_lr": None,
-               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps",
-               "head": "linear"}
+               "text_lr": None, "head_lr": None, "layer_decay": 1.0, "lr_schedule": "steps"}
     allowed = names_from_checkpoint(options_class())
     return earlier | {name: value for name, value in state["options"].items() if name in allowed}
 
@@ -220,6 +225,8 @@ def merge_options(options: EncodingOptions, given: set[str], state: dict, path: 
         fixed = {name for name, flag in flags.items() if flag.fixed}
         if is_released(state):
             fixed -= set(FREE_IN_RELEASED)
+        if stored.get("lora"):  # the base may lie elsewhere; its digest tells whether it is the one
+            fixed -= {"image_encoder", "text_encoder"}
     for name, value in stored.items():
         if not hasattr(options, name):
             continue  # the command has no such option
@@ -244,17 +251,24 @@ def begin_from(options: TrainOptions, given: set[str]) -> None:
         given: names of the options that the command line gave, which stay.
 
     Raises:
-        InputError: `--init` names no folder of a model and no checkpoint of this program.
+        InputError: `--init` names no folder of a model and no checkpoint of this program, or it
+            holds all weights and `--lora` wants adapters alone, or the other way round.
     """
     state = read(options.init)
     if is_released(state):
         raise InputError(f"--init {options.init} is a released checkpoint: go on from it with "
                          "--resume, or export it first")
     stored = {"head": "linear"} | state["options"]  # earlier versions do not name the head
-    for name in WITH_WEIGHTS:
+    has_adapters = bool(stored.get("lora"))
+    for name in WITH_WEIGHTS + (WITH_ADAPTERS if has_adapters else ()):
         if name in stored and name not in given:
             setattr(options, name, stored[name])
-    options.init_weights = state["model"]
+    if bool(options.lora) is not has_adapters:
+        way_out = ("export.py merges its adapters into all weights" if has_adapters else
+                   "adapters need a base that --image_encoder and --text_encoder name")
+        raise InputError(f"--init {options.init} does not go with --lora {options.lora}: {way_out}")
+    set_precision(options, given)
+    options.init_weights, options.init_base = state["model"], state.get(BASE_KEY)
     options.stored_encoders = stored_encoders.read_stored_encoders(
         state, state["model"], str(options.init), given)
 
@@ -312,12 +326,45 @@ def model_for_training(
     """
     torch.manual_seed(options.seed)
     if state is not None and is_released(state):
+        if options.lora:
+            raise InputError(f"--lora {options.lora}: adapters need a base that --image_encoder "
+                             f"and --text_encoder name, and {path} is a released checkpoint")
         return released_dual_encoder(options, state, path)
     weights = options.init_weights
-    pretrained = state is None and weights is None
-    model = build_model(options, tokenizer, pretrained, options.freeze)
+    if options.lora:
+        source, digests = (options.init, options.init_base) if state is None else (
+            path, state.get(BASE_KEY))
+        model = model_with_adapters(options, options, tokenizer, source, digests)
+    else:
+        pretrained = state is None and weights is None
+        model = build_model(options, tokenizer, pretrained, options.freeze)
     if weights is not None:
         load_weights(model, weights, options.init)
+    return model
+
+
+def model_with_adapters(
+    options: EncodingOptions, run_options: TrainOptions, tokenizer, path: Path | None,
+    digests: dict | None,
+) -> DualEncoder:
+    """Build a model of pretrained encoders with new adapters, in training mode.
+
+    Args:
+        options: what describes the model.
+        run_options: of the run that trains it, or has.
+        tokenizer: of the text encoder.
+        path: the checkpoint that the adapters come from; None for new ones.
+        digests: of the base of that checkpoint.
+
+    Raises:
+        InputError: an encoder takes no adapters, or is not the base of the checkpoint.
+    """
+    model = build_model(options, tokenizer, True, run_options.freeze)
+    settings = AdapterSettings(run_options.lora, run_options.lora_alpha, run_options.lora_dropout,
+                               run_options.base_dtype)
+    add_adapters(model, {"image": options.image_encoder, "text": options.text_encoder}, settings)
+    if path is not None:
+        check_base(model, digests, path)
     return model
 
 
@@ -345,6 +392,8 @@ def pack(run: Run) -> dict:
         "skips": run.skips.state_dict(),
         "processes": world_size(),
     }
+    if run.model.base_digests is not None:
+        state[BASE_KEY] = run.model.base_digests
     for name, value in run.objective.entries().items():
         if name in state:
             raise TypeError(f"{type(run.objective).__name__}.entries: {name!r} is the key of "
@@ -396,7 +445,11 @@ def model_for_testing(
     """
     if is_released(state):
         return released_dual_encoder(options, state, path)
-    model = build_model(options, tokenizer, pretrained=False)
+    run_options = options_of_run(options, state)
+    if run_options.lora:
+        model = model_with_adapters(options, run_options, tokenizer, path, state.get(BASE_KEY))
+    else:
+        model = build_model(options, tokenizer, pretrained=False)
     load_weights(model, state["model"], path)
     if model.logit_scale is not None:  # a loss may have trained it
         model.set_logit_scale(trained_logit_scale(state, path) or

@@ -14,6 +14,7 @@ Each source of pairs (json, tables, tar shards) is a function of the table `inpu
 that gives a `Split`; nothing behind it asks where a split came from.
 """
 
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.options import EncodingOptions, SourceOptions
-from common.ranks import local_rows
+from common.processes import require_same
+from common.ranks import local_rows, world_size
 from common.terminal import warn
 from inputs import sources
 from inputs.augmentation import train_pixels
@@ -48,6 +50,7 @@ from inputs.splits import Split as Split  # is public here
 
 NO_PHOTO = -1
 NO_TOKENS = torch.empty(0, dtype=torch.int64)
+NAMES_IN_DIGEST = 100_000
 STAND_INS = 20  # pairs tried in place of one with a broken photo: after that the folder is lost
 
 
@@ -339,6 +342,35 @@ def load_all_splits(
     if options.dataset == "custom":
         check_apart(train_set, val_set, test_set)
     return train_set, val_set, test_set
+
+
+def check_same_data(**splits: LoadedSplit) -> None:
+    """Check that all processes of the run have loaded the same splits; every process calls this.
+
+    Args:
+        splits: by name.
+
+    Raises:
+        InputError: captions, their tokens, their order or the photos' names differ.
+    """
+    if world_size() > 1:
+        require_same({f"the {name} split": split_text(loaded) for name, loaded in splits.items()})
+
+
+def split_text(loaded: LoadedSplit) -> str:
+    """Return the size of a split, and a digest of its tokens and of its photos' names.
+
+    Of very many names `NAMES_IN_DIGEST` are taken, evenly spread.
+    """
+    split, captions = loaded.split, loaded.captions
+    digest = hashlib.sha256()
+    for array in captions.ids, captions.ends, split.image_of_text:
+        digest.update(np.ascontiguousarray(array))
+    count = len(split.images)
+    for number in range(0, count, -(-count // NAMES_IN_DIGEST)):
+        name = str(split.images[number]).rpartition("/")[2]  # folders may differ
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
+    return f"{count:,} photos, {len(captions):,} captions, digest {digest.hexdigest()[:8]}"
 
 
 def check_apart(*loaded: LoadedSplit) -> None:

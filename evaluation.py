@@ -24,6 +24,7 @@ from common.options import (
     check,
     check_paths,
     parse_scoring,
+    shared_options,
 )
 
 if __name__ == "__main__":
@@ -41,7 +42,7 @@ from common.processes import broadcast_from_main, gather_strided, process_group
 from common.ranks import is_main, rank, world_size
 from common.terminal import print_note, print_result, progress
 from common.version import commit
-from data import LoadedSplit, load_eval_set, photos_of_names
+from data import LoadedSplit, check_same_data, load_eval_set, photos_of_names
 from encoders.preparation import preparation_text
 from encoders.processors import image_statistics, photo_fit, resolve_preparation, tokenizer_of
 from inputs.captions import Captions
@@ -412,9 +413,10 @@ def metrics_path(path: Path, flag: str, other_files: list[Path]) -> Path:
     """
     def is_metrics(existing: Path) -> bool:
         try:
-            return "rsum" in files.read_json(existing)
-        except (InputError, TypeError):
+            content = files.read_json(existing, files.MAX_RESULT_BYTES)
+        except InputError:
             return False
+        return isinstance(content, dict) and {"i2t_r1", "t2i_r1", "rsum"} <= content.keys()
 
     return files.resolve_output(path, flag, is_metrics, other_files)
 
@@ -492,7 +494,7 @@ def output_paths(options: ScoringOptions) -> dict[str, Path]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: read or make a split's embeddings, then print and write its metrics."""
     options, given = parse_scoring(__doc__, argv)
-    with exit_on_input_error(), process_group(options.device):
+    with exit_on_input_error(), process_group(options.device, shared_options(options)):
         if (options.checkpoint is None) == (options.embeddings is None):
             raise InputError("name either a checkpoint or --embeddings FILE to score")
         check_paths(options)
@@ -513,6 +515,7 @@ def main(argv: list[str] | None = None) -> None:
                 print_note(preparation_text(options))
             tokenizer = tokenizer_of(options)
             eval_set = load_eval_set(options, options.split, tokenizer)
+            check_same_data(**{options.split: eval_set})
             embeddings = embed_split(options, state, options.checkpoint, eval_set, options.split,
                                      tokenizer)
             photos = eval_set.photos

@@ -29,14 +29,16 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import read_json
+from common.files import MAX_RESULT_BYTES, is_inside, read_json
 from common.flags import check_values, names_from_checkpoint
 from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
 from common.terminal import print_result
 from encoders.folder import CARD, DTYPES
 from encoders.loading import BUILT_IN
+from encoders.lora import AdapterSettings, remove_adapters, write_adapters
 from encoders.pair_folder import is_whole_pair, pair_class, sentence_reason
+from encoders.pairs import LogitScale
 from encoders.preparation import Preparation
 from encoders.processors import (
     image_statistics,
@@ -71,7 +73,8 @@ def output_folder(out: Path, source: Path) -> Path:
 
 
 def read_model(
-    path: Path, image_encoder: str | None = None, text_encoder: str | None = None
+    path: Path, image_encoder: str | None = None, text_encoder: str | None = None,
+    merge: bool = True,
 ) -> tuple[DualEncoder, TrainOptions, dict]:
     """Read the model of a checkpoint, or of a folder that `export.py` wrote.
 
@@ -80,6 +83,7 @@ def read_model(
         image_encoder: folder or Hub name of the image encoder's configuration, for a checkpoint
             that holds none.
         text_encoder: the same of the text encoder.
+        merge: whether adapters of `--lora` are merged into the weights beside them.
 
     Returns:
         The dual encoder, in evaluation mode and with its `preparation`; the options that it was
@@ -103,6 +107,8 @@ def read_model(
     run_options = checkpoint.options_of_run(options, state)
     tokenizer = tokenizer_of(options)
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
+    if merge:
+        remove_adapters(model, merge=True)
     mean, std = image_statistics(options)
     model.preparation = Preparation(
         tokenizer, options.image_res, mean, std, options.max_words, options.max_tokens,
@@ -157,8 +163,8 @@ def known_scores(state: dict, path: Path) -> dict:
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         scores["val_rsum"] = state["best_rsum"]
     with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
-        if path.name == BEST:
-            results = read_json(path.parent / RESULTS)
+        if path.name == BEST and is_inside(path.parent / RESULTS, path.parent):
+            results = read_json(path.parent / RESULTS, MAX_RESULT_BYTES)
             scores["test"] = {name: value for name, value in results.items()
                               if isinstance(value, int | float)}
     return scores
@@ -204,6 +210,11 @@ def average_weights(
     for key, weights in trained.items():
         if weights.is_floating_point():
             weights.copy_(torch.lerp(first[key], weights, alpha))  # to the bit at 0 and at 1
+    if None not in (first_model.logit_scale, model.logit_scale):
+        # What a pair has learned is the logarithm of its scale.
+        model.set_logit_scale(LogitScale(
+            first_model.logit_scale ** (1 - alpha) * model.logit_scale**alpha,
+            (1 - alpha) * first_model.logit_bias + alpha * model.logit_bias))
     about = {**model.preparation.about, "average": alpha, "recalls": {}, "statistics": None}
     model.preparation = model.preparation._replace(about=about)
 
@@ -455,6 +466,13 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
 # ----------------------------------------------------------------------------------------- command
 
 
+def check_adapter_alone(arguments: ExportOptions) -> None:
+    """Raise InputError where --adapter is given with a flag of a whole model."""
+    if arguments.onnx or arguments.dtype != "float32" or arguments.average is not None:
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
+
+
 def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all, and return a line that tells its size.
 
@@ -469,16 +487,27 @@ def export(arguments: ExportOptions) -> str:
     check_values(arguments)
     if arguments.average_with is not None and arguments.average is None:
         raise InputError(f"--average_with {arguments.average_with}: give --average ALPHA with it")
+    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"
+                              or arguments.average is not None):
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
     if arguments.onnx:
         check_onnx()
     model, options, _ = read_model(arguments.checkpoint, arguments.image_encoder,
-                                   arguments.text_encoder)
+                                   arguments.text_encoder, merge=not arguments.adapter)
+    if arguments.adapter and model.saved_names is None:
+        raise InputError(f"--adapter: {arguments.checkpoint} is of no run with --lora; leave the "
+                         "flag out")
     if arguments.average is not None:
         average_weights(model, options, arguments.average, arguments.average_with)
     model.saved_dtype = DTYPES[arguments.dtype]
     model.preparation = model.preparation._replace(card=card(model, arguments.dtype))
     with replaced_folder(place, "OUT", may_stay=[CARD]) as folder:
-        model.save_pretrained(folder)
+        if arguments.adapter:
+            write_adapters(model, folder, AdapterSettings(options.lora, options.lora_alpha,
+                                                          options.lora_dropout))
+        else:
+            model.save_pretrained(folder)
         if arguments.onnx:
             write_onnx(model, folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -103,6 +103,9 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.logit_bias: float | None = None
         self.chunk = 0
         self.preparation: Preparation | None = None
+        # Of a model with adapters (`encoders.lora.add_adapters`): what its `state_dict` holds.
+        self.saved_names: frozenset[str] | None = None
+        self.base_digests: dict[str, str] | None = None
         self.saved_dtype = torch.float32  # of the weights that `save_pretrained` writes
         self.eval()
         image_width = self._probe_image_encoder(image_res)
@@ -397,10 +400,13 @@ def interpolation_kwargs(encoder: nn.Module, image_res: int) -> dict[str, bool]:
 def momentum_copy(model: DualEncoder) -> DualEncoder:
     """Return the momentum encoder: a copy of `model` whose parameters take no gradient.
 
-    A frozen encoder is shared instead of copied, since it never changes.
+    What is not trained is shared instead of copied, since it never changes: a frozen encoder, and
+    the weights beside adapters.
     """
+    shared = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    shared += model.frozen_encoders
     # A deep copy takes what its memo holds instead of copying it.
-    memo = {id(encoder): encoder for encoder in model.frozen_encoders}
+    memo = {id(thing): thing for thing in shared}
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 

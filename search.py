@@ -1,7 +1,8 @@
 r"""Search a folder's photos by a sentence or a photo (docs/search.md):
 
-    python search.py models/flickr_FNE --photos photos "two dogs play in snow"
-    python search.py models/flickr_FNE --photos photos --like a.jpg --json
+    python search.py openai/clip-vit-base-patch32 --photos photos "a dog"
+    python search.py --photos photos --like a.jpg --json
+    python search.py models/flickr_FNE --photos photos --serve
     python search.py models/flickr_FNE --captions captions.txt a.jpg
 
 Photos are encoded once, and kept in an index: the next search encodes only what
@@ -21,11 +22,12 @@ from typing import NamedTuple
 
 from common import terminal
 from common.errors import InputError, exit_on_input_error
-from searching.flags import LARGEST_TOP, parse_search
+from searching.flags import LARGEST_TOP, SERVED_TOP, USUAL_TOP, parse_search
 
 if __name__ == "__main__":
     parse_search(__doc__)  # --help, or a slip in a flag, need not wait for the imports below
 
+import torch
 from torch import Tensor
 
 import checkpoint
@@ -43,11 +45,19 @@ from searching import clusters
 from searching.encoding import encode_files
 from searching.exact import Best, best_rows
 from searching.index import Origin, index_place, read_index_as_is
-from searching.models import fingerprint, model_place
+from searching.models import ModelName, fingerprint, last_model, model_place, remember_model
 from searching.page import page_place, write_page
 from searching.queries import STDIN, Query, embed_queries, embed_texts, read_captions, read_queries
-from searching.results import Answer, as_json, as_text, fitted_posterior, make_answers
+from searching.results import (
+    Answer,
+    Posterior,
+    as_json,
+    as_text,
+    fitted_posterior,
+    make_answers,
+)
 from searching.scan import scan
+from searching.server import PhotoSearch, serve, take_address
 from searching.update import update_index
 
 
@@ -77,9 +87,15 @@ def check_flags(arguments: argparse.Namespace, queries: list[Query]) -> None:
                          f"{LARGEST_TOP:,}")
     for name in "workers", "batch_size_test":
         flags_of(EncodingOptions)[name].check(getattr(arguments, name))
-    for name in "index", "as_is", "faiss", "follow_links":
-        if by_photo and getattr(arguments, name):
+    for name in "index", "as_is", "faiss", "follow_links", "serve":
+        if by_photo and getattr(arguments, name) not in (None, False):
             raise InputError(f"--{name} is for --photos: leave it out")
+    for name in "like", "html", "json", "faiss":
+        if arguments.serve is not None and getattr(arguments, name):
+            raise InputError(f"--{name} does nothing with --serve: leave it out")
+    if arguments.serve is not None and arguments.query:
+        raise InputError(f"query {arguments.query[0][:30]!r}: with --serve queries are asked on "
+                         "its page; leave it out")
     if arguments.posterior and not all(has_posterior(query, by_photo) for query in queries):
         raise InputError("--posterior is of one sentence and one photo: its statistics say nothing "
                          "of two photos, nor of sums; leave the flag out, or --like")
@@ -159,30 +175,89 @@ def open_captions(arguments: argparse.Namespace, model: DualEncoder) -> Collecti
                       lambda queries: best_rows(queries, embeds, arguments.top))
 
 
+def model_name(arguments: argparse.Namespace) -> ModelName:
+    """Return the model that the command line names, or else the one that searched --photos last.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if arguments.model is not None:
+        return ModelName(str(arguments.model), arguments.image_encoder, arguments.text_encoder)
+    name = None if arguments.photos is None else last_model(arguments.photos)
+    if name is None:
+        first = arguments.query[0][:30] if arguments.query else None
+        raise InputError("no model: " + (f"{first!r} is no file or folder, " if first else "")
+                         + (f"and none has searched --photos {arguments.photos} before: "
+                            if arguments.photos else "")
+                         + "name one first, or with --model, such as openai/clip-vit-base-patch32")
+    return ModelName(name.model, arguments.image_encoder or name.image_encoder,
+                     arguments.text_encoder or name.text_encoder)
+
+
+def open_model(
+    arguments: argparse.Namespace, name: ModelName
+) -> tuple[DualEncoder, Posterior | None, dict[str, str]]:
+    """Return the model on its device, FNE's posterior, and a line on it for the results.
+
+    Returns:
+        The dual encoder in evaluation mode; the posterior with --posterior, or else None; and
+        {"posterior": line} or {}.
+    """
+    model, options, state = read_model(model_place(Path(name.model)), name.image_encoder,
+                                       name.text_encoder)
+    place_on_device(model, arguments)
+    if not arguments.posterior:
+        return model, None, {}
+    posterior, basis = fitted_posterior(
+        checkpoint.fitted_statistics(state, Path(name.model)), options, name.model)
+    print_note(basis)
+    return model, posterior, {"posterior": basis}
+
+
 def search(arguments: argparse.Namespace) -> None:
-    """Search as the command line says, and print the results."""
+    """Search as the command line says, and print the results, or serve the page of --serve."""
     check_paths(arguments)
-    by_photo = arguments.captions is not None
-    queries = read_queries(arguments.query, arguments.like, by_photo)
+    serves = arguments.serve is not None
+    if arguments.top is None:
+        arguments.top = SERVED_TOP if serves else USUAL_TOP
+    queries = [] if serves else read_queries(arguments.query, arguments.like,
+                                             arguments.captions is not None)
     check_flags(arguments, queries)
+    name = model_name(arguments)
+    if serves:
+        serve_photos(arguments, name)
+    else:
+        print_answers(arguments, name, queries)
+
+
+def serve_photos(arguments: argparse.Namespace, name: ModelName) -> None:
+    """Serve the page of --serve until a signal ends it.
+
+    The address is taken before anything is read, so that one that is taken is told at once.
+    """
+    server = take_address(arguments.serve)
+    model, posterior, posterior_facts = open_model(arguments, name)
+    photos = open_photos(arguments, model, torch.empty(0, model.embed_size), None)
+    remember_model(arguments.photos, name)
+    facts = page_facts({"model": name.model} | photos.facts | posterior_facts, len(photos.names))
+    serve(server, PhotoSearch(model, photos.names, photos.folder, photos.search, posterior,
+                              arguments.follow_links), facts)
+
+
+def print_answers(arguments: argparse.Namespace, name: ModelName, queries: list[Query]) -> None:
+    """Search, and print the results, or write them as a page."""
+    by_photo = arguments.captions is not None
     page = None
     if arguments.html is not None:
-        inputs = [path for path in (arguments.model, arguments.captions) if path]
+        inputs = [path for path in (Path(name.model), arguments.captions) if path]
         page = page_place(arguments.html, inputs)
-    model, options, state = read_model(model_place(arguments.model), arguments.image_encoder,
-                                       arguments.text_encoder)
-    place_on_device(model, arguments)
-    posterior, posterior_facts = None, {}
-    if arguments.posterior:
-        posterior, basis = fitted_posterior(
-            checkpoint.fitted_statistics(state, arguments.model), options, str(arguments.model))
-        posterior_facts = {"posterior": basis}
-        print_note(basis)
+    model, posterior, posterior_facts = open_model(arguments, name)
     query_embeds = embed_queries(model, queries)  # (Q, D)
     if by_photo:
         collection = open_captions(arguments, model)
     else:
         collection = open_photos(arguments, model, query_embeds, page)
+        remember_model(arguments.photos, name)
     started = time.monotonic()
     best = collection.search(query_embeds)
     print_note(f"searched {len(collection.names):,} {'captions' if by_photo else 'photos'} in "
@@ -190,7 +265,7 @@ def search(arguments: argparse.Namespace) -> None:
     answers = make_answers(queries, best, posterior, collection.names, collection.folder)
     if arguments.as_is and not arguments.follow_links:
         check_links(answers, arguments.photos)
-    facts = {"model": str(arguments.model)} | collection.facts | posterior_facts
+    facts = {"model": name.model} | collection.facts | posterior_facts
     if page is not None:
         write_page(page, answers, page_facts(facts, len(collection.names)))
     if arguments.json:

@@ -28,10 +28,17 @@ import checkpoint
 from common import terminal
 from common.device import pick_device, set_deterministic
 from common.errors import exit_on_input_error
-from common.options import check_paths
-from common.processes import gather_several, once_per_machine, process_group
+from common.options import check_paths, shared_options
+from common.processes import gather_several, once_per_machine, process_group, require_same
 from common.ranks import local_rows
-from data import Batch, LoadedSplit, load_all_splits, load_test_set, make_train_loader
+from data import (
+    Batch,
+    LoadedSplit,
+    check_same_data,
+    load_all_splits,
+    load_test_set,
+    make_train_loader,
+)
 from encoders.processors import photo_fit, resolve_preparation, tokenizer_of
 from evaluation import encode_captions, encode_photos, metrics_path, score, score_checkpoint
 from figures.tensorboard import make_board
@@ -191,6 +198,7 @@ def train_and_test(
     """
     tokenizer = tokenizer_of(options)
     splits = dict(zip(("train", "val", "test"), load_all_splits(options, tokenizer), strict=True))
+    check_same_data(**splits)
     if options.judgements:
         read_judgements(options.judgements, splits["test"].split)  # an error shows before training
     loader = make_train_loader(
@@ -199,6 +207,7 @@ def train_and_test(
     run = build_run(options, model, tokenizer, len(loader.batch_sampler), splits["train"])
     if state is not None:
         checkpoint.unpack(run, state, path)
+        guard.check_alike(run)
     goes_on_from = path if checkpoint.holds_a_run(state) else None
     outline.print_outline(run, given, goes_on_from)
     splits, made = features.prepare(run, splits, encode_photos, encode_captions)
@@ -219,11 +228,13 @@ def train_and_test(
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     options, given = parse(__doc__, argv)
-    with exit_on_input_error(), process_group(options.device), storage.FolderLock() as lock:
+    with (exit_on_input_error(), process_group(options.device, shared_options(options)),
+          storage.FolderLock() as lock):
         check_paths(options)
         path, state = checkpoint.start_from(options, given, lock)
         check(options)
         resolve_preparation(options)
+        require_same(shared_options(options))  # as the checkpoint of each process has them
         set_deterministic(options.deterministic)
         outline.check_default_places(options)
         terminal.quiet = options.quiet
@@ -234,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
             results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [path])
             tokenizer = tokenizer_of(options)
             test_set = load_test_set(options, tokenizer)
+            check_same_data(test=test_set)
             score_checkpoint(options, state, path, test_set, "test", tokenizer, results)
         else:
             lock.take(options.logger_name)

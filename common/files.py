@@ -11,34 +11,63 @@ from typing import IO
 from common.errors import InputError, one_line, reraise_out_of_memory
 from common.temporary import remove_left_overs, temporary_file
 
+MAX_BYTES = 2**31  # of any file that is read as a whole
+MAX_RESULT_BYTES = 2**24  # of files with the results of a command, which have some kB
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # of Linux and its file systems
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file for reading.
 
     Raises:
-        OSError: If it cannot be read, or is a pipe or device, which may never end.
+        OSError: If it cannot be read, or is a folder, or a pipe or device, which may never end.
     """
-    if path.exists() and not path.is_file():
+    # Without waiting for somebody to write into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError("it is no file")
-    return path.read_bytes()
+    return open(descriptor, "rb")
 
 
-def read_json(path: Path, max_bytes: int | None = None):
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a whole file.
+
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read.
+
+    Raises:
+        OSError: If it cannot be read, is larger, or is a folder, pipe or device.
+    """
+    with open_file(path) as file:
+        content = file.read(min(max(os.fstat(file.fileno()).st_size, 2**16), max_bytes) + 1)
+    if len(content) > max_bytes:
+        raise OSError(f"it has more than {max_bytes:,} bytes")
+    return content
+
+
+def read_start(path: Path, count: int = 2**10) -> bytes:
+    """Read the first `count` bytes of a file; b"" if it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def read_json(path: Path, max_bytes: int = MAX_BYTES):
     """Read and parse a JSON file.
 
     Args:
         path: The file.
-        max_bytes: The largest size that is read, or None for any.
+        max_bytes: The largest size that is read.
 
     Raises:
         InputError: If the file cannot be read, is larger, or is not JSON.
     """
     try:
-        if max_bytes is not None and path.stat().st_size > max_bytes:
-            raise OSError("it is too large")
-        return json.loads(read_bytes(path).decode("utf-8-sig"))
+        return json.loads(read_bytes(path, max_bytes).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
 
@@ -171,6 +200,17 @@ def check_path(path: Path, flag: str) -> None:
                        and longest_part <= MAX_NAME_BYTES)
     if not is_possible:
         raise InputError(f"{flag} {str(path)[:60]}: no file can have this name")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path leads to a place in a folder when all links are followed.
+
+    Links of the Hub's cache, from a snapshot to the blobs beside it, lead to no other place.
+    """
+    root = Path(os.path.realpath(folder))
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    return Path(os.path.realpath(path)).is_relative_to(root)
 
 
 def leads_out_of_folder(name: str) -> bool:

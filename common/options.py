@@ -34,6 +34,9 @@ from common.presets import (
 LARGEST_COUNT = 2**53
 LARGEST_BATCH = 2**20
 LARGEST_FLOAT = 1e6
+# Options that each of several processes may have its own value of.
+OPTIONS_OF_A_PROCESS = {"data_path", "val_path", "test_path", "json_path", "cache", "workers",
+                        "quiet", "stored_encoders", "init_weights"}
 LONGEST_PREFIX = 1000  # letters; a prefix is cleaned and tokenised with each caption
 
 # ------------------------------------------------------------------------------------------- groups
@@ -180,6 +183,7 @@ class LoadedParts:
     # An `encoders.stored.StoredEncoders`, and the weights of --init by name.
     stored_encoders: object | None = field(default=None, repr=False, compare=False)
     init_weights: dict | None = field(default=None, repr=False, compare=False)
+    init_base: dict | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)
@@ -240,6 +244,9 @@ class ExportOptions(ConfigurationOptions):
     average_with: Path | None = option(
         None, "model that --average takes the other weights from (default: the pretrained encoders "
         "that the checkpoint names)", metavar="MODEL")
+    adapter: bool = option(
+        False, "of a run with --lora: peft's own folder of the adapters, instead of the model with "
+        "the adapters merged into it")
 
 
 # ----------------------------------------------------------------------------- layers and commands
@@ -252,6 +259,12 @@ def with_preset(options_class: type, given: dict[str, object]):
     preset = preset_of(given.get("dataset", flags["dataset"].default), given.get("recipe"))
     preset = {name: value for name, value in preset.items() if name in flags}
     return options_class(**preset | given)
+
+
+def shared_options(options: object) -> dict[str, object]:
+    """Return the options that all processes of a run must have the same, by their flags."""
+    return {f"--{name}": value for name, value in vars(options).items()
+            if name not in OPTIONS_OF_A_PROCESS}
 
 
 def set_data_path(options: SourceOptions, given: Collection[str]) -> None:

@@ -47,6 +47,12 @@ RECIPES = {
         loss="infonce", optimizer="adamw", learning_rate=1e-5, weight_decay=0.1,
         lr_schedule="cosine", lr_warmup=200, batch_size_train=256, num_epochs=10,
     ),
+    # Projections alone, on the features of encoders that stay as they are, in minutes on a CPU.
+    "frozen": dict(
+        freeze="both", augment="none", embed_size=512, loss="triplet", max_violation=True,
+        easy_epochs=5, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
+        lr_schedule="cosine", batch_size_train=512, num_epochs=20, val_times=1,
+    ),
 }
 
 

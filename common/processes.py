@@ -11,6 +11,7 @@ the CPU through gloo, so that no step waits for a device, and so that a time lim
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import signal
@@ -28,9 +29,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.device import pick_device
 from common.errors import InputError, LostProcess, Stopped, message_and_status, one_line
-from common.ranks import is_main, local_rank, rank, world_size
+from common.ranks import is_main, is_number, local_rank, local_world_size, rank, world_size
+from common.version import versions
 
 TIME_LIMIT = 600  # seconds that a process waits for the others
+MEETING_LIMIT = 60  # seconds that it waits for them at the start, where torchrun does not watch
 GRACE = 3.0  # seconds in which all processes learn of a failure
 CHECKSUM_CHUNK = 2**22  # numbers of a tensor that `bit_checksum` sums at a time, to save memory
 REQUIRED_VARIABLES = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
@@ -43,8 +46,12 @@ nccl_group = None  # the process group of NCCL, where the run is on GPUs
 # ------------------------------------------------------------------------------ from start to end
 
 
+class OwnFault(InputError):
+    """A mistake in the environment of this process alone, which it prints in any case."""
+
+
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[None]:
+def process_group(device: str, facts: dict[str, object] | None = None) -> Iterator[None]:
     """Connect the processes of a run for the duration of the body.
 
     Whatever ends one process ends all of them within seconds, and only the first one to fail
@@ -52,21 +59,25 @@ def process_group(device: str) -> Iterator[None]:
 
     Args:
         device: The value of --device.
+        facts: What must be the same in all processes, by name, such as the command line's options.
+            Versions of packages and of this code are compared too.
 
     Raises:
-        InputError: If the processes do not find each other.
+        InputError: If the processes do not find each other, or a fact differs.
         LostProcess: If another process was killed, or hangs.
     """
+    check_environment()
     if world_size() == 1:
         yield
         return
     try:
         watcher = FailureWatcher(connect(device))
-    except InputError:
-        if local_rank() == 0:
+    except InputError as error:
+        if local_rank() == 0 or isinstance(error, OwnFault):
             raise
         sys.exit(2)  # one process of each machine prints the reason
     try:
+        require_same(versions() | (facts or {}))
         yield
     except Stopped as stop:  # all processes have agreed on it, see `training.signals`
         barrier()  # the first process saves the run
@@ -98,6 +109,43 @@ def require_one_process(command: str) -> None:
                          "start it without torchrun, or unset WORLD_SIZE")
 
 
+def check_environment() -> None:
+    """Check the variables by which processes know of each other.
+
+    Raises:
+        OwnFault: If WORLD_SIZE names several processes and another variable is missing, or if one
+            of them holds no number, or one that does not go with the others.
+    """
+    names = ("WORLD_SIZE",) if world_size() == 1 else (
+        "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    way_out = "start with torchrun, or unset WORLD_SIZE"
+    for name in names:
+        text = os.environ.get(name, "")
+        if text and not is_number(text):
+            raise OwnFault(f"{name} {text[:40]!r} in the environment is no number: {way_out}")
+    if os.environ.get("WORLD_SIZE") and int(os.environ["WORLD_SIZE"]) < 1:
+        raise OwnFault(f"WORLD_SIZE 0 in the environment: at least 1 process; {way_out}")
+    if world_size() == 1:
+        return
+    missing = [name for name in REQUIRED_VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise OwnFault(f"the environment names {world_size()} processes, but {missing[0]} is not "
+                       f"as torchrun sets it: {way_out}")
+    for name, value, count in (("RANK", rank(), world_size()),
+                               ("LOCAL_RANK", local_rank(), local_world_size())):
+        if value >= count and (name == "RANK" or os.environ.get("LOCAL_WORLD_SIZE")):
+            raise OwnFault(f"{name} {value} in the environment: the number of this process must be "
+                           f"below {count}, that of all; {way_out}")
+    if not 1 <= int(os.environ["MASTER_PORT"]) < 2**16:
+        raise OwnFault(f"MASTER_PORT {os.environ['MASTER_PORT']} in the environment: must be at "
+                       f"least 1 and at most 65535; {way_out}")
+
+
+def torchrun_serves() -> bool:
+    """Return whether torchrun serves the store of this run, and watches its processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def connect(device: str) -> dist.Store:
     """Find the other processes of the run, and set up the process groups.
 
@@ -108,18 +156,18 @@ def connect(device: str) -> dist.Store:
         A store of names and values that all processes see.
 
     Raises:
-        InputError: If the environment is not as torchrun sets it, or a process is not found.
+        InputError: If a process is not found.
     """
     global nccl_group
     gpu = pick_device(device)
-    missing = [name for name in REQUIRED_VARIABLES if not os.environ.get(name)]
-    if missing or not 0 <= rank() < world_size():
-        raise InputError(f"the environment names {world_size()} processes, but "
-                         f"{missing[0] if missing else 'RANK'} is not as torchrun sets it: start "
-                         "with torchrun, or unset WORLD_SIZE")
     limit = datetime.timedelta(seconds=TIME_LIMIT)
     try:
-        dist.init_process_group("gloo", timeout=limit, store=open_store(limit), rank=rank(),
+        if torchrun_serves():  # all processes are started, or started again, together
+            store = open_store(limit)
+        else:
+            store = meet_others()
+            store.set_timeout(limit)
+        dist.init_process_group("gloo", timeout=limit, store=store, rank=rank(),
                                 world_size=world_size())
         if gpu.type == "cuda":
             torch.cuda.set_device(gpu)
@@ -127,9 +175,119 @@ def connect(device: str) -> dist.Store:
             nccl_group = dist.new_group(backend="nccl", timeout=2 * limit)
         return open_store(limit, may_serve=False)
     except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"process {rank()} of {world_size()} does not find the others "
                          f"({one_line(error)[:200]}): look at the addresses and ports that "
                          "torchrun was given") from error
+
+
+def meet_others() -> dist.Store:
+    """Wait until all processes of a run that torchrun did not start have come to one store.
+
+    Returns:
+        The store.
+
+    Raises:
+        InputError: If one of them does not come in time, or two of them do not go together.
+    """
+    if rank() != 0:
+        wait_for_server()
+    try:
+        store = open_store_in_time()
+    except RuntimeError as error:
+        if rank() == 0:
+            raise OwnFault(f"RANK 0, MASTER_PORT {os.environ['MASTER_PORT']}: the port cannot be "
+                           "served; another process has RANK 0 too, or another program uses it "
+                           f"({one_line(error)[:200]})") from error
+        raise
+    try:
+        find_all(store)
+    except InputError as error:
+        # The others need not wait; and the store goes away with the first process.
+        store.set("given up", str(error))
+        time.sleep(GRACE / 2 if rank() == 0 else 0)
+        raise
+    return store
+
+
+def find_all(store: dist.Store) -> None:
+    """Say in the store that this process is there, and wait until all others are.
+
+    Raises:
+        InputError: If one does not come in time, or two of them do not go together.
+    """
+    here = json.dumps([world_size(), socket.gethostname(), os.getpid()])
+    found = store.compare_set(f"here/{rank()}", "", here).decode()
+    if found != here:
+        _, host, pid = json.loads(found)
+        raise OwnFault(f"RANK {rank()} in the environment: process {pid} on {host} has this number "
+                       "already; give each process its own")
+    missing, deadline = set(range(world_size())), time.monotonic() + MEETING_LIMIT
+    while missing:
+        for number in [number for number in missing if store.check([f"here/{number}"])]:
+            count = json.loads(store.get(f"here/{number}").decode())[0]
+            if count != world_size():
+                raise InputError(f"WORLD_SIZE is {count} in process {number} and {world_size()} in "
+                                 f"process {rank()}: give all processes the same")
+            missing.remove(number)
+        if store.check(["given up"]):
+            raise InputError(store.get("given up").decode())
+        if missing and time.monotonic() > deadline:
+            lacking = ", ".join(map(str, sorted(missing)))
+            raise InputError(f"process {lacking} of {world_size()} did not come within "
+                             f"{MEETING_LIMIT} s: start all at about the same time, each with its "
+                             "own RANK and the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT")
+        time.sleep(0.05)
+
+
+def open_store_in_time() -> dist.Store:
+    """Open a connection to the store, as `open_store` does, and give up after `MEETING_LIMIT`.
+
+    PyTorch itself waits for ever for a server of another kind that never answers.
+
+    Raises:
+        OwnFault: If there is no answer in time.
+    """
+    opened: list[dist.Store | RuntimeError] = []
+
+    def open_or_fail() -> None:
+        try:
+            opened.append(open_store(datetime.timedelta(seconds=MEETING_LIMIT)))
+        except RuntimeError as error:
+            opened.append(error)
+
+    thread = threading.Thread(target=open_or_fail, daemon=True)
+    thread.start()
+    thread.join(MEETING_LIMIT + GRACE)
+    if not opened:
+        raise OwnFault(f"MASTER_ADDR {os.environ['MASTER_ADDR'][:80]}, MASTER_PORT "
+                       f"{os.environ['MASTER_PORT']}: what listens there is no process of this run")
+    if isinstance(opened[0], RuntimeError):
+        raise opened[0]
+    return opened[0]
+
+
+def wait_for_server() -> None:
+    """Wait until the first process of the run can be reached.
+
+    PyTorch would print several lines for each time that it does not answer.
+
+    Raises:
+        OwnFault: If it cannot be reached in time.
+    """
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + MEETING_LIMIT
+    while True:
+        try:
+            socket.create_connection(place, timeout=5).close()
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                raise OwnFault(f"MASTER_ADDR {place[0][:80]}, MASTER_PORT {place[1]}: process 0 "
+                               f"could not be reached there within {MEETING_LIMIT} s "
+                               f"({one_line(error)})") from error
+            time.sleep(0.2)
 
 
 def open_store(limit: datetime.timedelta, may_serve: bool = True) -> dist.Store:
@@ -140,14 +298,37 @@ def open_store(limit: datetime.timedelta, may_serve: bool = True) -> dist.Store:
         may_serve: Whether the first process may start the server of the store, where torchrun does
             not. False for a second connection.
     """
-    torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = may_serve and rank() == 0 and not torchrun_serves
+    serves = may_serve and rank() == 0 and not torchrun_serves()
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit,
         is_master=serves, wait_for_workers=False, multi_tenant=True)
     # torchrun's store outlives a restart, with the addresses of the processes that are gone.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if torchrun_serves else "0"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if torchrun_serves() else "0"
     return dist.PrefixStore(f"attempt_{attempt}", store)
+
+
+def require_same(facts: dict[str, object]) -> None:
+    """Check that all processes of the run have the same facts; every process has to call this.
+
+    Args:
+        facts: Values by name, which are compared as the text that `str` makes of them.
+
+    Raises:
+        InputError: If a fact differs, in all processes; the message names the first such fact.
+    """
+    if world_size() == 1:
+        return
+    texts = {name: str(value) for name, value in facts.items()}
+    all_texts = [None] * world_size()
+    dist.all_gather_object(all_texts, texts)
+    for number, others in enumerate(all_texts):
+        for name in sorted(all_texts[0].keys() | others.keys()):
+            values = [known.get(name, "not there") for known in (all_texts[0], others)]
+            if values[0] != values[1]:
+                raise InputError(
+                    f"the processes are not alike: {name} is {values[0][:80]} in process 0 and "
+                    f"{values[1][:80]} in process {number}; give all of them one command line, "
+                    "one version of everything and the same data")
 
 
 class FailureWatcher:

@@ -14,7 +14,7 @@ def world_size() -> int:
 
 def rank() -> int:
     """Return the number of this process among all of the run, from 0."""
-    return environment_number("RANK", 0)
+    return environment_number("RANK", 0) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
@@ -24,16 +24,21 @@ def local_world_size() -> int:
 
 def local_rank() -> int:
     """Return the number of this process among those on this machine, from 0: that of its GPU."""
-    return environment_number("LOCAL_RANK", rank())
+    return environment_number("LOCAL_RANK", rank()) if world_size() > 1 else 0
 
 
 def environment_number(name: str, default: int) -> int:
     """Return the number in a variable of the environment, or `default` if it holds none.
 
-    `processes.process_group` refuses an environment whose numbers are missing or wrong.
+    `processes.check_environment` refuses an environment whose numbers are missing or wrong.
     """
     text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() and len(text) < 10 else default
+    return int(text) if is_number(text) else default
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number that a variable of the environment can hold."""
+    return text.isdecimal() and len(text) < 10
 
 
 def is_main() -> bool:

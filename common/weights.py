@@ -1,12 +1,15 @@
 """Checks of the weights that a file holds, and a digest of a model's weights."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import InputError
+
+MOST_NAMED = 8  # weights of a kind in the message of an error
 
 
 def check_tensors(weights: object, source: Path | str) -> None:
@@ -36,13 +39,22 @@ def check_weights_match(
         mismatched: Names of weights whose shapes differ.
 
     Raises:
-        InputError: Unless all three lists are empty; one line names all.
+        InputError: Unless all three lists are empty; one line names the first of each.
     """
     lists = {"missing": missing, "left over": left_over, "other shape": mismatched}
-    differences = [f"{label}: {', '.join(names)}" for label, names in lists.items() if names]
+    differences = [f"{label}: {', '.join(names[:MOST_NAMED])}"
+                   + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+                   for label, names in lists.items() if names]
     if differences:
         raise InputError(f"{source} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(differences)}")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Compute a digest of all weights and buffers, with their names and types."""
+    digest = hashlib.blake2b(digest_size=16)
+    add_to_digest(digest, module.state_dict().items())
+    return digest.hexdigest()
 
 
 def add_to_digest(digest, weights: Iterable[tuple[str, Tensor]]) -> None:

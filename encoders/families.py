@@ -118,6 +118,7 @@ SUPPORTED = {
     "chinese_clip": CLIP,
     "align": ALIGN,
     "blip": BLIP,
+    "open_clip": ALIGN._replace(loader_class="CustomTextCLIP"),
     "bert": BERT,
     "roberta": BERT,
     "xlm-roberta": BERT,

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError, one_line, reraise_out_of_memory
-from common.files import read_json
+from common.files import is_inside, read_json, read_start
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache_only
+from encoders.open_clip_pairs import SCHEME
 from encoders.pair_folder import is_whole_pair, pair_files, pair_weights
 from encoders.pair_models import read_pair
 from encoders.pairs import with_names_of_today
@@ -50,6 +51,7 @@ OURS = "fne.json"  # beside the files of a pair
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_JSON_BYTES = 2**27
+MAX_CARD_BYTES = 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The fields of `Preparation` that config.json holds beside mean and std, with their types.
 PREPARATION_TYPES = {"image_res": int, "max_words": int, "max_tokens": int, "prefix": str,
@@ -266,8 +268,10 @@ def read_model(name: str | Path, **kwargs) -> dict:
         InputError: If there is no such model, or it is neither.
     """
     name = str(name)
-    if not Path(name).is_dir() and not is_hub_name(name):
+    if not Path(name).is_dir() and not is_hub_name(name.removeprefix(SCHEME)):
         raise InputError(f"{name} is no folder, and cannot be a name of the Hub")
+    if Path(name).is_dir():
+        check_links(Path(name))
     config = model_file(name, CONFIG, **kwargs)
     if config is None or read_json_object(config).get("format") != FORMAT:
         state, ours = read_pair(name, **kwargs), model_file(name, OURS, **kwargs)
@@ -295,6 +299,7 @@ def read_folder(folder: Path) -> dict:
     Raises:
         InputError: If a file is missing, or is not what `write_folder` writes.
     """
+    check_links(folder)
     config = read_json_object(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} is no folder that export.py wrote: its {CONFIG} does not say "
@@ -363,7 +368,19 @@ def options_of_config(config: dict) -> dict:
             "captions": preparation["cleaning"], "image_fit": preparation["photo_fit"]["fit"],
             "embed_size": model["projection"], "head": model["head"],
             "image_pooling": model["image_pooling"], "text_pooling": model["text_pooling"],
-            "freeze": None}
+            "freeze": None, "lora": 0}
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file of a model's folder is a link out of it.
+
+    Raises:
+        InputError: If one is; its content would go into what is made from the folder.
+    """
+    for pattern in "*.json", CARD, WEIGHTS, "*/*.json", f"*/{WEIGHTS}":
+        for path in folder.glob(pattern):
+            if not is_inside(path, folder):
+                raise InputError(f"{path} leads out of the folder: put the file itself there")
 
 
 def check_folder_config(config: dict, path: Path) -> None:
@@ -424,10 +441,9 @@ def read_preparation(state: dict, tokenizer, folder: Path) -> Preparation:
         folder: The folder, whose README.md is read.
     """
     preparation = state["folder"]["preparation"]
-    card = folder / CARD
     return Preparation(
         tokenizer, about=state["folder"]["about"], mean=preparation["mean"],
         std=preparation["std"], cleaning=preparation["cleaning"],
+        card=read_start(folder / CARD, MAX_CARD_BYTES).decode("utf-8", "replace"),
         photo_fit=read_photo_fit(preparation["photo_fit"], str(folder)),
-        card=card.read_text("utf-8", "replace") if card.is_file() else "",
         **{name: preparation[name] for name in PREPARATION_TYPES})

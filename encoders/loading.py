@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from common.errors import InputError, reraise_out_of_memory
+from encoders import open_clip_halves
 from encoders.families import Family, find_family
 from encoders.hub import fetch, fetch_error_message, fetch_weights
 from encoders.hub import quiet_transformers as quiet_transformers  # is public here
@@ -94,6 +95,13 @@ def model_class(config, family: Family, name: str = "") -> type:
     return getattr(transformers, architecture)
 
 
+def config_class(model_type: str) -> type:
+    """Return the class of configurations of a type in `families.SUPPORTED`."""
+    if model_type == open_clip_halves.MODEL_TYPE:
+        return open_clip_halves.OpenClipConfig
+    return transformers.CONFIG_MAPPING[model_type]
+
+
 def encoder_from_config(config, side: str, tokenizer=None) -> nn.Module:
     """Build the encoder that a configuration describes, with random weights in float32.
 
@@ -106,7 +114,12 @@ def encoder_from_config(config, side: str, tokenizer=None) -> nn.Module:
     Raises:
         InputError: If the type is not supported for this side.
     """
-    loader_class = model_class(config, find_family(config, side))
+    family = find_family(config, side)
+    if config.model_type == open_clip_halves.MODEL_TYPE:
+        encoder = open_clip_halves.open_clip_from_config(config, side)
+        encoder.missing_weights = []
+        return encoder
+    loader_class = model_class(config, family)
     if loader_class is AutoModel:
         model = AutoModel.from_config(config, dtype=torch.float32)
     else:

@@ -18,7 +18,9 @@ from encoders.families import DOCS, REFUSED, SUPPORTED, find_family
 from encoders.hub import fetch, fetch_error_message, fetch_weights, model_file
 from encoders.image_processors import PhotoPreparation, load_photo_preparation
 from encoders.loading import model_class
-from encoders.pairs import PAIRS, logit_scale_of, split_pair
+from encoders.open_clip_halves import split_open_clip
+from encoders.open_clip_pairs import SCHEME, load_open_clip
+from encoders.pairs import PAIRS, split_pair
 from encoders.processors import load_tokenizer
 from encoders.stored import ENCODERS_KEY, config_to_json, tokenizer_to_json, vocabulary_size
 
@@ -40,10 +42,18 @@ def read_pair(name: str, **kwargs) -> dict:
     Raises:
         InputError: If there is no such model, it is no pair of a supported type, or lacks a part.
     """
-    place, within = sentence_transformers_part(name)
-    pair, tokenizer, photos = load_pair(name, place, within | kwargs)
-    scale = logit_scale_of(pair)
-    halves = dict(zip(("image", "text"), split_pair(pair, tokenizer)))
+    is_of_transformers = (not name.startswith(SCHEME)
+                          and model_file(name, "config.json", **kwargs) is not None)
+    pair = None if is_of_transformers else load_open_clip(name)
+    if pair is not None:
+        halves, tokenizer, photos = split_open_clip(pair.config, pair.model), *pair[2:]
+        length = tokenizer.model_max_length
+    else:
+        place, within = sentence_transformers_part(name)
+        pair, tokenizer, photos = load_pair(name, place, within | kwargs)
+        halves = split_pair(pair, tokenizer)
+        length = caption_length(pair.config, tokenizer)
+    scale = halves["image"].logit_scale
     encoders = {side: config_to_json(half.config, side) for side, half in halves.items()} | {
         "tokenizer": tokenizer_to_json(tokenizer, vocabulary_size(halves["text"])),
         "pixel_statistics": [list(photos.mean), list(photos.std)],
@@ -55,7 +65,7 @@ def read_pair(name: str, **kwargs) -> dict:
                "freeze": None,
                "image_pooling": "own", "text_pooling": "own", "captions": "raw",
                "image_fit": photos.fit.fit, "image_res": photos.size,
-               "max_tokens": caption_length(pair.config, tokenizer)}
+               "max_tokens": length}
     preparation = {"image_res": photos.size, "mean": list(photos.mean), "std": list(photos.std),
                    "photo_fit": photos.fit._asdict(), "cleaning": "raw", "prefix": "",
                    "max_words": flags_of(SourceOptions)["max_words"].default,

@@ -158,8 +158,8 @@ class PairHalf(nn.Module):
         return self.tower.get_input_embeddings().num_embeddings
 
 
-def split_pair(pair: nn.Module, tokenizer) -> tuple[PairHalf, PairHalf]:
-    """Split a pretrained pair into its image half and its text half, which share its weights.
+def split_pair(pair: nn.Module, tokenizer) -> dict[str, PairHalf]:
+    """Split a pretrained pair into its halves, by side, which share its weights.
 
     Args:
         pair: A model of transformers of a class in `PAIRS`; it is the text half's afterwards.
@@ -168,8 +168,8 @@ def split_pair(pair: nn.Module, tokenizer) -> tuple[PairHalf, PairHalf]:
     twin = copy.copy(pair)
     twin._modules, twin._parameters = dict(pair._modules), dict(pair._parameters)
     pad_id, padding_side = tokenizer.pad_token_id, tokenizer.padding_side
-    return (PairHalf(twin, "image", pad_id, padding_side),
-            PairHalf(pair, "text", pad_id, padding_side))
+    return {"image": PairHalf(twin, "image", pad_id, padding_side),
+            "text": PairHalf(pair, "text", pad_id, padding_side)}
 
 
 def pad_to_length(

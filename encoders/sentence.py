@@ -104,7 +104,7 @@ def unsupported_reason(model) -> str:
         pooling = getattr(model, f"{side}_pooling")
         model_type = encoder.config.model_type
         excluded = SUPPORTED[model_type].excluded_tokens(encoder.config)
-        if isinstance(encoder, PairHalf) or model_type == "timm_wrapper":
+        if isinstance(encoder, PairHalf) or model_type in ("timm_wrapper", "open_clip"):
             return f"its {side} encoder is one half of a {model_type}, or has a pooling of its own"
         if side == "image" and pooling == "mean" and excluded:
             return f"its image encoder, a {model_type}, leaves tokens at the front out of the mean"

@@ -22,8 +22,10 @@ from torch import nn
 from common.errors import InputError, Stopped, one_line, reraise_out_of_memory
 from common.weights import check_tensors
 from encoders.families import find_family
-from encoders.loading import encoder_from_config
+from encoders.loading import config_class, encoder_from_config
+from encoders.open_clip_halves import OpenClipHalf
 from encoders.pairs import LogitScale, PairHalf
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.fitting import FITS, LARGEST_ENLARGEMENT, LIBRARIES, RESAMPLINGS, PhotoFit
 
 ENCODERS_KEY = "encoders"  # of a checkpoint's state
@@ -37,7 +39,8 @@ DROPPED_KEYS = {
 # Keys that are numbers of modules, which take memory even on the meta device.
 LAYER_COUNT_KEYS = {
     "num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers", "depth",
-    "num_stages", "depths", "num_hidden_groups", "inner_group_num", "num_block_repeats"}
+    "num_stages", "depths", "num_hidden_groups", "inner_group_num", "num_block_repeats",
+    "layers"}
 LARGEST_COEFFICIENT = 4.0  # of an EfficientNet's depth and width; that of B7 has 3.1
 MAX_BUFFER_BYTES = 2**28  # that an encoder may hold beyond the size of its weights
 CONFIG_KEYS_OF_HALVES = {"image": "vision_config", "text": "text_config"}
@@ -115,7 +118,7 @@ def without_dropped_keys(value: object) -> object:
 
 def vocabulary_size(encoder: nn.Module) -> int:
     """Return the number of rows in a text encoder's table of token embeddings."""
-    if isinstance(encoder, PairHalf):
+    if isinstance(encoder, PairHalf | OpenClipHalf):
         return encoder.vocabulary_size()
     return encoder.get_input_embeddings().num_embeddings
 
@@ -215,8 +218,8 @@ class StoredEncoders(NamedTuple):
             reraise_out_of_memory(error)
             raise InputError(f"{source} makes none ({one_line(error)[:200]})") from error
         if side == "text" and self.tokenizer is not None:
-            check_token_ids(self.read_tokenizer(), self.tokenizer, vocabulary_size(encoder),
-                            self.source)
+            read = self.read_tokenizer() if tokenizer is None else tokenizer
+            check_token_ids(read, self.tokenizer, vocabulary_size(encoder), self.source)
         return encoder
 
     def read_tokenizer(self):
@@ -247,6 +250,7 @@ class StoredEncoders(NamedTuple):
             raise InputError(f"{source} cannot be read ({one_line(error)[:200]})") from error
         if adds_tokens or not has_padding:
             raise InputError(f"{source} has no padding token, or special ones that are no words")
+        check_tokenizer(tokenizer, source)
         return tokenizer
 
 
@@ -374,11 +378,11 @@ def config_from_json(text: str, side: str, weights: int, source: str):
     shrink_other_half(content, side)
     del content["model_type"]
     try:
-        config_class = transformers.CONFIG_MAPPING[model_type]
-        methods = [name for name in content if callable(getattr(config_class, name, None))]
+        kind = config_class(model_type)
+        methods = [name for name in content if callable(getattr(kind, name, None))]
         if methods:
             raise ValueError(f"it sets {methods[0]}")
-        return config_class(**content)
+        return kind(**content)
     except Exception as error:  # of any type: the values may be anything
         reraise_out_of_memory(error)
         raise InputError(f"{source} is none ({one_line(error)[:200]})") from error
@@ -417,7 +421,8 @@ def check_config_values(value: object, weights: int, source: str) -> None:
             raise InputError(f"{source} has {key} {str(item)[:40]}, more than any of its kind")
         unsafe_arguments = key == "model_args" and isinstance(item, dict) and any(
             isinstance(argument, str | dict | list) for argument in item.values())
-        unsafe_name = key == "architecture" and not re.fullmatch(r"[\w.]+", str(item))
+        unsafe_name = (key in ("architecture", "timm_model_name") and item is not None
+                       and not re.fullmatch(r"[\w.]+", str(item)))
         if unsafe_arguments or unsafe_name:
             raise InputError(f"{source} has {key} that are no plain numbers or names")
         check_config_values(item, weights, source)

@@ -87,7 +87,7 @@ def is_done(configuration: Configuration, protocol: Protocol) -> bool:
     path = configuration.result(protocol)
     if configuration.oracle == WARM_UP or not path.is_file():
         return False
-    result = files.read_json(path)
+    result = files.read_json(path, files.MAX_RESULT_BYTES)
     record = result.get("protocol") if isinstance(result, dict) else None
     if record != protocol.record:
         raise InputError(f"--results {protocol.results}: {path.name} is of another protocol, "
@@ -196,7 +196,7 @@ def rsum_text(run: Configuration, protocol: Protocol) -> str:
     path = run.result(protocol)
     if not path.is_file():
         return ""
-    return f": rsum {files.read_json(path)['test']['rsum']:.1f}"
+    return f": rsum {files.read_json(path, files.MAX_RESULT_BYTES)['test']['rsum']:.1f}"
 
 
 @contextlib.contextmanager

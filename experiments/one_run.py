@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     began, folder = time.monotonic(), configuration.folder(protocol)
     data = make_data(configuration, protocol)
     if configuration.use:
-        shutil.rmtree(folder, ignore_errors=True)  # a use's state is in no checkpoint
+        remove_run(folder, storage.RUN_FILES)  # a use's state is in no checkpoint
     if configuration.oracle == WARM_UP:
         command = warm_up_command(configuration, protocol)
     else:
@@ -121,8 +120,14 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     }
     text = json.dumps(result, indent=2)
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
-    for path in folder.glob("*.pth.tar"):
-        path.unlink()  # a hundred of them would fill a disk
+    remove_run(folder, (storage.NEWEST, storage.BEST))  # a hundred of them would fill a disk
+
+
+def remove_run(folder: Path, patterns: tuple[str, ...]) -> None:
+    """Remove the files of a run from its folder whose names fit one of the patterns."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -141,7 +146,7 @@ def scores(folder: Path, data: Path, split: str) -> dict[str, float]:
     output = folder / f"{split}.json"
     evaluation.main([str(folder / storage.NEWEST), "--data_path", str(data), "--split", split,
                      "--output", str(output), "--workers", "0", "--device", "cpu"])
-    metrics = files.read_json(output)
+    metrics = files.read_json(output, files.MAX_RESULT_BYTES)
     return {name: metrics[name] for name in REPORTED}
 
 

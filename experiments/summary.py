@@ -46,7 +46,7 @@ def read_results(folder: Path) -> list[dict]:
     """
     results = []
     for path in sorted(folder.glob("*.json")):
-        result = files.read_json(path)
+        result = files.read_json(path, files.MAX_RESULT_BYTES)
         try:
             check_result(result)
         except (KeyError, TypeError, ValueError) as error:

@@ -50,6 +50,7 @@ from inputs.photos import find_photos
 from metrics.embeddings import Embeddings, read_embeddings
 
 MOST_ROWS = 20
+SIGNATURE = b"made by figures.opening"  # in the pictures that are written here
 SPARED = 2  # likely matches shown in a row
 # In pixels. The picture is twice as wide as the README shows it, so that it is sharp on any screen.
 WIDTH, MARGIN, COLUMN_GAP = 1600, 20, 22
@@ -264,9 +265,9 @@ def chance_text(chance: float) -> str:
 # ----------------------------------------------------------------------------------------- command
 
 
-def is_jpeg(path: Path) -> bool:
-    """Return whether a file begins like a JPEG."""
-    return files.read_bytes(path).startswith(b"\xff\xd8\xff")
+def is_opening(path: Path) -> bool:
+    """Return whether a file is a JPEG that this command wrote."""
+    return SIGNATURE in files.read_start(path)
 
 
 def make_opening(arguments: argparse.Namespace) -> str:
@@ -281,7 +282,7 @@ def make_opening(arguments: argparse.Namespace) -> str:
     """
     if not 1 <= arguments.rows <= MOST_ROWS:
         raise InputError(f"--rows {arguments.rows}: must be at least 1, and at most {MOST_ROWS}")
-    place = files.resolve_output(arguments.output, "--output", is_jpeg, [arguments.embeddings])
+    place = files.resolve_output(arguments.output, "--output", is_opening, [arguments.embeddings])
     embeddings = read_embeddings(arguments.embeddings)
     criterion = fitted_criterion(embeddings)
     if criterion is None or not {"dataset", "split"} <= embeddings.facts.keys():
@@ -298,7 +299,7 @@ def make_opening(arguments: argparse.Namespace) -> str:
                          "their hardest negative that FNE suspects")
     photos = find_photos(split.images, split.source, arguments.data_path, False)
     picture = draw_opening(rows, split, photos)
-    files.write(place, jpeg_bytes(picture, quality=65), "--output")
+    files.write(place, jpeg_bytes(picture, quality=65, comment=SIGNATURE), "--output")
     of_hardest, of_drawn = true_match_shares(draws, matches)
     return (f"{arguments.output}: the hardest negative is a true match for {of_hardest:.0%} of "
             f"{len(matches):,} captions, FNE's draw for {of_drawn:.0%}")

@@ -10,6 +10,7 @@ from string import Template
 
 from PIL import Image, ImageOps
 
+from common import files
 from common.errors import InputError, printable
 from inputs.photos import load_photo
 
@@ -43,9 +44,8 @@ def page(
 
 def is_page(path: Path, generator: str) -> bool:
     """Return whether a file is a page that `page` made for the flag `generator`."""
-    with open(path, "rb") as file:
-        beginning = file.read(GENERATOR_WITHIN)
-    return f'<meta name="generator" content="{generator}">'.encode() in beginning
+    mark = f'<meta name="generator" content="{generator}">'
+    return mark.encode() in files.read_start(path, GENERATOR_WITHIN)
 
 
 def html_text(value: str) -> str:
@@ -67,10 +67,10 @@ def thumbnail(path: Path | None, size: int) -> Image.Image:
     return Image.new("RGB", (size, size), UNREADABLE_PHOTO)
 
 
-def jpeg_bytes(image: Image.Image, quality: int = 60) -> bytes:
-    """Return a picture as the bytes of a JPEG file."""
+def jpeg_bytes(image: Image.Image, quality: int = 60, comment: bytes = b"") -> bytes:
+    """Return a picture as the bytes of a JPEG file, near whose beginning is `comment`."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, optimize=True, comment=comment)
     return buffer.getvalue()
 
 

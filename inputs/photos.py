@@ -31,6 +31,7 @@ FORMATS = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"}
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each worker
+MAX_BYTES = 2**30  # of the file of a photo
 LARGE_FILE = 2_000_000  # bytes; above this a photo's size is looked up before the run starts
 MANY, SAMPLE = 200_000, 20_000  # photos above which a sample is checked, and of how many
 CHECKED = 4096  # photos that are checked together
@@ -62,7 +63,7 @@ Photo = Path | object
 
 
 class TooLarge(InputError):
-    """A photo whose pixels would fill the memory.
+    """A photo whose pixels, or whose bytes, would fill the memory.
 
     It is made from its message alone, so that it comes out of a worker process as what it is.
     """
@@ -448,10 +449,15 @@ def open_photo(path: Photo) -> Image.Image:
     """
     try:
         with photo_file(path) as file:
-            start = file.read(64)
+            start, size = file.read(64), file.seek(0, os.SEEK_END)
+        if size > MAX_BYTES:  # some formats are read as a whole
+            raise TooLarge(f"photo {path} has {size:,} bytes, more than the {MAX_BYTES:,} that "
+                           "are read: make it smaller")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own remark on size, and on odd tags
             image = opened(path, start)
+    except TooLarge:
+        raise
     except Image.DecompressionBombError as error:
         raise too_large(path, "too many") from error
     except Exception as error:  # of a dozen kinds, as bytes come

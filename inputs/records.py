@@ -15,9 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from common.errors import InputError, one_line
-from common.files import is_unicode, leads_out_of_folder, read_bytes, read_json
+from common.files import (
+    MAX_BYTES,
+    is_unicode,
+    leads_out_of_folder,
+    open_file,
+    read_bytes,
+    read_json,
+    read_start,
+)
 from common.terminal import print_status, warn
 
+LONGEST_LINE = 2**24  # letters, or bytes
 TRIPLE = "image", "caption"
 # The names of columns, or keys, that people give to photos and to captions. Capitals, spaces and
 # hyphens do not count. The plain names go before the others, and are taken without a word.
@@ -121,6 +130,7 @@ def each_record(
     skip = bad_rows == "skip"
     suffix = path.suffix.lower()
     if suffix == ".json":
+        check_start(path)
         yield from json_records(read_json(path), path, split, columns, skip, announce)
         return
     lines = numbered_lines(raw_lines(path))
@@ -149,18 +159,18 @@ def read_text(path: Path) -> str:
     return text_of(content, str(path))
 
 
-def text_of(content: bytes, name: str) -> str:
-    """Decode the bytes of a text file; an error begins with `name`."""
+def text_of(content: bytes, name: str, first_line: int = 1) -> str:
+    """Decode the bytes of a text file, or of a part of it; an error begins with `name`."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise InputError(f"{name}: line {line} is not UTF-8 (byte 0x{byte:02x}): save the file as "
-                         "UTF-8") from error
+        line, byte = error.object.count(b"\n", 0, error.start), error.object[error.start]
+        raise InputError(f"{name}: line {first_line + line} is not UTF-8 (byte 0x{byte:02x}): save "
+                         "the file as UTF-8") from error
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{name}: line {line} holds a NUL byte, so it is no text in UTF-8: save "
-                         "the file as UTF-8")
+        line = text.count("\n", 0, text.index("\0"))
+        raise InputError(f"{name}: line {first_line + line} holds a NUL byte, so it is no text in "
+                         "UTF-8: save the file as UTF-8")
     return text
 
 
@@ -168,19 +178,50 @@ def raw_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file with their ends; a file may have millions.
 
     Raises:
-        InputError: the file cannot be read, or the line that is reached is no UTF-8.
+        InputError: the file cannot be read, or the line that is reached is no UTF-8 or has no end.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line in file:
-                if "\0" in line:
-                    raise ValueError("a NUL byte")
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                if "\0" in line or len(line) > LONGEST_LINE:
+                    raise ValueError("a NUL byte, or no end of a line")
                 yield line
     except (OSError, ValueError) as error:
-        read_text(path)  # its error says what is wrong, and in which line
+        check_lines(path)
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def check_lines(path: Path) -> None:
+    """Check that a file can be read, and that its lines are UTF-8 and have an end.
+
+    Raises:
+        InputError: they are not; the message names the line.
+    """
+    try:
+        with open_file(path) as file:
+            lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+            for number, line in enumerate(lines, 1):
+                if len(line) > LONGEST_LINE and b"\0" not in line:
+                    raise InputError(f"{path}: line {number} has more than {LONGEST_LINE:,} bytes: "
+                                     "is it a captions file?")
+                text_of(line, str(path), number)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def check_start(path: Path) -> None:
+    """Check that a captions file begins as a text, and is not too large to be read.
+
+    Raises:
+        InputError: it does not, or is.
+    """
+    if path.suffix.lower() != ".json":
+        next(raw_lines(path), None)
+    elif path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES:,} bytes: save it as .jsonl, which is "
+                         "read line by line")
+    elif b"\0" in read_start(path):
+        raise InputError(f"{path} holds NUL bytes, so it is no json: fetch it again")
 
 
 def lines_of(text: str) -> Iterator[str]:

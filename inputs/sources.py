@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, one_line
-from common.files import read_json, user_cache_folder
+from common.files import open_file, read_json, user_cache_folder
 from common.options import SourceOptions
 from common.terminal import print_status, progress, warn
 from inputs import arrow
@@ -24,6 +24,7 @@ from inputs.records import (
     Columns,
     Record,
     check_record,
+    check_start,
     each_record,
     flatten_karpathy,
     json_records,
@@ -100,6 +101,7 @@ def mapped_split(
         print_status(f"{path.name}: its captions are in memory; {arrow.WAY_OUT} has them mapped, "
                      "and shared by all processes")
         return None
+    check_start(path)  # before its digest is made
     records = progress(split_file_records(path, options, name), f"reading {path.name}")
     try:
         table = arrow.mapped_records(records, records_key(path, options, name),
@@ -130,7 +132,7 @@ def records_key(path: Path, options: SourceOptions, name: str) -> str:
         files += [file for file in lists if file.is_file()]
     digests = []
     for file in dict.fromkeys(files):
-        with open(file, "rb") as content:
+        with open_file(file) as content:
             digests.append((os.path.abspath(file),
                             hashlib.file_digest(content, "sha256").hexdigest()))
     return repr((VERSION, digests, options.dataset, name, columns_of(options), options.bad_rows))

@@ -7,6 +7,7 @@ and m2 of FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JS
 run behind it, see `metrics/facts.py`.
 """
 
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, reraise_out_of_memory
+from common.errors import InputError, one_line, reraise_out_of_memory
 from data import Split
 from fne_loss import RunningGaussian
 from metrics.facts import facts_array, read_facts
@@ -98,6 +99,29 @@ def check_declared_size(path: Path) -> None:
         raise OSError("it would unpack to far more than it is")
 
 
+def check_declared_arrays(path: Path) -> None:
+    """Check the headers of the arrays of an npz file, before the arrays are read.
+
+    Each must be as large as it says, and no two have one name: only the last would be read.
+
+    Raises:
+        ValueError: If not.
+    """
+    with zipfile.ZipFile(path) as file:
+        names = [member.removesuffix(".npy") for member in file.namelist()]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two arrays {twice[:40]!r}")
+        for member in file.infolist():
+            with file.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                               else np.lib.format.read_array_header_2_0)
+                shape, _, dtype = read_header(content)
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename[:40]!r} says that it has shape {shape}"[:90])
+
+
 def check_statistics(
     statistics: np.ndarray | None, prior: float | np.ndarray | None, source: str
 ) -> None:
@@ -136,16 +160,18 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
     if embeddings.statistics is not None:
         arrays |= {"statistics": embeddings.statistics, "prior": embeddings.prior}
-    if embeddings.facts:
-        arrays["facts"] = facts_array(embeddings.facts)
+    arrays["facts"] = facts_array(embeddings.facts)  # `is_embeddings_file` looks for them
     files.write(path, lambda file: np.savez(file, **arrays), "--save_embeddings")
 
 
 def is_embeddings_file(path: Path) -> bool:
-    """Return whether there is an npz file of embeddings at `path`."""
+    """Return whether there is an npz file at `path` that `save_embeddings` wrote.
+
+    Other programs write such files too, but not the facts in it.
+    """
     try:
         with zipfile.ZipFile(path) as file:
-            return "image_embeds.npy" in file.namelist()
+            return {"image_embeds.npy", "facts.npy"} <= set(file.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -198,14 +224,18 @@ def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
     """
     try:
         check_declared_size(path)
+        check_declared_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a part that is no array")  # numpy returns its bytes
+        for array in arrays.values():
+            if array.dtype.kind == "U":
+                array.tolist()  # which fails where a number stands for no letter
     except Exception as error:  # of a dozen types: the bytes may be anything
         reraise_out_of_memory(error)
         raise InputError(f"{source} is no npz file of plain arrays, or is cut short or "
-                         f"damaged ({type(error).__name__})") from error
+                         f"damaged ({one_line(error)[:100]})") from error
     for name in REQUIRED_ARRAYS:
         if name not in arrays:
             raise InputError(f"{source} lacks an array: {name!r}")

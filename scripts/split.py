@@ -126,7 +126,7 @@ def output_places(out: Path, captions: Path) -> dict[str, Path]:
         InputError: anything else is there, under any name that `custom` would read.
     """
     def is_own(path: Path) -> bool:
-        return files.read_bytes(path).startswith(BEGIN.encode())
+        return files.read_start(path).startswith(BEGIN.encode())
 
     for split in SPLITS:
         for other in own_files(split, out):

@@ -1,12 +1,15 @@
 """The flags of search.py: they are parsed before anything is imported that takes a second."""
 
 import argparse
+import os
 from pathlib import Path
 
 from common.options import ConfigurationOptions, ModelOptions, SourceOptions
 from common.parser import HelpFormatter, Parser, add_flags
 
 LARGEST_TOP = 1_000_000  # results of a query
+USUAL_TOP, SERVED_TOP = 10, 1_000
+CHECKPOINT_ENDINGS = ".tar", ".pth", ".pt"
 
 
 class SearchParser(Parser):
@@ -24,27 +27,46 @@ def parse_search(description: str, argv: list[str] | None = None) -> argparse.Na
         argv: the arguments; None for those of the process.
 
     Returns:
-        The values by name; `like` is an empty list where the flag is not given.
+        The values by name. `model` is None, or the path or name of a model; `query` has the words
+        that name none; `like` is an empty list where the flag is not given.
     """
-    parser = SearchParser(HelpFormatter, usage="%(prog)s MODEL [QUERY ...] [flags]",
+    parser = SearchParser(HelpFormatter, usage="%(prog)s [MODEL] [QUERY ...] [flags]",
                           description=description)
-    parser.add_argument("model", type=Path, metavar="MODEL",
-                        help="folder that export.py wrote, its name on the Hub, or a checkpoint")
-    parser.add_argument("query", nargs="*", metavar="QUERY",
-                        help="a sentence, or with --captions a photo's file; each is a search of "
-                             "its own; -: the lines of standard input")
+    parser.add_argument("words", nargs="*", metavar="MODEL QUERY",
+                        help="first the model, as --model has it: a file or folder that is there, "
+                             "or a name with a / in it and no space; without one, of --photos, the "
+                             "model that searched them last. Then sentences, or with --captions "
+                             "photos' files: each is a search of its own; -: the lines of standard "
+                             "input")
     add_collection_flags(parser)
     add_result_flags(parser)
     add_index_flags(parser)
     add_encoding_flags(parser)
     arguments = parser.parse_args(argv)
     arguments.like = arguments.like or []
+    words = arguments.words
+    if arguments.model is None and words and (arguments.captions or names_model(words[0])):
+        arguments.model = Path(words.pop(0))
+    arguments.query = words
     return arguments
+
+
+def names_model(word: str) -> bool:
+    """Return whether the first word of a command line names a model, and is no query.
+
+    It does where a file or folder is there by that name, or where it can only be a path or the name
+    of a model on the Hub.
+    """
+    return os.path.exists(word) or word.endswith(CHECKPOINT_ENDINGS) or (
+        "/" in word and not any(letter.isspace() for letter in word))
 
 
 def add_collection_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name what is searched to `parser`, in place."""
-    group = parser.add_argument_group("what is searched")
+    group = parser.add_argument_group("model and what is searched")
+    group.add_argument("--model", type=Path, metavar="NAME",
+                       help="folder that export.py wrote, its name on the Hub, or a checkpoint; "
+                            "then all words are queries")
     group.add_argument("--photos", type=Path, metavar="FOLDER",
                        help="its photos, and those of folders in it")
     group.add_argument("--captions", type=Path, metavar="FILE",
@@ -62,7 +84,12 @@ def add_collection_flags(parser: argparse.ArgumentParser) -> None:
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the results and their form to `parser`, in place."""
     group = parser.add_argument_group("results")
-    group.add_argument("--top", type=int, default=10, metavar="K", help="results of a query")
+    group.add_argument("--top", type=int, metavar="K",
+                       help=f"results of a query (default: {USUAL_TOP}, with --serve "
+                            f"{SERVED_TOP:,})")
+    group.add_argument("--serve", nargs="?", const="", metavar="HOST:PORT",
+                       help="open a page to search from, on this machine alone unless HOST says "
+                            "otherwise; Ctrl-C closes it")
     group.add_argument("--posterior", action="store_true",
                        help="also P(match), FNE's posterior of the score")
     group.add_argument("--html", type=Path, metavar="OUT",

@@ -95,16 +95,30 @@ def index_place(path: Path | None, origin: Origin, inputs: list[Path]) -> Path:
     """
     if path is not None:
         return files.resolve_output(path, "--index", is_index, inputs)
-    cache, folder = files.user_cache_folder("fne-search"), os.path.realpath(origin.folder)
-    if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
-        raise InputError(f"the index would lie in {cache and cache.parent}, inside --photos or "
-                         "nowhere: say where with --index")
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
-    place = cache / f"{digest[:16]}-{origin.model[:16]}.safetensors"
+    place = cache_place(origin.folder, f"-{origin.model[:16]}.safetensors")
+    if place is None:
+        raise InputError(f"the index would lie in {files.user_cache_folder('')}, inside --photos "
+                         "or nowhere: say where with --index")
     # Names are private, so nobody else may read the folder. `resolve_output` tells of an error.
     with contextlib.suppress(OSError):
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return files.resolve_output(place, "--index", is_index, inputs)
+
+
+def cache_place(folder: Path, ending: str) -> Path | None:
+    """Return a file in the user's cache folder that belongs to a folder of photos.
+
+    Args:
+        folder: of the photos.
+        ending: of the file's name.
+
+    Returns:
+        The file, which need not exist; None where there is no cache folder outside of the photos.
+    """
+    cache, folder = files.user_cache_folder("fne-search"), os.path.realpath(folder)
+    if cache is None or Path(os.path.realpath(cache.parent)).is_relative_to(folder):
+        return None
+    return cache / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}{ending}"
 
 
 # ----------------------------------------------------------------------------------------- writing

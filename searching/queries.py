@@ -14,6 +14,7 @@ from common.files import check_path, is_unicode
 from common.terminal import print_note, warn
 from evaluation import encode_captions
 from inputs.captions import clean_caption
+from inputs.photos import Photo
 from inputs.records import (
     Columns,
     lines_of,
@@ -36,7 +37,7 @@ class Query(NamedTuple):
     """What one search is for: a sentence, photos, or both."""
 
     text: str | None
-    photos: tuple[Path, ...] = ()
+    photos: tuple[Photo, ...] = ()
 
     def title(self) -> str:
         """Return the query in words, such as "a red car, like photo.jpg"."""
@@ -204,13 +205,13 @@ def embed_texts(model: DualEncoder, texts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def embed_photo(model: DualEncoder, photo: Path) -> Tensor:
-    """Return the embedding (D,) of a photo's file.
+def embed_photo(model: DualEncoder, photo: Photo) -> Tensor:
+    """Return the embedding (D,) of a photo.
 
     Raises:
         InputError: the photo cannot be read.
     """
-    if not os.path.isfile(photo):
+    if isinstance(photo, Path) and not os.path.isfile(photo):
         raise InputError(f"photo {photo} is no file: name one")
     pixels = model.preparation.pixels([photo])
     embeds = model.encode_image(pixels.to(next(model.parameters()).device))

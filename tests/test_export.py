@@ -479,6 +479,28 @@ def test_a_hostile_folder_is_refused_in_one_line(copy, data, capsys, change, nam
                 evaluation.main)
 
 
+@pytest.mark.parametrize("name", ["README.md", "tokenizer.json", TEXT_WEIGHTS, SIDES[1]])
+def test_no_link_out_of_a_folder_is_followed(copy, tmp_path, data, capsys, name):
+    """The Hub's cache alone has its files in a folder beside."""
+    (copy / name).rename(tmp_path / "elsewhere")
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    expect_exit([str(copy), str(tmp_path / "again")], 2, capsys, [name], export.main)
+    assert not (tmp_path / "again").exists()
+    cached = tmp_path / "models--a--b" / "snapshots" / "0"
+    cached.parent.mkdir(parents=True)
+    copy.rename(cached)
+    (tmp_path / "elsewhere").rename(tmp_path / "models--a--b" / "blob")
+    (cached / name).unlink()
+    (cached / name).symlink_to(tmp_path / "models--a--b" / "blob")
+    assert DualEncoder.from_pretrained(cached)
+
+
+def test_a_card_without_end_is_cut(copy, paths):
+    with open(copy / "README.md", "r+b") as file:
+        file.truncate(2**40)
+    assert len(DualEncoder.from_pretrained(copy).preparation.card) == 2**20
+
+
 def test_unknown_keys_and_pickles_are_ignored(copy, paths):
     wanted = embed(DualEncoder.from_pretrained(copy), paths)
     for name in "config.json", f"{SIDES[0]}/config.json":

@@ -93,7 +93,8 @@ def test_a_borrowed_name_brings_its_preset_along_and_says_so():
 
 
 def test_the_start_tells_what_the_recipe_changed_and_not_as_the_presets():
-    argv = "--dataset", "flickr8k", "--recipe", "clip", "--lr_warmup", "7"
+    argv = ("--dataset", "flickr8k", "--recipe", "clip", "--lr_warmup", "7", "--image_fit",
+            "squash", "--captions", "published")
     run = SimpleNamespace(options=options(*argv), steps_per_epoch=5, photos=[], captions=10,
                           device=None)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,6 +319,34 @@ def test_a_folder_that_only_one_machine_sees_is_refused(data, tmp_path):
     assert group.statuses() == [2, 2]
     (line,) = group.printed().splitlines()
     assert "--logger_name run" in line and "all machines share" in line
+
+
+@pytest.mark.parametrize("change", [
+    lambda rows: rows.reverse(),
+    lambda rows: rows[3].update(caption="a green square"),
+    lambda rows: rows[0].update(image=rows[1]["image"]) or rows[1].update(image="other.png")])
+def test_processes_with_other_data_end_before_training(data, tmp_path, change):
+    """Captions in another order, another caption, other photos for the same captions."""
+    folders = [copy_of(data, tmp_path / str(number)) for number in range(2)]
+    for folder in folders:
+        for split in "train", "val", "test":
+            (folder / f"shapes_{split}.json").rename(folder / f"flickr8k_{split}.json")
+    rows = json.loads((folders[1] / "flickr8k_train.json").read_text())
+    shutil.copy(folders[1] / rows[0]["image"], folders[1] / "other.png")
+    change(rows)
+    (folders[1] / "flickr8k_train.json").write_text(json.dumps(rows))
+
+    def call():
+        train.main(command(
+            folders[rank()], tmp_path / "run", "--dataset", "flickr8k", "--json_path",
+            str(folders[rank()]), "--text_encoder", "tiny-bert", "--image_encoder",
+            "small-convnext", "--image_res", "32"))
+
+    group = Processes(2, call, tmp_path)
+    assert group.statuses() == [2, 2], group.printed()
+    (line,) = [line for line in group.printed().splitlines() if line.startswith("error")]
+    assert "the train split is 24 photos, 120 captions" in line
+    assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
 
 
 SCRIPT = """

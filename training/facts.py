@@ -21,6 +21,8 @@ def run_facts(options: TrainOptions, state: dict | None) -> dict[str, object]:
     if state is None:
         return {name: getattr(options, name) for name in OF_A_MODEL}
     facts = {name: getattr(options, name) for name in OF_A_RUN + OF_A_MODEL}
+    if options.margin == "auto":  # stopped before its first validation, which tells the number
+        del facts["margin"]
     if options.posterior != "published":
         facts["posterior"] = options.posterior
     if options.oracle != "off":

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import files
 from common.errors import InputError
 from common.processes import broadcast_from_main
 from common.ranks import is_main
 from common.terminal import print_status, warn
-from common.weights import add_to_digest
+from common.weights import weights_digest
 from data import LoadedSplit, sees_captions_once, sees_photos_once
 from encoders.stored import SIDES
 from inputs.captions import Captions
@@ -30,12 +30,13 @@ from inputs.sources import photos_place
 from training import storage
 from training.run import Run
 
+FORMAT = "fne-features-1"
 KINDS = {"image": "photo", "text": "caption"}  # what a side encodes
 # Options that a feature depends on. The device and the precision in use are parts of the key, and
 # so are the tokens, on which other options act.
 OPTIONS = {
     "image": ("batch_size_test", "exif", "image_encoder", "image_pooling", "image_res",
-              "image_stats"),
+              "image_fit", "image_stats"),
     "text": ("text_encoder", "text_pooling")}
 
 
@@ -82,9 +83,12 @@ def prepare(
     for side in SIDES:
         if not run.model.freezes(side):
             continue
-        weights = weights_digest(getattr(run.model, f"{side}_encoder")) if is_main() else None
+        encoder = getattr(run.model, f"{side}_encoder")
+        weights = weights_digest(encoder.state_dict()) if is_main() else None
         for name, loaded in splits.items():
             if name == "train" and not sees_once(run.options, side):
+                print_status("training photos are augmented, so the frozen image encoder encodes "
+                             "them in each step: --augment none has it encode them once")
                 continue
             features = features_of(run, name, side, loaded, weights, encode)
             made.append(features)
@@ -152,14 +156,7 @@ def features_key(run: Run, split: str, side: str, loaded: LoadedSplit, weights: 
     if side == "text":
         return key | {"captions": captions_digest(loaded.captions)}
     return key | {"photos": photos_digest(loaded.photos, photos_place(run.options, split)),
-                  "pixels": run.pixel_statistics.tolist(), "fit": run.photo_fit._asdict()}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, with their names and types."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_to_digest(digest, module.state_dict().items())
-    return digest.hexdigest()
+                  "pixels": run.pixel_statistics.tolist(), "fit": list(run.photo_fit)}
 
 
 def photos_digest(photos: Sequence[Photo], root: Path) -> str:
@@ -221,13 +218,15 @@ def fits(state: object, key: dict, count: int) -> bool:
 def save(made: list[Features]) -> None:
     """Write the features that `prepare` made to the run's folder, in the first process.
 
-    A full disk gives a warning and no error, since the features can be computed again.
+    A full disk, or somebody else's file there, gives a warning and no error, since the features can
+    be computed again.
     """
     for features in made:
         if features.key is None or features.is_kept:
             continue
-        state = {"key": features.key, "features": features.values}
+        state = {"format": FORMAT, "key": features.key, "features": features.values}
         try:
+            storage.check_own(features.path, FORMAT)
             files.write(features.path, lambda file, state=state: torch.save(state, file),
                         "features")
         except InputError as error:

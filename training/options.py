@@ -5,6 +5,7 @@ those of every entry of `OBJECTIVES`.
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class TrainingOptions:
     title = "training"
     recipe: str | None = option(
         None, "a way of training, over the preset of the dataset; clip: fine-tune a pretrained "
-        "pair as is usual (docs/fine_tuning.md)", choices=RECIPES, from_checkpoint=True, fixed=True)
+        "pair as is usual; frozen: projections on frozen encoders (docs/fine_tuning.md)",
+        choices=RECIPES, from_checkpoint=True, fixed=True)
     augment: str = option(
         "published", "training photos: crop, flip and two random operations, or as in tests",
         choices=("published", "none"), from_checkpoint=True)
@@ -58,6 +60,20 @@ class TrainingOptions:
         None, "encoder that is not trained (its projection is); its features are made once, those "
         "of photos under --augment none", choices=("image", "text", "both"),
         from_checkpoint=True, fixed=True)
+    lora: int = option(
+        0, "rank of low-rank adapters (LoRA, of peft) of the linear layers in attention and MLP: "
+        "they and the projections are trained, and the encoders' own weights stay; 0 for all "
+        "weights", low=0, high=2**16, from_checkpoint=True, fixed=True)
+    lora_alpha: int = option(
+        8, "of --lora: adapters count alpha / rank times", low=1, high=10**6,
+        from_checkpoint=True, fixed=True)
+    lora_dropout: float = option(
+        0.0, "of --lora: share of an adapter's inputs that are dropped", low=0, below=1,
+        from_checkpoint=True, fixed=True)
+    base_dtype: str = option(
+        "float32", "of --lora: type of the weights beside the adapters; bfloat16 halves their "
+        "memory, and the encoders then compute in it (--precision bf16)",
+        choices=("float32", "bfloat16"), from_checkpoint=True, fixed=True)
     num_epochs: int = option(
         25, "epochs, warm-up included", low=1, high=10**6, from_checkpoint=True)
     batch_size_train: int = option(
@@ -200,9 +216,16 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[TrainOptions
         options.logger_name = default_folder(options)
     set_data_path(options, given)
     set_prior(options, given)
+    set_precision(options, given)
     # An automatic resume stays in the folder in which it looks, wherever that was moved to.
     found_there = {"logger_name"} if options.resume == Path("auto") else set()
     return options, set(given) | found_there
+
+
+def set_precision(options: TrainOptions, given: Collection[str]) -> None:
+    """Set `options.precision` in place to bf16 where --base_dtype needs it, unless it is given."""
+    if options.base_dtype == "bfloat16" and "precision" not in given:
+        options.precision = "bf16"
 
 
 def default_folder(options: TrainOptions) -> Path:
@@ -218,6 +241,7 @@ def check(options: TrainOptions) -> None:
                          "captions that it has; leave the flag out, or give --dataset shapes")
     check_exclusive(options)
     check_optimizer(options)
+    check_lora(options)
     if not options.test and options.batch_size_train % world_size():
         below = options.batch_size_train // world_size() * world_size()
         sizes = f"{below} or {below + world_size()}" if below else str(world_size())
@@ -236,6 +260,22 @@ def check_optimizer(options: TrainOptions) -> None:
     if options.lr_update and options.lr_schedule != "steps":
         raise InputError(f"--lr_update {options.lr_update}: --lr_schedule {options.lr_schedule} "
                          "has no steps; leave one of the two out")
+
+
+def check_lora(options: TrainOptions) -> None:
+    """Raise InputError where a flag of --lora is given without it, or against another flag."""
+    flags = flags_of(TrainingOptions)
+    for name in "lora_alpha", "lora_dropout", "base_dtype":
+        value = getattr(options, name)
+        if not options.lora and value != flags[name].default:
+            raise InputError(f"--{name} {value}: belongs to --lora; leave the flag out, or give "
+                             "--lora 16")
+    if options.lora and options.freeze == "both":
+        raise InputError(f"--lora {options.lora}: --freeze both leaves no encoder to adapt; leave "
+                         "one of the two out")
+    if options.base_dtype == "bfloat16" and options.precision == "fp32":
+        raise InputError("--base_dtype bfloat16: the encoders then compute in bf16; leave out "
+                         "--precision fp32")
 
 
 def check_exclusive(options: TrainOptions) -> None:

@@ -28,7 +28,8 @@ from common.temporary import (
 from common.terminal import print_status, warn
 
 NEWEST, BEST, RESULTS = "checkpoint.pth.tar", "model_best.pth.tar", "test_results.json"
-RUN_FILES = "*.pth.tar", RESULTS, "events.out.tfevents.*"
+RUN_FILES = NEWEST, BEST, RESULTS, "events.out.tfevents.*"
+FORMAT = "fne-1"  # of checkpoints
 LOCK = ".lock"
 # Errors that keep a file from being read now, though it may be whole.
 NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
@@ -191,6 +192,23 @@ def holds_run(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in RUN_FILES)
 
 
+def check_own(path: Path, file_format: str) -> None:
+    """Check that nothing is at a path but a file that this program wrote, whole or damaged.
+
+    Args:
+        path: the path.
+        file_format: value of the entry "format", the first of such a file.
+
+    Raises:
+        InputError: something else is there.
+    """
+    is_own = path.is_file() and (
+        path.stat().st_size == 0 or file_format.encode() in files.read_start(path, 2**20))
+    if os.path.lexists(path) and not is_own:
+        raise InputError(f"{path} is none of this program's files: move it away, or name another "
+                         "folder")
+
+
 def prepare_folder(
     folder: Path, lock: FolderLock, fresh: bool, best_of: Path | None = None
 ) -> None:
@@ -212,8 +230,10 @@ def prepare_folder(
         lock.take(folder)
         remove_left_overs(folder)
         check_writable(folder)
-        if fresh and any(folder.glob(RUN_FILES[0])):
+        if fresh and any(os.path.lexists(folder / name) for name in (NEWEST, BEST)):
             move_aside(folder)
+        for name in NEWEST, BEST:
+            check_own(folder / name, FORMAT)
     except OSError as error:
         raise InputError(f"--logger_name {folder} cannot be written ({one_line(error)}): free "
                          "some space, or name another folder") from error
@@ -283,7 +303,7 @@ def written_to(folder: Path) -> Iterator[None]:
 def move_aside(folder: Path) -> None:
     """Move a run's files into the first `previous_N` that does not exist yet, and print a line."""
     number = 1
-    while (aside := folder / f"previous_{number}").exists():
+    while os.path.lexists(aside := folder / f"previous_{number}"):
         number += 1
     aside.mkdir()
     for pattern in RUN_FILES:

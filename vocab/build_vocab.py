@@ -79,7 +79,7 @@ def build_vocabulary(captions: Sequence[str], size: int) -> list[str]:
 
 def is_vocabulary(path: Path) -> bool:
     """Return whether a file begins like the vocabularies that this command writes."""
-    return files.read_bytes(path).startswith("\n".join(SPECIAL_TOKENS.values()).encode())
+    return files.read_start(path).startswith("\n".join(SPECIAL_TOKENS.values()).encode())
 
 
 def main(argv: list[str] | None = None) -> None:

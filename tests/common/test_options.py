@@ -237,6 +237,7 @@ def test_the_bank_must_hold_a_batch():
 @pytest.mark.parametrize(("argv", "named"), [
     (["--freeze", "image", "--image_lr", "1e-4"], "--image_lr 0.0001: --freeze image"),
     (["--freeze", "text", "--text_lr", "0"], "--text_lr 0.0: --freeze text"),
+    (["--recipe", "frozen", "--text_lr", "1e-4"], "--text_lr 0.0001: --freeze both"),
     (["--lr_schedule", "linear", "--lr_update", "3"], "--lr_update 3: --lr_schedule linear"),
     (["--temperature", "0.1"], "--temperature 0.1: --loss fne")])
 def test_learning_rates_that_nothing_would_have_are_refused(argv, named):

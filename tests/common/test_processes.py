@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -13,7 +14,7 @@ import export
 import search
 from common import processes
 from common.errors import InputError, exit_on_input_error
-from common.ranks import local_rows, rank, world_size
+from common.ranks import is_main, local_rank, local_rows, rank, world_size
 from training.options import check, parse
 
 N = 3
@@ -226,3 +227,81 @@ def test_a_process_that_hangs_is_named(tmp_path, monkeypatch):
     statuses, lines, seconds = ending(call, tmp_path)
     assert 0 not in statuses and len(lines) == 1 and seconds < 40, lines
     assert lines[0].startswith("error: process 1 of 3 is gone, or gave no answer for 4 s")
+
+
+# -------------------------------------------------------------------------------- how they meet
+
+
+def meeting(folder, *environments, facts=None):
+    """Return statuses and lines on stderr of processes with these changes of their environment."""
+    def call():
+        number = int(os.environ["RANK"])
+        for name, value in environments[number].items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        with exit_on_input_error(), processes.process_group("cpu", facts and facts(number)):
+            processes.barrier()
+
+    group = Processes(len(environments), call, folder)
+    return group.statuses(), group.printed().splitlines()
+
+
+@pytest.mark.parametrize("facts, named", [
+    (lambda number: {"--seed": 1 + (number == 2), "--margin": 0.2}, "--seed is 1 in process 0 and"),
+    (lambda number: {"--freeze": None if number else "image"}, "--freeze is image"),
+    (lambda number: {"--new": 1} if number == 1 else {}, "--new is not there in process 0"),
+    (lambda number: {"--prefix": "x" * 10**6 + str(number)}, "--prefix"),
+])
+def test_processes_that_are_not_alike_end_in_one_line(tmp_path, facts, named):
+    statuses, lines = meeting(tmp_path, {}, {}, {}, facts=facts)
+    assert statuses == [2, 2, 2] and len(lines) == 1 and named in lines[0], lines
+
+
+def test_processes_of_other_versions_end_in_one_line(tmp_path, monkeypatch):
+    known = processes.versions()
+    monkeypatch.setattr(processes, "versions", lambda: known | {
+        "the version of torch": f"2.{os.environ['RANK']}"})
+    statuses, lines = meeting(tmp_path, {}, {})
+    assert statuses == [2, 2] and len(lines) == 1 and "the version of torch is 2.0" in lines[0]
+
+
+@pytest.mark.parametrize("name, value", [
+    ("RANK", "x"), ("RANK", "-1"), ("RANK", "2"), ("RANK", "0"), ("RANK", "1.0"), ("RANK", None),
+    ("LOCAL_RANK", "x"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"),
+    ("WORLD_SIZE", "-2"), ("WORLD_SIZE", "3"), ("MASTER_PORT", "x"), ("MASTER_PORT", "0"),
+    ("MASTER_PORT", "70000"), ("MASTER_ADDR", "no.such.host.invalid"), ("MASTER_ADDR", "a..b"),
+    ("MASTER_ADDR", None), ("MASTER_PORT", "1")])
+def test_a_process_with_another_environment_is_told_and_nobody_waits_for_long(
+        tmp_path, monkeypatch, name, value):
+    monkeypatch.setattr(processes, "MEETING_LIMIT", 3)
+    start = time.monotonic()
+    statuses, lines = meeting(tmp_path, {}, {name: value})
+    assert statuses == [2, 2] and time.monotonic() - start < 30, lines
+    assert len(lines) <= 2 and all(line.startswith("error: ") for line in lines), lines
+    assert any(name in line for line in lines), lines
+
+
+def test_processes_that_do_not_come_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "MEETING_LIMIT", 2)
+    statuses, lines = meeting(tmp_path, {"WORLD_SIZE": "4"}, {"WORLD_SIZE": "4"})
+    assert statuses == [2, 2] and len(lines) == 1, lines
+    assert "process 2, 3 of 4 did not come within 2 s" in lines[0]
+
+
+def test_a_server_of_another_kind_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "MEETING_LIMIT", 2)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        statuses, lines = meeting(tmp_path, {"MASTER_PORT": port}, {"MASTER_PORT": port})
+    assert statuses == [2, 2] and any("MASTER_PORT" in line for line in lines), lines
+
+
+def test_a_rank_without_a_number_of_processes_means_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with processes.process_group("cpu"):
+        assert (world_size(), rank(), local_rank()) == (1, 0, 0) and is_main()

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -64,7 +65,7 @@ def test_a_command_begins_in_one_way(name):
             statement, ast.Import | ast.ImportFrom) else None
         assert (ast.unparse(statement).startswith("sys.path.insert")
                 or module.partition(".")[0] in sys.stdlib_module_names), name
-    assert "with exit_on_input_error()" in (ROOT / name).read_text()
+    assert re.search(r"with \(?exit_on_input_error\(\)", (ROOT / name).read_text())
 
 
 @pytest.mark.parametrize("name", WITH_PACKAGES)

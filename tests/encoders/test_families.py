@@ -15,7 +15,14 @@ import transformers as T
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, choose_pooling
 from encoders.loading import load_encoder
-from model import DualEncoder
+from encoders.lora import (
+    AdapterSettings,
+    add_adapters,
+    own_projection,
+    remove_adapters,
+    write_adapters,
+)
+from model import DualEncoder, momentum_copy
 
 WIDTH, WORDS, RES, PATCH, REGISTERS = 16, 40, 32, 8, 3
 PAD, FIRST, LAST = 1, 2, 3
@@ -97,7 +104,9 @@ CONFIGS = {  # by model type
 }
 # Types of whose feature map one position would be left for a smaller photo.
 LARGER = {"mobilenet_v1": 64, "mobilenet_v2": 64, "dinov3_convnext": 64}
-ENCODERS = [(kind, side) for kind, family in SUPPORTED.items() for side in family.sides]
+# Pairs of open_clip are no models of transformers: test_open_clip.py has some.
+ENCODERS = [(kind, side) for kind, family in SUPPORTED.items() if kind != "open_clip"
+            for side in family.sides]
 IMAGE_KINDS = [kind for kind, side in ENCODERS if side == "image"]
 TEXT_KINDS = [kind for kind, side in ENCODERS if side == "text"]
 
@@ -167,7 +176,7 @@ def same(got, wanted, tolerance=1e-5):
 
 
 def test_there_is_a_configuration_of_every_type():
-    assert CONFIGS.keys() == SUPPORTED.keys()
+    assert CONFIGS.keys() == SUPPORTED.keys() - {"open_clip"}
     assert not REFUSED.keys() & SUPPORTED.keys()
     for kind, config in CONFIGS.items():
         assert kind == "timm_wrapper" or config().model_type == kind
@@ -241,6 +250,81 @@ def test_an_encoder_is_the_same_after_saving(dual, kind, side):
     file.seek(0)
     again.load_state_dict(torch.load(file))
     assert torch.equal(embed(again, side), embed(model, side))
+
+
+CONVOLUTIONAL = ["align", "dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet",
+                 "mobilenet_v1", "mobilenet_v2"]  # on the image side
+SETTINGS = AdapterSettings(rank=2, alpha=8, dropout=0.0)
+NAMES = {"image": "vit", "text": "bert"}
+NEEDS_PEFT = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+
+
+@pytest.mark.parametrize(("kind", "side"),
+                         [(kind, side) for kind, side in ENCODERS
+                          if side == "text" or kind not in CONVOLUTIONAL])
+@NEEDS_PEFT
+def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
+    """The base keeps its bits, and is that of the momentum encoder too."""
+    model = dual(kind, side, freeze="text" if side == "image" else "image")
+    plain = embed(model, side).detach()
+    add_adapters(model, NAMES, SETTINGS)
+    same(embed(model, side), plain)  # an adapter begins as nothing
+    model.train()
+    momentum = momentum_copy(model)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.Adam(list(trained.values()), lr=0.01, eps=1e-20)
+    for _ in range(2):
+        similarity = model.encode_image(photos(model)) @ model.encode_text(IDS, MASK).T
+        optimizer.zero_grad()
+        F.cross_entropy(5 * similarity, torch.arange(3)).backward()
+        optimizer.step()
+    changed = {name for name, weight in model.named_parameters()
+               if not torch.equal(weight, before[name])}
+    assert changed == trained.keys() == model.state_dict().keys()
+    adapters = {name for name in trained if ".lora_" in name}
+    assert len(adapters) >= 8 and all(name.startswith(f"{side}_encoder.") for name in adapters)
+    projections = ["image_projection", "text_projection"]
+    if own := own_projection(getattr(model, f"{side}_encoder")):
+        projections.append(f"{side}_encoder.pair.{own}")
+    assert trained.keys() - adapters == {
+        f"{name}.{part}" for name in projections
+        for part, _ in model.get_submodule(name).named_parameters()}
+    for name, weight in momentum.named_parameters():
+        online = model.get_parameter(name)
+        assert (weight is online) is (name not in trained)
+    model.eval()
+    adapted = embed(model, side).detach()
+    assert (adapted - plain).abs().max() > 1e-3
+    remove_adapters(model, merge=True)
+    same(embed(model, side), adapted)
+    assert model.state_dict().keys() == dual(kind, side).state_dict().keys()
+
+
+@NEEDS_PEFT
+@torch.no_grad()
+def test_adapters_of_half_a_pair_are_read_by_peft_into_the_whole_pair(dual, folder, tmp_path):
+    import peft
+
+    model = dual("clip", "image", freeze="text")
+    add_adapters(model, NAMES, SETTINGS)
+    for name, weight in model.state_dict().items():
+        if name.startswith("image_encoder."):
+            weight.copy_(torch.randn_like(weight))
+    wanted = features(model, "image")
+    write_adapters(model, tmp_path, SETTINGS)
+    pair = peft.PeftModel.from_pretrained(T.CLIPModel.from_pretrained(folder("clip")),
+                                          tmp_path / "image").eval()
+    states = pair.base_model.model.vision_model(photos(model)).pooler_output
+    same(pair.base_model.model.visual_projection(states), wanted)
+    assert not (tmp_path / "text").exists()
+
+
+@NEEDS_PEFT
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+def test_a_convolutional_encoder_takes_no_adapters(dual, kind):
+    with pytest.raises(InputError, match="--image_encoder .*--lora"):
+        add_adapters(dual(kind, "image"), NAMES, SETTINGS)
 
 
 # ------------------------------------------------------------------------------------------ pooling

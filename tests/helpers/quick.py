@@ -16,7 +16,7 @@ OF_MODULE = {
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
     "common.interrupt":
         "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
-    "common.locks": "searching/test_update.py",
+    "common.locks": "common/test_locks.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
     "common.packages":
@@ -40,12 +40,16 @@ OF_MODULE = {
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.open_clip_halves": "encoders/test_open_clip.py",
+    "encoders.open_clip_pairs": "encoders/test_open_clip.py",
     "encoders.pair_folder":
         "encoders/test_pair_folder.py::test_a_projection_makes_it_a_folder_of_ours",
     "encoders.pair_models":
         "encoders/test_pair_models.py::test_captions_reach_the_tokenizer_as_they_are",
     "encoders.pairs":
         "encoders/test_pair_models.py::test_embeddings_and_logits_are_the_pairs_own",
+    "encoders.lora":
+        "encoders/test_families.py::test_a_convolutional_encoder_takes_no_adapters",
     "encoders.pooling": "test_model.py::test_bert_features_are_the_mean_over_real_tokens",
     "encoders.preparation": "test_export.py::test_the_tokenizer_cleans_as_training_does",
     "encoders.processors": "encoders/test_processors.py",
@@ -53,6 +57,8 @@ OF_MODULE = {
         "test_released_checkpoints.py::test_a_step_from_it_gives_the_loss_of_the_formulas",
     "encoders.sentence": "test_export.py::test_sentence_transformers_gives_our_vectors",
     "encoders.stored": "encoders/test_stored.py::test_a_flag_replaces_what_is_stored",
+    "encoders.tokenizer_checks":
+        "encoders/test_tokenizer_checks.py::test_a_tokenizer_is_stored_as_it_was_after_its_trial",
     "evaluation": "test_evaluation.py",
     "experiments.dose":
         "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
@@ -117,6 +123,8 @@ OF_MODULE = {
     "searching.queries": "searching/test_queries.py",
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
+    "searching.server":
+        "searching/test_server.py::test_a_query_that_says_nothing_is_told_in_a_line",
     "searching.update": "searching/test_update.py",
     "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",
@@ -141,6 +149,8 @@ OF_MODULE = {
     "training.objectives.sigmoid": "test_fne_loss.py",
     "training.objectives.triplet":
         "test_one_step.py::test_the_triplet_loss_of_a_step_is_the_oracles",
+    "training.optimizer":
+        "training/test_optimizer.py::test_groups_are_those_of_each_parameters_module",
     "training.options": "common/test_options.py",
     "training.outline":
         "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
@@ -153,6 +163,7 @@ OF_MODULE = {
         "training/test_signals.py::test_a_signal_waits_until_the_run_may_stop",
     "training.storage": "training/test_folders.py::test_permission_is_not_damage",
     "training.true_matches": "training/test_monitor.py",
+    "training.zero_shot": "training/test_zero_shot.py::test_similarities_are_those_of_a_loop",
     "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
 }
 # Numbers of the released program, formulas against the oracle, and what else is quick.

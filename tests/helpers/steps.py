@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 import checkpoint
 import train
+from common.ranks import local_rows
 from data import NO_PHOTO, Batch
 from encoders.processors import load_tokenizer
 from helpers.runs import command
@@ -60,10 +61,17 @@ def run_with_a_bank(folder, *more):
 
 
 def take_step(run, batch):
-    """One training step, counted; its loss."""
-    loss = train.training_step(run, batch)
+    """One training step on this process's part of a batch, counted; its loss."""
+    loss = train.training_step(run, local_part(batch))
     run.global_step += 1
     return loss
+
+
+def local_part(batch):
+    """What this process has of a batch: pixels and tokens of its own pairs, ids of all."""
+    local = local_rows(len(batch.image_ids))
+    return batch._replace(pixels=batch.pixels[local], input_ids=batch.input_ids[local],
+                          attention_mask=batch.attention_mask[local])
 
 
 def kept(run):

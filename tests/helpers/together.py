@@ -8,6 +8,7 @@ import time
 import traceback
 
 import torch
+import torch.distributed as dist
 
 from common import processes, ranks
 from helpers.stopping import status_of
@@ -72,6 +73,18 @@ class Processes:
         """What all of them printed to "out" or "err"."""
         return "".join((self.folder / f"{name}_{rank}").read_text()
                        for rank in range(len(self.children)))
+
+
+def numbers_sent():
+    """Have this process count what it sends for sums: a list that gets the size of each message."""
+    sent, all_reduce = [], dist.all_reduce
+
+    def counting(tensor, *arguments, **keywords):
+        sent.append(tensor.numel())
+        return all_reduce(tensor, *arguments, **keywords)
+
+    dist.all_reduce = counting
+    return sent
 
 
 def run_together(count, call, folder):

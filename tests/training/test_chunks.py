@@ -4,16 +4,14 @@ import functools
 
 import pytest
 import torch
-import torch.distributed as dist
 from helpers.runs import assert_same, command, expect_exit, final_state
 from helpers.steps import B, make_run, run_with_a_bank, take_step
 from helpers.stopping import signal_after
-from helpers.together import run_together
+from helpers.together import numbers_sent, run_together
 from torch.autograd.graph import saved_tensors_hooks
 
 import checkpoint
 import train
-from common.ranks import local_rows
 from encoders import chunks
 from model import DualEncoder
 
@@ -128,21 +126,7 @@ def test_momentum_encoders_and_frozen_ones_see_chunks_once(tmp_path, monkeypatch
 def test_two_processes_exchange_gradients_once(tmp_path):
     """The losses are those of one process without chunks, and the messages those without."""
     def call(chunk):
-        sent, all_reduce = [], dist.all_reduce
-
-        def counting(tensor, *arguments, **keywords):
-            sent.append(tensor.numel())
-            return all_reduce(tensor, *arguments, **keywords)
-
-        dist.all_reduce = counting
-        own_step, local = train.training_step, local_rows(B)
-
-        def training_step(run, batch):
-            return own_step(run, batch._replace(
-                pixels=batch.pixels[local], input_ids=batch.input_ids[local],
-                attention_mask=batch.attention_mask[local]))
-
-        train.training_step = training_step
+        sent = numbers_sent()
         run, losses = trained(tmp_path, "--chunk", str(chunk), steps=20)
         return losses, sent, checkpoint.pack(run)["model"]
 

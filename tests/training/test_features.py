@@ -154,14 +154,12 @@ def with_state(change):
 
 DAMAGE = {
     "cut short": cut_short, "a bit": flip_a_bit, "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("features"),
     "no features": with_state(lambda state: state.pop("features")),
     "nan": with_state(lambda state: state["features"].fill_(torch.nan)),
     "fewer": with_state(lambda state: state.update(features=state["features"][1:].clone())),
     "flat": with_state(lambda state: state.update(features=state["features"].flatten())),
     "half": with_state(lambda state: state.update(features=state["features"].half())),
     "other key": with_state(lambda state: state["key"].update(bf16=True)),
-    "a list": lambda path: torch.save([torch.zeros(24, 192)], path),
 }
 
 
@@ -188,6 +186,28 @@ def test_a_file_that_is_not_whole_is_made_anew(data, finished, stopped_once, tmp
     output = capsys.readouterr()
     assert f"{name} is" in output.out and "and not used" in output.out and output.err == ""
     assert torch.equal(features.storage.load(tmp_path / name)["features"], wanted)
+    assert_same(final_state(tmp_path), final_state(finished))
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_text("features"), lambda path: path.mkdir(), os.mkfifo,
+    lambda path: torch.save([torch.zeros(24, 192)], path),
+    lambda path: torch.save({"features": torch.zeros(24, 192)}, path),
+    lambda path: path.symlink_to(path.with_name("theirs"))])
+def test_features_of_somebody_else_are_not_overwritten(data, finished, stopped_once, tmp_path,
+                                                       capsys, encoded, make):
+    """The run goes on without keeping its own, and says so."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    (tmp_path / PHOTOS).unlink()
+    (tmp_path / "theirs").write_text("features")
+    make(tmp_path / PHOTOS)
+    before = [path.lstat() for path in (tmp_path / PHOTOS, tmp_path / "theirs")]
+    capsys.readouterr()
+    train.main(frozen(data, tmp_path, "--resume", "auto"))
+    assert encoded == [24] and PHOTOS in capsys.readouterr().err
+    after = [path.lstat() for path in (tmp_path / PHOTOS, tmp_path / "theirs")]
+    assert [(state.st_ino, state.st_mtime_ns) for state in after] == [
+        (state.st_ino, state.st_mtime_ns) for state in before]
     assert_same(final_state(tmp_path), final_state(finished))
 
 

@@ -1,6 +1,8 @@
 """Before the first step: metrics that are kept, a pair's similarities, its scale and its margin."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +15,10 @@ from helpers.stopping import signal_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
+import evaluation
 import train
 from common.errors import InputError
+from metrics.embeddings import read_embeddings
 from training import zero_shot
 from training.options import check, parse
 
@@ -45,9 +49,11 @@ def test_infonce_begins_with_the_pairs_temperature(tmp_path, monkeypatch, flags,
 
 
 @pytest.mark.parametrize(("flags", "pair", "wanted"), [
-    ([], (None, None), (10, -10)), ([], (117.5, -12.9), (117.5, -12.9)), ([], (40.0, 0.0), (40, 0)),
+    ([], (None, None), (10, -10)), ([], (117.5, -12.9), (117.5, -12.9)),
     (["--sigmoid_scale", "5"], (117.5, -12.9), (5, -12.9)),
-    (["--sigmoid_bias", "-3"], (117.5, -12.9), (117.5, -3)), ([], (100.0, None), (100, -10))])
+    (["--sigmoid_bias", "-3"], (117.5, -12.9), (117.5, -3)),
+    ([], (40.0, 0.0), (10, -10)),  # a pair without bias
+    (["--sigmoid_scale", "5"], (40.0, 0.0), (5, -10))])
 def test_the_sigmoid_loss_begins_with_the_pairs_scale_and_bias(tmp_path, monkeypatch, flags, pair,
                                                                wanted):
     run = run_of_a_pair(monkeypatch, tmp_path, *pair, "--loss", "sigmoid", *flags)
@@ -212,6 +218,28 @@ def test_a_run_with_margin_auto_goes_on_with_its_number(data, tmp_path, monkeypa
     left, right = final_state(tmp_path / "stopped"), final_state(tmp_path / "whole")
     assert_same(left, right)
     assert right["options"]["margin"] == margin
+
+
+def test_a_run_that_is_stopped_before_its_margin_is_found_finds_it_later(
+        data, tmp_path, monkeypatch, capsys):
+    """Its checkpoint has no number yet, and can be scored all the same."""
+    found = zero_shot.measure(*pairs(32, 0.5), 16)
+    monkeypatch.setattr(zero_shot, "measure", lambda *given: found)
+    arguments = command(data, tmp_path / "run", "--margin", "auto", "--resume", "auto",
+                        "--num_epochs", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "score", lambda *given: os.kill(os.getpid(), signal.SIGTERM)
+                      or evaluation.score(*given))
+        expect_exit(arguments, 143, capsys, ["step 0 is done"])
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    state = checkpoint.read(path)
+    assert state["options"]["margin"] == "auto" and state["zero_shot"] is None
+    evaluation.main([str(path), "--data_path", str(data), "--workers", "0", "--device", "cpu",
+                     "--save_embeddings", str(tmp_path / "x.npz")])
+    assert "margin" not in read_embeddings(tmp_path / "x.npz").facts
+    train.main(arguments)
+    state = checkpoint.read(path)
+    assert state["options"]["margin"] == zero_shot.auto_margin(found) and state["zero_shot"]
 
 
 # -------------------------------------------------------------------------------------- the metrics

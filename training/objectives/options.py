@@ -67,7 +67,7 @@ class InfoNCEOptions:
     temperature: float | None = option(
         None, "temperature that the loss begins with; it is learned, down to 0.01 (default: that "
         "of a pretrained pair, which may be lower, else 0.07)", low=1e-3, high=1e3,
-        from_checkpoint=True, exclusive=True)
+        from_checkpoint=True, exclusive=True, fixed=True)
 
 
 @dataclass(kw_only=True)
@@ -77,11 +77,12 @@ class SigmoidOptions:
     title = "sigmoid loss"
     sigmoid_scale: float | None = option(
         None, "scale of the similarities that the loss begins with; it is learned, up to 100, or "
-        "up to where it begins (default: that of a pretrained pair, else 10)", above=0, high=1e3,
-        from_checkpoint=True)
+        "up to where it begins (default: that of a pretrained pair with a bias, else 10)", above=0,
+        high=1e3, from_checkpoint=True, fixed=True)
     sigmoid_bias: float | None = option(
         None, "bias of the similarities that the loss begins with; it is learned (default: that of "
-        "a pretrained pair, else -10)", low=-1e3, high=1e3, from_checkpoint=True)
+        "a pretrained pair that has one, else -10)", low=-1e3, high=1e3, from_checkpoint=True,
+        fixed=True)
 
 
 def set_prior(options: FNEOptions, given: Collection[str]) -> None:

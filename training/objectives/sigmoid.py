@@ -44,15 +44,17 @@ class SigmoidObjective(Objective):
     """Pairwise sigmoid loss with learned scale and bias.
 
     Without `--sigmoid_scale` or `--sigmoid_bias` the constructor sets them in `options` in place:
-    to those of a pretrained pair, or to those that SigLIP's own training began with.
+    to those of a pair that was trained with this loss, or to those that SigLIP's own training began
+    with. The scale of a CLIP, which has no bias, would make positives of all pairs.
     """
 
     def __init__(self, options, model, split=None):
         super().__init__(options, model, split)
+        has_bias = bool(model.logit_bias)  # 0 of a pair that was trained with a softmax
         if options.sigmoid_scale is None:
-            options.sigmoid_scale = model.logit_scale or FIRST_SCALE
+            options.sigmoid_scale = model.logit_scale if has_bias else FIRST_SCALE
         if options.sigmoid_bias is None:
-            options.sigmoid_bias = FIRST_BIAS if model.logit_bias is None else model.logit_bias
+            options.sigmoid_bias = model.logit_bias if has_bias else FIRST_BIAS
         first_scale = torch.tensor(options.sigmoid_scale, device=self.device)
         self.log_scale = nn.Parameter(first_scale.log())  # ()
         self.bias = nn.Parameter(torch.tensor(options.sigmoid_bias, device=self.device))  # ()
