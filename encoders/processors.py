@@ -17,6 +17,7 @@ from encoders.families import SUPPORTED
 from encoders.hub import fetch, fetch_error_message
 from encoders.image_processors import load_photo_preparation, load_pixel_statistics
 from encoders.loading import BUILT_IN, load_config, unknown_encoder_error
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.fitting import PUBLISHED_FIT, PhotoFit
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
@@ -54,6 +55,7 @@ def load_tokenizer(name: str, vocab: Path | str, **kwargs):
                          "there too")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    check_tokenizer(tokenizer, f"--text_encoder {name}: its tokenizer")
     return tokenizer
 
 
