@@ -393,7 +393,9 @@ def test_a_model_that_is_not_known_is_told_in_a_line(photos, tmp_path, capsys, m
     b'{"format": "fne-search-model-1", "photos": PHOTOS}',
     b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": 5, "image_encoder": null, '
     b'"text_encoder": null}',
-    b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": "x", "more": 5}'])
+    b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": "x", "more": 5}',
+    *(b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": "%s", "image_encoder": null, '
+      b'"text_encoder": null}' % name for name in (b"x" * 5000, b"\\u0000", b"\\ud800"))])
 def test_a_damaged_memory_of_the_model_is_told_and_replaced(find, photos, exported, capsys, cache,
                                                             content):
     find(exported, QUERY, "--photos", photos)
