@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import MAX_RESULT_BYTES, is_inside, read_json
+from common.files import MAX_RESULT_BYTES, check_plain, is_inside, read_json
 from common.flags import check_values, names_from_checkpoint
 from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
@@ -162,9 +162,11 @@ def known_scores(state: dict, path: Path) -> dict:
     scores = {}
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         scores["val_rsum"] = state["best_rsum"]
-    with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
+    # No results are there, or something else.
+    with contextlib.suppress(InputError, ValueError, AttributeError):
         if path.name == BEST and is_inside(path.parent / RESULTS, path.parent):
             results = read_json(path.parent / RESULTS, MAX_RESULT_BYTES)
+            check_plain(results)
             scores["test"] = {name: value for name, value in results.items()
                               if isinstance(value, int | float)}
     return scores

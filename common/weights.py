@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import InputError
 
@@ -50,10 +50,10 @@ def check_weights_match(
                          f"--text_encoder and --embed_size. {'; '.join(differences)}")
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, with their names and types."""
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """Compute a digest of weights, with their names, types and shapes."""
     digest = hashlib.blake2b(digest_size=16)
-    add_to_digest(digest, module.state_dict().items())
+    add_to_digest(digest, weights.items())
     return digest.hexdigest()
 
 

@@ -172,7 +172,7 @@ def base_digest(encoder: nn.Module, name: str, flag: str) -> str:
                          "weights; take a pretrained encoder, or leave --lora out")
     for weight in missing:
         weights[weight].zero_()
-    return weights_digest(inner_model(encoder))
+    return weights_digest(weights)
 
 
 def check_base(model, digests: object, path: Path) -> None:

@@ -212,6 +212,14 @@ def read_embeddings(path: Path) -> Embeddings:
                       None if prior is None else float(prior), facts)
 
 
+def check_letters(array: np.ndarray) -> None:
+    """Raise ValueError if an array of texts holds a number that is no letter's."""
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        if native.reshape(-1).view(np.uint32).max() > 0x10FFFF:
+            raise ValueError("a text with a letter that there is none of")
+
+
 def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
     """Read all arrays of an npz file, and check that those of `REQUIRED_ARRAYS` are there.
 
@@ -230,8 +238,7 @@ def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a part that is no array")  # numpy returns its bytes
         for array in arrays.values():
-            if array.dtype.kind == "U":
-                array.tolist()  # which fails where a number stands for no letter
+            check_letters(array)
     except Exception as error:  # of a dozen types: the bytes may be anything
         reraise_out_of_memory(error)
         raise InputError(f"{source} is no npz file of plain arrays, or is cut short or "

@@ -126,9 +126,9 @@ def test_the_two_first_commands_stand_at_the_top():
 SHORTENED = {
     "scripts.split": ["--val", "6", "--test", "6"],
     "scripts.check_data": ["--workers", "0"],
-    "train": ["--num_epochs", "2", "--warmup_epochs", "1", "--batch_size_train", "8",
-              "--nums_right_sims", "1", "--val_times", "0", "--workers", "0", "--no_figures",
-              "--device", "cpu"],
+    "train": ["--num_epochs", "2", "--batch_size_train", "8", "--val_times", "0", "--workers", "0",
+              "--no_figures", "--device", "cpu", "--image_res", "64",
+              "--image_encoder", "small-convnext", "--text_encoder", "small-bert"],
     "evaluation": ["--workers", "0", "--device", "cpu"],
 }
 
@@ -156,7 +156,7 @@ def test_from_own_photos_and_a_csv_to_a_test_table_in_four_commands(tmp_path, mo
         if name == "scripts.check_data":
             assert output.splitlines()[-1] == "every photo can be used"
     assert len(commands) == len(SHORTENED)
-    assert output.startswith("custom test, runs/custom_FNE/model_best.pth.tar\n")
+    assert output.startswith("custom test, runs/custom_INFONCE/model_best.pth.tar\n")
     assert re.search(r"R@1 .*\n  i -> t .*\n  t -> i .*\n  rsum \d", output)
 
 
@@ -262,7 +262,7 @@ def test_every_test_that_a_page_names_exists(page):
 def test_every_fidelity_note_has_its_number_and_its_test():
     rows = re.findall(r"^\| (\d+) \|.*`test_fidelity_note_(\d+)_\.\.\.` \|$",
                       PAGES["docs/fidelity.md"], re.MULTILINE)
-    assert rows == [(str(number), str(number)) for number in range(1, 13)]
+    assert rows == [(str(number), str(number)) for number in range(1, 14)]
     tests = {name.split("_")[3] for name in names_of_tests()
              if name.startswith("test_fidelity_note_")}
     assert tests == {number for number, _ in rows}

@@ -40,6 +40,8 @@ OF_MODULE = {
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.memory_trial":
+        "encoders/test_memory_trial.py::test_the_largest_operation_is_counted_with_its_arguments",
     "encoders.open_clip_halves": "encoders/test_open_clip.py",
     "encoders.open_clip_pairs": "encoders/test_open_clip.py",
     "encoders.pair_folder":
