@@ -126,6 +126,9 @@ class TrainingOptions:
     shard: bool = option(
         False, "of several processes each keeps a share of Adam's moments, for one more sending of "
         "the weights in a step", from_checkpoint=True)
+    comm_dtype: str = option(
+        "float32", "of several processes: type in which gradients are sent and added up; bfloat16 "
+        "sends half the bytes", choices=("float32", "bfloat16"), from_checkpoint=True)
     compile: bool = option(
         False, "torch.compile the encoders: a slow start, then steps that may be faster "
         "(docs/speed.md)", from_checkpoint=True)
