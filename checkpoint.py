@@ -29,7 +29,7 @@ from encoders.open_clip_pairs import SCHEME
 from encoders.pairs import LogitScale, with_names_of_today
 from encoders.released import is_released, released_encoders, released_options
 from memory_bank import EMPTY, MemoryBank
-from model import DualEncoder, build_model
+from model import DualEncoder, build_model, check_embeddings
 from training import storage
 from training.facts import run_facts
 from training.objectives.fne import check_bank
@@ -454,7 +454,8 @@ def model_for_testing(
     if model.logit_scale is not None:  # a loss may have trained it
         model.set_logit_scale(trained_logit_scale(state, path) or
                               LogitScale(model.logit_scale, model.logit_bias))
-    return model.eval()
+    check_embeddings(model.eval(), path)
+    return model
 
 
 def trained_logit_scale(state: dict, path: Path) -> LogitScale | None:

@@ -61,7 +61,7 @@ from metrics.retrieval import five_fold as five_fold  # is public here
 from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from metrics.retrieval import retrieval_ranks as retrieval_ranks  # is public here
 from metrics.true_matches import coco_metrics, metric_label, multi_positive_metrics
-from model import DualEncoder
+from model import DualEncoder, are_unit_rows
 
 # ---------------------------------------------------------------------------------------- encoding
 
@@ -360,6 +360,10 @@ def embed_split(
     model = checkpoint.model_for_testing(options, state, path, tokenizer)
     place_on_device(model, options)
     image_embeds, text_embeds = encode_split(model, eval_set, options)
+    for side, embeds in ("image", image_embeds), ("text", text_embeds):
+        if not are_unit_rows(embeds):
+            raise InputError(f"{path}: its {side} encoder gives embeddings without a length: its "
+                             "weights are damaged")
     facts = {"dataset": options.dataset, "split": name, **checkpoint.facts(run_options, state),
              "date": datetime.date.today().isoformat(), "commit": commit()}
     return Embeddings(image_embeds, text_embeds, eval_set.split,

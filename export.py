@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from common.errors import InputError, exit_on_input_error, one_line
-from common.files import MAX_RESULT_BYTES, is_inside, read_json
+from common.files import MAX_RESULT_BYTES, check_plain, is_inside, read_json
 from common.flags import check_values, names_from_checkpoint
 from common.folders import folder_place, replaced_folder
 from common.processes import require_one_process
@@ -162,9 +162,11 @@ def known_scores(state: dict, path: Path) -> dict:
     scores = {}
     if isinstance(state.get("best_rsum"), float) and state["best_rsum"] >= 0:
         scores["val_rsum"] = state["best_rsum"]
-    with contextlib.suppress(InputError, AttributeError):  # no results there, or something else
+    # No results are there, or something else.
+    with contextlib.suppress(InputError, ValueError, AttributeError):
         if path.name == BEST and is_inside(path.parent / RESULTS, path.parent):
             results = read_json(path.parent / RESULTS, MAX_RESULT_BYTES)
+            check_plain(results)
             scores["test"] = {name: value for name, value in results.items()
                               if isinstance(value, int | float)}
     return scores
@@ -466,6 +468,13 @@ def write_tower(tower: nn.Module, inputs: dict[str, Tensor], path: Path) -> None
 # ----------------------------------------------------------------------------------------- command
 
 
+def check_adapter_alone(arguments: ExportOptions) -> None:
+    """Raise InputError where --adapter is given with a flag of a whole model."""
+    if arguments.onnx or arguments.dtype != "float32" or arguments.average is not None:
+        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
+                         "--average")
+
+
 def export(arguments: ExportOptions) -> str:
     """Write the folder, whole or not at all, and return a line that tells its size.
 
@@ -480,10 +489,8 @@ def export(arguments: ExportOptions) -> str:
     check_values(arguments)
     if arguments.average_with is not None and arguments.average is None:
         raise InputError(f"--average_with {arguments.average_with}: give --average ALPHA with it")
-    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"
-                              or arguments.average is not None):
-        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
-                         "--average")
+    if arguments.adapter:
+        check_adapter_alone(arguments)
     if arguments.onnx:
         check_onnx()
     model, options, _ = read_model(arguments.checkpoint, arguments.image_encoder,

@@ -28,6 +28,7 @@ from encoders.chunks import in_chunks
 from encoders.families import choose_pooling, find_family
 from encoders.folder import read_model, read_preparation, write_folder
 from encoders.loading import load_encoder, quiet_transformers
+from encoders.memory_trial import check_memory
 from encoders.pairs import LogitScale, PairHalf
 from encoders.pooling import last_hidden_state, pool
 from encoders.preparation import Preparation
@@ -95,6 +96,7 @@ class DualEncoder(nn.Module, ModelHubMixin):
         self.text_pooling = choose_pooling(text_encoder, "text", text_pooling)
         self.freeze = freeze
         self.head = head
+        self.max_tokens = max_tokens
         self.image_encoder_kwargs = interpolation_kwargs(image_encoder, image_res)
         self.channels_last = False
         self.uses_4d_mask = False
@@ -145,6 +147,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         An encoder whose last hidden state is a feature map is a convolutional network; it is put
         into the channels-last memory format, in which convolutions are faster.
         """
+        check_memory(self.image_encoder, f"--image_res {image_res}: a photo", image_res > 640,
+                     pixel_values=(1, 3, image_res, image_res), **self.image_encoder_kwargs)
         pixels = torch.zeros(1, 3, image_res, image_res)
         with as_input_error(f"--image_res {image_res}: the image encoder (--image_encoder) does "
                             "not take such photos"):
@@ -165,6 +169,8 @@ class DualEncoder(nn.Module, ModelHubMixin):
         """
         pad_id = getattr(self.text_encoder.config, "pad_token_id", None)
         token = 1 if pad_id == 0 else 0  # any token that is not padding
+        check_memory(self.text_encoder, f"--max_tokens {max_tokens}: a caption of that length",
+                     max_tokens > 1024, input_ids=(1, max_tokens))
         tokens = torch.full((2, max_tokens), token)
         mask = torch.ones_like(tokens)
         mask[1, max_tokens // 2 :] = 0
@@ -348,8 +354,46 @@ def model_from_state(state: dict, source: str) -> DualEncoder:
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{source}: its weights do not fit ({one_line(error)[:200]})") from error
+    check_embeddings(model.eval(), source)
     model.preparation = read_preparation(state, tokenizer, Path(source))
-    return model.eval()
+    return model
+
+
+@torch.no_grad()
+def check_embeddings(model: DualEncoder, source: Path | str) -> None:
+    """Check that the weights of a model, in evaluation mode, give embeddings that can be compared.
+
+    With a projection of zeros, or of numbers too large to be squared, every cosine is 0. The text
+    encoder is tried on two short captions; the image encoder, which would take longer, is not.
+
+    Args:
+        model: the dual encoder.
+        source: what its weights come from, with which the error message begins.
+
+    Raises:
+        InputError: If an embedding has not the length 1, or a projection gives the same one for
+            any features.
+    """
+    random = torch.Generator().manual_seed(0)
+    for side in "image", "text":
+        layers = [module for module in getattr(model, f"{side}_projection").modules()
+                  if isinstance(module, nn.Linear)]
+        if layers:
+            features = torch.randn(2, layers[0].in_features, generator=random)
+            project = model.project_image if side == "image" else model.project_text
+            embeds = project(features.to(layers[0].weight.device))  # (2, D)
+            if not are_unit_rows(embeds) or (embeds[0] - embeds[1]).abs().max() < 1e-6:
+                raise InputError(f"{source}: its {side}_projection maps all {side}s to one point, "
+                                 "or to none: its weights are damaged")
+    mask = torch.ones(2, min(4, model.max_tokens), dtype=torch.int64)
+    if not are_unit_rows(model.encode_text(mask, mask)):
+        raise InputError(f"{source}: its text encoder gives embeddings without a length: its "
+                         "weights are damaged")
+
+
+def are_unit_rows(embeds: Tensor) -> bool:
+    """Return whether the rows of embeddings (N, D) have the length 1, but for rounding."""
+    return bool(((embeds.float().norm(dim=1) - 1).abs() < 1e-2).all())
 
 
 def build_projection(width: int, embed_size: int, head: str) -> nn.Module:

@@ -42,6 +42,9 @@ WORKER_TRACEBACK = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback ")
 
 
+output_errors: list[OSError] = []  # of what could not be written to standard output
+
+
 class InputError(ValueError):
     """A user's mistake in a flag, a file or a folder.
 
@@ -129,8 +132,12 @@ def exit_on_input_error() -> Iterator[None]:
     threading.excepthook = quiet_excepthook
     accept_any_text()
     is_command = raise_on_interrupt()
+    output_errors.clear()
     try:
         yield
+        if output_errors:
+            raise InputError(f"standard output cannot be written ({one_line(output_errors[0])}): "
+                             "free some space, or name another place")
         return
     except BaseException as error:
         known = message_and_status(error)

@@ -13,6 +13,7 @@ from common.temporary import remove_left_overs, temporary_file
 
 MAX_BYTES = 2**31  # of any file that is read as a whole
 MAX_RESULT_BYTES = 2**24  # of files with the results of a command, which have some kB
+MAX_DEPTH = 200  # of JSON content that comes from anywhere
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096  # of Linux and its file systems
 
 
@@ -30,6 +31,20 @@ def open_file(path: Path) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log for appending; nothing that is in it is lost.
+
+    Raises:
+        OSError: If it cannot be written, or a folder, link, pipe or device is there.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no file")
+    return open(descriptor, "ab")
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a whole file.
 
@@ -41,8 +56,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         OSError: If it cannot be read, is larger, or is a folder, pipe or device.
     """
     with open_file(path) as file:
-        content = file.read(min(max(os.fstat(file.fileno()).st_size, 2**16), max_bytes) + 1)
-    if len(content) > max_bytes:
+        size = os.fstat(file.fileno()).st_size
+        # One byte more, should the file grow; files of /proc have no size.
+        content = file.read(max(size, 2**16) + 1) if size <= max_bytes else b""
+    if max(size, len(content)) > max_bytes:
         raise OSError(f"it has more than {max_bytes:,} bytes")
     return content
 
@@ -70,6 +87,29 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES):
         return json.loads(read_bytes(path, max_bytes).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as json: {one_line(error)}") from error
+
+
+def check_plain(value: object) -> None:
+    """Check JSON content of unknown origin for what its users cannot work with, at any depth.
+
+    Raises:
+        ValueError: If it is nested deeper than `MAX_DEPTH`, holds an integer of more than 64 bits,
+            or a text with half a letter (a lone surrogate).
+    """
+    waiting = [(value, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            if not value.isascii() and not is_unicode(value):
+                raise ValueError("a text in it is no Unicode")
+        elif isinstance(value, int) and not -2**63 <= value < 2**63:
+            raise ValueError("a number in it is too large")
 
 
 def write(path: Path, content: bytes | Callable[[IO[bytes]], None], description: str) -> None:

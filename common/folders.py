@@ -18,6 +18,8 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from safetensors import SafetensorError
+
 from common.errors import InputError, one_line
 from common.files import flush_folder, read_json
 from common.temporary import remove, remove_left_overs, temporary_folder, temporary_path
@@ -120,9 +122,9 @@ def replaced_folder(place: Path, flag: str, may_stay: Collection[str] = ()) -> I
                 else:
                     new.rename(place)
         flush_folder(place.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # both of the disk
         reason = one_line(error)
-        if error.errno == errno.EBUSY:
+        if getattr(error, "errno", None) == errno.EBUSY:
             reason = "a disk is mounted there, so it cannot be replaced: name a folder inside of it"
         raise InputError(f"{flag} {place} cannot be written ({reason}): free some space or name "
                          "another place; what was there is untouched") from error

@@ -1,4 +1,4 @@
-"""Memory that is freed after a batch and allocated again for the next one."""
+"""Memory that is free, and memory that is freed after a batch and allocated again for the next."""
 
 import ctypes
 import os
@@ -10,6 +10,26 @@ MMAP_BYTES_BEFORE_2_35 = 32 * 2**20  # the most that an older glibc takes
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 # Variables of the environment by which users set the same; theirs come first.
 USER_VARIABLES = "MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_"
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take, or None where the system does not say.
+
+    That is what Linux counts as available, or what a limit of the process's control group leaves.
+    """
+    free = []
+    try:
+        with open("/proc/meminfo") as file:
+            free += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvail")]
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open(
+                "/sys/fs/cgroup/memory.current") as used:
+            free.append(int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):  # no such group, or "max"
+        pass
+    return max(0, min(free)) if free else None
 
 
 def keep_freed_memory() -> bool:

@@ -39,6 +39,11 @@ def begin_command() -> None:
     sys.excepthook = end_in_one_line
     os.environ["MPLBACKEND"] = "agg"
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # the error follows
+    try:
+        os.getcwd()
+    except OSError:
+        print_last_line("error: the working folder is gone: change to one that exists")
+        os._exit(2)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < MIN_ADDRESS_SPACE:
         print_last_line(f"error: ulimit -v {limit // 1024}: PyTorch needs "

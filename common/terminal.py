@@ -12,7 +12,7 @@ from typing import TextIO
 
 from tqdm import TqdmMonitorWarning, tqdm
 
-from common.errors import one_line, printable
+from common.errors import one_line, output_errors, printable
 from common.ranks import is_main
 
 quiet = False  # set by a command's main, from --quiet
@@ -69,14 +69,17 @@ def write_above_bars(text: str, stream: TextIO) -> None:
     """Write lines to a stream, above progress bars, in the first process alone.
 
     The stream may have been closed at its other end, as by `| head`. Then nobody reads it, and the
-    run goes on.
+    run goes on. It also goes on, and its other outputs are written, where the disk of standard
+    output is full; `exit_on_input_error` then ends the command with an error.
     """
     if not is_main():
         return
     try:
         tqdm.write(text, stream)
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            output_errors.append(error)
         discarded = os.open(os.devnull, os.O_WRONLY)
         os.dup2(discarded, stream.fileno())  # or the flush at the end of Python fails again
         os.close(discarded)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from common.errors import InputError
 
+MOST_NAMED = 8  # weights of a kind in the message of an error
+
 
 def check_tensors(weights: object, source: Path | str) -> None:
     """Check that `weights` is a dictionary of names to tensors.
@@ -37,10 +39,12 @@ def check_weights_match(
         mismatched: Names of weights whose shapes differ.
 
     Raises:
-        InputError: Unless all three lists are empty; one line names all.
+        InputError: Unless all three lists are empty; one line names the first of each.
     """
     lists = {"missing": missing, "left over": left_over, "other shape": mismatched}
-    differences = [f"{label}: {', '.join(names)}" for label, names in lists.items() if names]
+    differences = [f"{label}: {', '.join(names[:MOST_NAMED])}"
+                   + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+                   for label, names in lists.items() if names]
     if differences:
         raise InputError(f"{source} does not fit the encoders; check --image_encoder, "
                          f"--text_encoder and --embed_size. {'; '.join(differences)}")

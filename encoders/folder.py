@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError, one_line, reraise_out_of_memory
-from common.files import is_inside, read_json, read_start
+from common.files import check_plain, is_inside, read_json, read_start
 from common.flags import flags_of
 from common.options import LONGEST_PREFIX, DataOptions, SourceOptions
 from encoders.hub import fetch_error_message, is_hub_name, model_file, use_cache_only
@@ -135,13 +135,15 @@ def write_pair(
     config = {"format": PAIR_FORMAT} | our_config(model, preparation)
     if tokenizer is None:
         preparation.tokenizer.save_pretrained(folder)
+        settings = read_json_object(folder / TOKENIZER_CONFIG)
     else:
-        settings = tokenizer_config(tokenizer) | {"model_max_length": preparation.max_tokens}
-        if model.text_encoder.fixed_length:  # the pair was trained without a mask
-            settings["model_input_names"] = ["input_ids"]
-        write_json(folder / TOKENIZER_CONFIG, settings)
+        settings = tokenizer_config(tokenizer)
         # That of tokenizer.json cleans captions as well.
         config["tokenizer_normalizer"] = tokenizer["tokenizer"].get("normalizer")
+    settings["model_max_length"] = preparation.max_tokens
+    if model.text_encoder.fixed_length:  # the pair was trained without a mask
+        settings["model_input_names"] = ["input_ids"]
+    write_json(folder / TOKENIZER_CONFIG, settings)
     write_json(folder / OURS, config)
 
 
@@ -198,20 +200,13 @@ def tokenizer_config(tokenizer: dict) -> dict:
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write weights as model.safetensors, floating-point ones as `dtype`.
-
-    Raises:
-        OSError: If there is no room.
-    """
+    """Write weights as model.safetensors, floating-point ones as `dtype`."""
     tensors = {}
     for name, value in weights.items():
         target = dtype if value.is_floating_point() else value.dtype
         # Copied, because safetensors refuses tied weights, which share their memory.
         tensors[name] = value.detach().cpu().to(target, copy=True).contiguous()
-    try:
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    except safetensors.SafetensorError as error:  # of the disk, since the tensors are sound
-        raise OSError(f"{folder.name}/{WEIGHTS}: {one_line(error)}") from error
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     # The library makes it readable by its owner alone.
     (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
 
@@ -223,6 +218,10 @@ def read_json_object(path: Path) -> dict:
         InputError: If the file cannot be read, or holds anything but an object.
     """
     content = read_json(path, MAX_JSON_BYTES)
+    try:
+        check_plain(content)
+    except ValueError as error:
+        raise InputError(f"{path} is no part of a model's folder: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is no part of a model's folder: it holds no object")
     return content
@@ -427,9 +426,21 @@ def wrong_folder_values(config: dict) -> list[str]:
     except InputError:
         valid["photo_fit"] = False
     valid["about"] = isinstance(about["options"], dict)
+    valid["recalls"] = are_scores(about.get("recalls"))
     for name in "mean", "std":
         preparation[name] = list(preparation[name])
     return [name for name, is_valid in valid.items() if not is_valid]
+
+
+def are_scores(recalls: object) -> bool:
+    """Return whether `recalls` is None, or what `export.known_scores` returns."""
+    if recalls is None:
+        return True
+    if not isinstance(recalls, dict) or not isinstance(recalls.get("test", {}), dict):
+        return False
+    values = [value for name, value in recalls.items() if name == "val_rsum"]
+    return all(isinstance(value, int | float)
+               for value in [*values, *recalls.get("test", {}).values()])
 
 
 def read_preparation(state: dict, tokenizer, folder: Path) -> Preparation:

@@ -49,9 +49,9 @@ def fetch_weights(loader_class, name: str, **kwargs) -> tuple[nn.Module, dict]:
     Raises:
         Exception: As `fetch` does.
     """
-    cache_only = {"local_files_only": use_cache_only(name)}
-    return fetch(loader_class, name, dtype=torch.float32, output_loading_info=True,
-                 adapter_kwargs=cache_only, **kwargs)
+    if int(transformers.__version__.partition(".")[0]) >= 5:  # before, it cannot be told apart
+        kwargs["adapter_kwargs"] = {"local_files_only": use_cache_only(name)}
+    return fetch(loader_class, name, dtype=torch.float32, output_loading_info=True, **kwargs)
 
 
 def model_file(name: str, file: str, **kwargs) -> Path | None:

@@ -17,11 +17,10 @@ from common.errors import InputError
 from common.weights import weights_digest
 from encoders.families import DOCS
 from encoders.loading import BUILT_IN
+from encoders.pairs import PairHalf
 
 REQUIREMENTS = "requirements-lora.txt"
 SIDES = "image", "text"
-# The projection of a CLIP-style pair's half, by side. It is trained in full, like our own.
-PROJECTIONS = {"image": "visual_projection", "text": "text_projection"}
 
 
 class AdapterSettings(NamedTuple):
@@ -59,6 +58,16 @@ def inner_model(encoder: nn.Module) -> nn.Module:
     return getattr(encoder, "pair", encoder)
 
 
+def own_projection(encoder: nn.Module) -> str | None:
+    """Return the name of the projection that a half of a pair ends with, or None.
+
+    It is trained in full, like the projections of --embed_size.
+    """
+    name = encoder.half.head if isinstance(encoder, PairHalf) else ""
+    is_linear = name and isinstance(encoder.pair.get_submodule(name), nn.Linear)
+    return name if is_linear else None
+
+
 def is_in_a_layer(name: str) -> bool:
     """Return whether a module's name lies in a numbered list of layers, as "layers.0.mlp.fc1"."""
     return any(part.isdigit() for part in name.split("."))
@@ -67,21 +76,24 @@ def is_in_a_layer(name: str) -> bool:
 def adapted_layers(encoder: nn.Module, flag: str) -> list[str]:
     """Return the names of the linear layers that get an adapter: those of attention and MLP.
 
-    BLIP's attention from captions to photos gets none: a caption is encoded alone.
+    BLIP's text encoder has cross-attention to a photo, which a dual encoder does not use.
 
     Args:
         encoder: A model of transformers.
         flag: What names the encoder in an error message: "--image_encoder vit".
 
     Raises:
-        InputError: If the encoder is a convolutional network.
+        InputError: If the encoder is a convolutional network, or its attention has no such layers.
     """
-    modules = {name: module for name, module in encoder.named_modules()
-               if is_in_a_layer(name) and "crossattention" not in name}
+    modules = {name: module for name, module in encoder.named_modules() if is_in_a_layer(name)}
     if any(isinstance(module, nn.Conv2d) for module in modules.values()):
         raise InputError(f"{flag}: --lora adapts transformers, and this is a convolutional network:"
                          f" freeze it with --freeze, or take a transformer of {DOCS}")
-    return [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+    if any(isinstance(module, nn.MultiheadAttention) for module in modules.values()):
+        raise InputError(f"{flag}: --lora adapts linear layers, and attention has none here, as in "
+                         "pairs of open_clip: take a pair of transformers")
+    return [name for name, module in modules.items()
+            if isinstance(module, nn.Linear | Conv1D) and "crossattention" not in name]
 
 
 def add_adapters(model, names: dict[str, str], settings: AdapterSettings) -> None:
@@ -106,15 +118,15 @@ def add_adapters(model, names: dict[str, str], settings: AdapterSettings) -> Non
     for side in SIDES:
         if model.freezes(side):
             continue
+        projection = own_projection(getattr(model, f"{side}_encoder"))
         encoder = inner_model(getattr(model, f"{side}_encoder"))
         layers = adapted_layers(encoder, flags[side])
         encoder.requires_grad_(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of GPT-2's transposed layers, which peft sees
             peft.inject_adapter_in_model(lora_config(peft, settings, layers), encoder)
-        for name, module in encoder.named_modules():
-            if name.rpartition(".")[2] == PROJECTIONS[side]:
-                module.requires_grad_(True)
+        if projection is not None:
+            encoder.get_submodule(projection).requires_grad_(True)
         if settings.base_dtype == "bfloat16":
             for name in layers:
                 encoder.get_submodule(name).base_layer.to(torch.bfloat16)
@@ -245,11 +257,11 @@ def write_adapters(model, folder: Path, settings: AdapterSettings) -> None:
                                     if ".lora_" in name))
         if not layers:
             continue
-        projections = [PROJECTIONS[side]] if f"{PROJECTIONS[side]}.weight" in of_side else None
+        projection = own_projection(encoder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted = peft.get_peft_model(inner, lora_config(
-                peft, settings, layers, modules_to_save=projections))
+                peft, settings, layers, modules_to_save=[projection] if projection else None))
             adapters = {name: value for name, value in of_side.items() if ".lora_" in name}
             adapted.base_model.model.load_state_dict(adapters, strict=False)
             adapted.save_pretrained(str(folder / side), save_embedding_layers=False)

@@ -10,7 +10,7 @@ from common.errors import InputError, one_line
 from encoders.pairs import LogitScale, logit_scale_of, pad_to_length
 
 MODEL_TYPE = "open_clip"
-REQUIREMENTS = "requirements-open-clip.txt"
+REQUIREMENTS = "requirements-pairs.txt"
 
 
 class OpenClipConfig(transformers.PretrainedConfig):

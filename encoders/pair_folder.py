@@ -20,6 +20,7 @@ from encoders.pairs import PairHalf
 from encoders.sentence import (
     BASE_MODULES,
     SENTENCE_CONFIG,
+    TRANSFORMER_CONFIG,
     cleaning_tokenizer,
     image_processor_config,
     inexpressible_fit,
@@ -167,7 +168,7 @@ def sentence_files(model, preparation) -> dict[str, object]:
         {"idx": 0, "name": "0", "path": "", "type": f"{BASE_MODULES}.transformer.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Normalize",
          "type": f"{BASE_MODULES}.normalize.Normalize"}]
-    return {"modules.json": modules, "sentence_bert_config.json": config,
+    return {"modules.json": modules, TRANSFORMER_CONFIG: config,
             "1_Normalize/config.json": {"module_input_name": "sentence_embedding",
                                         "module_output_name": "sentence_embedding"},
             "config_sentence_transformers.json": SENTENCE_CONFIG}

@@ -155,7 +155,7 @@ class PairHalf(nn.Module):
 
     def vocabulary_size(self) -> int:
         """Return the number of rows in the table of token embeddings of a text half."""
-        return self.tower.get_input_embeddings().num_embeddings
+        return self.config.text_config.vocab_size
 
 
 def split_pair(pair: nn.Module, tokenizer) -> dict[str, PairHalf]:

@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from common.errors import InputError, reraise_out_of_memory
 from common.options import EncodingOptions
-from common.presets import IMAGE_ENCODER
+from common.presets import IMAGE_ENCODER, TEXT_ENCODER
 from encoders.families import SUPPORTED
 from encoders.hub import fetch, fetch_error_message
 from encoders.image_processors import load_photo_preparation, load_pixel_statistics
 from encoders.loading import BUILT_IN, load_config, unknown_encoder_error
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.fitting import PUBLISHED_FIT, PhotoFit
 from inputs.photos import CLIP_MEAN, CLIP_STD
 
@@ -54,6 +55,7 @@ def load_tokenizer(name: str, vocab: Path | str, **kwargs):
                          "there too")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    check_tokenizer(tokenizer, f"--text_encoder {name}: its tokenizer")
     return tokenizer
 
 
@@ -212,7 +214,7 @@ def is_half_of_pair(name: str, side: str) -> bool:
         name: A built-in name, a local folder, or a name on the Hub.
         side: "image" or "text", for the error message.
     """
-    if name in BUILT_IN:
+    if name in {*BUILT_IN, IMAGE_ENCODER, TEXT_ENCODER}:
         return False
     return len(SUPPORTED[load_config(name, side).model_type].sides) == 2
 

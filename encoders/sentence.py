@@ -20,7 +20,7 @@ SENTENCE_MODULES = "sentence_transformers.sentence_transformer.modules"
 MODULE_TYPES = {"Transformer": f"{BASE_MODULES}.transformer.Transformer",
                 "Pooling": f"{SENTENCE_MODULES}.pooling.Pooling",
                 "Dense": f"{BASE_MODULES}.dense.Dense"}
-IMAGE_PROCESSOR = "preprocessor_config.json"
+IMAGE_PROCESSOR, TRANSFORMER_CONFIG = "preprocessor_config.json", "sentence_bert_config.json"
 # Our poolings to those of sentence_transformers. "padded" is a mean without the attention mask.
 POOLING_MODES = {"mean": "mean", "tokens": "mean", "padded": "mean", "cls": "cls",
                  "last": "lasttoken"}
@@ -50,6 +50,11 @@ def layout(model, preparation) -> tuple[dict[str, object], str]:
             structure[side].append(name)
             types[name] = MODULE_TYPES[name.split("_")[-1]]
     files[f"image_0_Transformer/{IMAGE_PROCESSOR}"] = image_processor_config(preparation)
+    image, text = (files[f"{side}_0_Transformer/{TRANSFORMER_CONFIG}"]["modality_config"]
+                   for side in ("image", "text"))
+    # Read by MTEB, which takes a model of the Hub for one of text alone unless this file, at the
+    # top, names another modality. The library reads those of the routes.
+    files[TRANSFORMER_CONFIG] = {"modality_config": image | text}
     files["router_config.json"] = {"types": types, "structure": structure, "parameters": {
         "default_route": None, "allow_empty_key": False, "route_mappings": {}}}
     files["1_Normalize/config.json"] = {"module_input_name": "sentence_embedding",
@@ -67,7 +72,7 @@ def route_modules(model, side: str, preparation) -> list[tuple[str, str, dict]]:
     pooling = getattr(model, f"{side}_pooling")
     layers = projection_layers(model, side)
     width = layers[0].in_features if layers else model.embed_size
-    modules = [(f"{side}_0_Transformer", "sentence_bert_config.json",
+    modules = [(f"{side}_0_Transformer", TRANSFORMER_CONFIG,
                 transformer_config(side, pooling, preparation))]
     if pooling == "padded":
         # A layer that writes ones in place of the attention mask, so that padding is averaged too.

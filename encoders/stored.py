@@ -20,11 +20,13 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from common.errors import InputError, Stopped, one_line, reraise_out_of_memory
+from common.files import check_plain
 from common.weights import check_tensors
 from encoders.families import find_family
 from encoders.loading import config_class, encoder_from_config
 from encoders.open_clip_halves import OpenClipHalf
 from encoders.pairs import LogitScale, PairHalf
+from encoders.tokenizer_checks import check_tokenizer
 from inputs.fitting import FITS, LARGEST_ENLARGEMENT, LIBRARIES, RESAMPLINGS, PhotoFit
 
 ENCODERS_KEY = "encoders"  # of a checkpoint's state
@@ -217,8 +219,8 @@ class StoredEncoders(NamedTuple):
             reraise_out_of_memory(error)
             raise InputError(f"{source} makes none ({one_line(error)[:200]})") from error
         if side == "text" and self.tokenizer is not None:
-            check_token_ids(self.read_tokenizer(), self.tokenizer, vocabulary_size(encoder),
-                            self.source)
+            read = self.read_tokenizer() if tokenizer is None else tokenizer
+            check_token_ids(read, self.tokenizer, vocabulary_size(encoder), self.source)
         return encoder
 
     def read_tokenizer(self):
@@ -232,6 +234,7 @@ class StoredEncoders(NamedTuple):
         source = f"{self.source}: its tokenizer"
         try:
             content = json.loads(self.tokenizer)
+            check_plain(content)
             special_tokens = content["special_tokens"]
             for name, value in special_tokens.items():
                 if not re.fullmatch(r"[a-z]+_token", name) or not isinstance(value, str):
@@ -249,6 +252,7 @@ class StoredEncoders(NamedTuple):
             raise InputError(f"{source} cannot be read ({one_line(error)[:200]})") from error
         if adds_tokens or not has_padding:
             raise InputError(f"{source} has no padding token, or special ones that are no words")
+        check_tokenizer(tokenizer, source)
         return tokenizer
 
 
@@ -302,7 +306,7 @@ def read_pixel_statistics(
 
     def is_triple(numbers: object) -> bool:
         return isinstance(numbers, list | tuple) and len(numbers) == 3 and all(
-            type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            type(number) in (int, float) and -1e6 < number < 1e6 for number in numbers)
 
     valid = (isinstance(value, list | tuple) and len(value) == 2
              and is_triple(value[0]) and is_triple(value[1])
@@ -367,6 +371,7 @@ def config_from_json(text: str, side: str, weights: int, source: str):
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("it is no object")
+        check_plain(content)
         model_type = str(content.get("model_type"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is no JSON ({one_line(error)})") from error

@@ -141,7 +141,7 @@ class Pool:
         if self.ended:
             return "stopped"
         log = run.folder(self.protocol).with_suffix(".log")
-        with open(log, "w") as file:
+        with files.open_log(log) as file:
             process = subprocess.Popen(
                 [*COMMAND, to_json(run, self.protocol)],
                 stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,

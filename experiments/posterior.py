@@ -309,12 +309,24 @@ def tables(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def is_measured(path: Path) -> bool:
+    """Return whether a file is a json that this command wrote."""
+    try:
+        content = files.read_json(path, files.MAX_RESULT_BYTES)
+    except InputError:
+        return False
+    return isinstance(content, dict) and bool(content) and all(
+        isinstance(forms, dict) and forms.keys() == FORMS.keys() for forms in content.values())
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command with the arguments `argv`, or with those of the process."""
     options = build_posterior_parser(__doc__).parse_args(argv)
     with exit_on_input_error():
         if (options.judgements is None) == (options.matches is None):
             raise InputError("give either --judgements or --matches")
+        place = options.output and files.resolve_output(options.output, "--output", is_measured,
+                                                        options.embeddings)
         keep_freed_memory()  # otherwise half of the time goes into new pages of memory
         results = {}
         for path in options.embeddings:
@@ -327,9 +339,9 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError(f"{printable(str(path))}: its pairs are all matches or all none")
             results[path.stem] = measure(embeddings, pairs, options.margin)
         print_result(tables(results))
-        if options.output:
+        if place:
             text = json.dumps(results, indent=1)
-            files.write(options.output, f"{text}\n".encode(), "--output")
+            files.write(place, f"{text}\n".encode(), "--output")
 
 
 if __name__ == "__main__":

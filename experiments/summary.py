@@ -367,6 +367,15 @@ def draw_differences(axes: Axes, rows: list[dict], metric: str, number: int) -> 
         axes.plot([place] * len(differences), differences, ".", color=colour, alpha=0.5)
 
 
+def is_summary(path: Path) -> bool:
+    """Return whether a file is the json of a summary that `write_summary` wrote."""
+    try:
+        content = files.read_json(path, files.MAX_RESULT_BYTES)
+    except InputError:
+        return False
+    return isinstance(content, dict) and {"rows", "uses"} <= content.keys()
+
+
 def write_summary(folder: Path) -> str | None:
     """Write the summary of a folder of results beside it, as `.json`, `.md`, `.svg` and `.png`.
 
@@ -388,6 +397,11 @@ def write_summary(folder: Path) -> str | None:
     label = "What the oracle gives, against how many false negatives there are"
     contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
                 "png": png_bytes(figure, dpi=160), "svg": svg_element(figure, label).encode()}
+    names = {ending: folder.with_name(f"{folder.name}.{ending}") for ending in contents}
+    # A picture or a text does not say whose it is; the numbers beside it do.
+    places = {ending: files.resolve_output(path, "--results", lambda _: is_summary(names["json"]),
+                                           [])
+              for ending, path in names.items()}
     for ending, content in contents.items():
-        files.write(folder.with_name(f"{folder.name}.{ending}"), content, "--results")
+        files.write(places[ending], content, "--results")
     return text

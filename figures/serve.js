@@ -64,26 +64,23 @@ function show(more) {
 
 async function search() {
   const number = ++asked;
-  if (!text.value.trim() && !chosen) {
-    tell("Say what is to be seen, or drop a photo.", true);
-    return;
-  }
-  if (chosen && chosen.size > mostBytes) {
-    tell("This file is too large for a photo.", true);
-    return;
-  }
   tell("Searching\u2026");
   try {
+    if (!text.value.trim() && !chosen) throw new Error("Say what is to be seen, or drop a photo.");
+    if (chosen && chosen.size > mostBytes) throw new Error("This file is too large for a photo.");
     const query = new URLSearchParams({text: text.value.trim()});
     const answer = await fetchJson(`search?${query}`, {method: "POST", body: chosen ?? ""});
     if (number !== asked) return;
     found = {search: answer.search, count: answer.count};
     results.replaceChildren();
     show(answer.results);
-    tell(`The best ${answer.count.toLocaleString()} photos, the best first.`);
+    tell(`${answer.count.toLocaleString()} photos, the best first.`);
     scrolled();
   } catch (error) {
-    if (number === asked) tell(error.message, true);
+    if (number !== asked) return;
+    found = null;
+    results.replaceChildren();
+    tell(error.message, true);
   }
 }
 
@@ -134,4 +131,4 @@ document.addEventListener("drop", (event) => {
     search();
   }
 });
-new IntersectionObserver(scrolled, {rootMargin: "100% 0px"}).observe(end);
+for (const name of ["scroll", "resize"]) window.addEventListener(name, scrolled, {passive: true});

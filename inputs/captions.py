@@ -90,7 +90,8 @@ def token_arrays(
 
 
 def kept_arrays(
-    folder: Path, key: str, make: Callable[[], tuple[np.ndarray, np.ndarray]]
+    folder: Path, key: str, make: Callable[[], tuple[np.ndarray, np.ndarray]],
+    is_valid: Callable[[np.ndarray, np.ndarray], bool] = lambda *arrays: True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the two arrays that `make` gives, mapped from files in `folder` where they were kept
     for `key` before.
@@ -100,7 +101,7 @@ def kept_arrays(
     Raises:
         InputError: of `make`.
     """
-    arrays = mapped_arrays(folder, key)
+    arrays = mapped_arrays(folder, key, is_valid)
     if arrays is not None:
         return arrays
     try:
@@ -111,7 +112,7 @@ def kept_arrays(
         warn_of_cache(folder, error)
         return make()
     with lock or contextlib.nullcontext():
-        arrays = mapped_arrays(folder, key)  # another process may have made them meanwhile
+        arrays = mapped_arrays(folder, key, is_valid)  # of another process
         if arrays is not None:
             return arrays
         arrays = make()
@@ -120,7 +121,7 @@ def kept_arrays(
         except (OSError, InputError) as error:
             warn_of_cache(folder, error)
             return arrays
-    return mapped_arrays(folder, key) or arrays
+    return mapped_arrays(folder, key, is_valid) or arrays
 
 
 def warn_of_cache(folder: Path, error: Exception) -> None:
@@ -144,15 +145,19 @@ def keep_arrays(folder: Path, key: str, arrays: tuple[np.ndarray, np.ndarray]) -
                     functools.partial(np.save, arr=array), "--cache")
 
 
-def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+def mapped_arrays(
+    folder: Path, key: str, is_valid: Callable[[np.ndarray, np.ndarray], bool]
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the two arrays that are kept for `key`, mapped; None where there are none, and a
-    warning where they are damaged. Each file has its checksum in its name."""
+    warning where they are damaged or not valid. Each file has its checksum in its name."""
     arrays = []
     for number in 0, 1:
         path = next(iter(sorted(folder.glob(f"{key}-{number}-*.npy"))), None)
         if path is None:
             return None
         try:
+            if not path.is_file():
+                raise ValueError("it is no file")
             array = np.load(path, mmap_mode="c", allow_pickle=False)
             if f"{crc32(array):08x}" != path.stem.rpartition("-")[2]:
                 raise ValueError("it has changed")
@@ -161,7 +166,22 @@ def mapped_arrays(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray] | Non
             warn(f"{path} is damaged ({one_line(error)}), and made anew")
             return None
         arrays.append(array.view(np.ndarray))
+    if not is_valid(*arrays):
+        warn(f"the arrays of {key} in {folder} are not what was written, and made anew")
+        return None
     return arrays[0], arrays[1]
+
+
+def are_token_ids(
+    ids: np.ndarray, ends: np.ndarray, captions: int, max_tokens: int, largest_id: int
+) -> bool:
+    """Return whether arrays can be what `token_arrays` gives for so many captions."""
+    if (ids.dtype not in (np.uint16, np.int32) or ends.dtype not in (np.uint32, np.int64)
+            or ids.ndim != 1 or ends.shape != (captions,)):
+        return False
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    return bool(lengths.min() >= 1 and lengths.max() <= max_tokens and ends[-1] == len(ids)
+                and ids.min() >= 0 and ids.max() <= largest_id)
 
 
 def texts_digest(texts: Sequence[str]) -> str:
@@ -224,7 +244,10 @@ class Captions:
             depends_on = (VERSION, texts_digest(texts), serial, max_words, max_tokens, prefix,
                           cleaning, tokenizers.__version__)
             key = f"token-ids-{hashlib.sha256(repr(depends_on).encode()).hexdigest()[:32]}"
-            self.ids, self.ends = kept_arrays(cache, key, make)
+            largest_id = max(tokenizer.get_vocab().values(), default=0)
+            self.ids, self.ends = kept_arrays(
+                cache, key, make,
+                lambda ids, ends: are_token_ids(ids, ends, len(texts), max_tokens, largest_id))
         self.pad_id, self.batch_length = tokenizer.pad_token_id, max_tokens if padded else None
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common.errors import InputError
+from common.files import read_start
 from common.temporary import remove_left_overs, temporary_folder
 from common.terminal import progress
 from inputs.shards import is_shards
@@ -322,11 +323,12 @@ def make_shapes(root, seed=0, sizes=None, image_size=64, ambiguity=USUAL):
 def _is_made(root, info):
     """Return whether `root` holds this dataset; InputError where it holds anything else."""
     path = root / "shapes_info.json"
-    if path.is_file():
-        if path.read_text() == info:
-            return True
-        raise InputError(f"{root} holds a shapes dataset made with {path.read_text()}, not {info}: "
-                         "name another folder, or remove this one first")
+    found = read_start(path).decode(errors="replace")
+    if found == info:
+        return True
+    if found:
+        raise InputError(f"{root} holds a shapes dataset made with {found[:200]}, not {info}: name "
+                         "another folder, or remove this one first")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} is not an empty folder: name a new one for the shapes dataset")
     return False

@@ -3,12 +3,14 @@
 A sample is what shares a key, its path up to the first dot of the file's name, wherever in the
 shard its parts are: a photo, and `.txt`, one caption, or `.json`, one or several. An index is made
 once, on all cores, from headers, captions and the photos' first and last bytes; no pixel of a photo
-that looks whole is read. It is kept in `.fne-index/` beside the shards, or in the user's cache
-where they cannot be written to, and made anew for a shard that has another size or time of change.
+that looks whole is read. It is kept in the user's cache, and never beside the shards, which may
+come from anybody. It is made anew for a shard that has another size, time of change, or bytes at a
+few places that are compared.
 """
 
 import functools
 import hashlib
+import io
 import json
 import os
 import tarfile
@@ -24,15 +26,18 @@ from common import files
 from common.errors import InputError, one_line, reraise_out_of_memory
 from common.locks import wait_for_lock
 from common.pools import map_in_processes
+from common.temporary import remove_left_overs
 from common.terminal import print_note, progress, warn
 from inputs.loader import usable_cores
 from inputs.photos import MAX_BYTES, SUFFIXES, PhotoSequence, TooLarge, open_photo, photo_fault
 from inputs.records import is_blank, listed
-from inputs.shards import Shard, TarPhoto, key_and_suffix, member_name, read_at
+from inputs.shards import HeaderFile, Shard, TarPhoto, key_and_suffix, member_name, read_at
 from inputs.splits import Split
 
 VERSION = 2  # goes up whenever the same shard gives another index
-FOLDER = ".fne-index"
+FOLDER = "shards"  # in the cache
+SAMPLED = 16  # blocks of a shard that are compared with those it had
+MOST_BEHIND_END = 2**22  # bytes that writers of tapes fill up with zeros
 PHOTO_SUFFIXES = {suffix.removeprefix(".") for suffix in SUFFIXES}
 TEXT, JSON = "txt", "json"
 CAPTION_KEYS = "caption", "captions", "text", "sentences"
@@ -291,19 +296,19 @@ def shard_index(
 
     Args:
         caption_column: the key of the captions in `.json`.
-        cache: the folder to keep it in where the shards' own folder cannot be written to.
+        cache: the folder to keep it in; None keeps it in memory, for this run alone.
 
     Raises:
         InputError: of `scan_shard`.
     """
-    folder = index_folder(shards, cache)
+    folder = None if cache is None else cache / FOLDER
     places = [place_of(shard, caption_column, folder) for shard in shards]
-    arrays = [read_rows(place) for place in places]
+    arrays = [read_rows(place, shard) for place, shard in zip(places, shards)]
     if any(array is None for array in arrays):
         lock = lock_of(folder)
         try:  # another process may have made them meanwhile
-            arrays = [read_rows(place) if array is None else array
-                      for place, array in zip(places, arrays)]
+            arrays = [read_rows(place, shard) if array is None else array
+                      for place, shard, array in zip(places, shards, arrays)]
             lacking = [number for number, array in enumerate(arrays) if array is None]
             made = map_in_processes(
                 functools.partial(scan_shard, caption_column=caption_column),
@@ -319,14 +324,6 @@ def shard_index(
     return Index(shards, arrays, caption_column)
 
 
-def index_folder(shards: Sequence[Shard], cache: Path | None) -> Path | None:
-    """Return where the index of shards is kept: beside the first one where that can be, else in
-    `cache`."""
-    folder = Path(shards[0].path).parent
-    beside = folder / FOLDER
-    return beside if os.access(beside if beside.is_dir() else folder, os.W_OK) else cache
-
-
 def lock_of(folder: Path | None) -> IO | None:
     """Wait until no other process makes an index in `folder`, and keep others out; None where that
     cannot be done."""
@@ -334,6 +331,7 @@ def lock_of(folder: Path | None) -> IO | None:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_left_overs(folder)
         return wait_for_lock(folder / "index.lock", lambda holder: print_note(
             f"{folder}: waiting for {holder}, which indexes the same shards"))
     except OSError as error:
@@ -347,24 +345,60 @@ def place_of(shard: Shard, caption_column: str | None, folder: Path | None) -> P
     if folder is None:
         return None
     name = os.path.basename(shard.path)
-    key = repr((VERSION, ROW.descr, name, shard.size, shard.changed, caption_column))
-    return folder / f"{name[:200]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    key = repr((VERSION, ROW.descr, name, shard.size, shard.changed, sample_digest(shard),
+                caption_column))
+    return folder / f"{name[:100]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
-def read_rows(place: Path | None) -> np.ndarray | None:
+def sample_digest(shard: Shard) -> str:
+    """Return a digest of `SAMPLED` blocks of a shard, spread evenly: another shard may have the
+    same name, size and time."""
+    digest = hashlib.sha256()
+    try:
+        with files.open_file(shard.path) as file:
+            for offset in np.linspace(0, max(0, shard.size - BLOCK), SAMPLED).astype(int).tolist():
+                digest.update(os.pread(file.fileno(), BLOCK, offset))
+    except OSError as error:
+        raise InputError(f"shard {shard.path} cannot be read: {one_line(error)}") from error
+    return digest.hexdigest()
+
+
+def read_rows(place: Path | None, shard: Shard) -> np.ndarray | None:
     """Read a shard's index; None where there is none, and a warning where it is damaged."""
     if place is None or not place.is_file():
         return None
     try:
-        array = np.load(place, allow_pickle=False)
-        if array.dtype != ROW or not len(array) or array[-1]["state"] != CHECKSUM or (
+        most = 2**20 + (shard.size // BLOCK + 1) * ROW.itemsize  # a row has a header of its own
+        array = np.load(io.BytesIO(files.read_bytes(place, most)), allow_pickle=False)
+        if array.dtype != ROW or array.ndim != 1 or not len(array) or (
+                array[-1]["state"] != CHECKSUM) or (
                 array[-1]["header"] != crc32(array[:-1].tobytes())):
             raise ValueError("it is not what was written")
+        check_rows(array[:-1], shard)
         return array[:-1]
     except Exception as error:  # of many kinds, as bytes come
         reraise_out_of_memory(error)
         warn(f"{place} is damaged ({one_line(error)}), and made anew")
         return None
+
+
+def check_rows(rows: np.ndarray, shard: Shard) -> None:
+    """Check that the rows of an index are in order, and lead to no place outside of their parts of
+    the shard.
+
+    Raises:
+        ValueError: they do not.
+    """
+    headers, photos, sizes = (rows[name].astype(np.int64) for name in ("header", "photo", "size"))
+    texts, text_sizes = rows["text"], rows["text_size"].astype(np.int64)
+    ends = np.append(headers[1:], shard.size)  # a row's photo lies before the next row's header
+    is_photo, is_pair = rows["state"] != NO_PHOTO, rows["state"] == PAIR
+    photo_lies_well = (photos >= headers + BLOCK) & (photos + sizes <= ends)
+    text_lies_well = (texts >= BLOCK) & (texts <= shard.size - text_sizes)
+    if (np.any(headers < 0) or np.any(np.diff(headers) <= 0) or np.any(rows["state"] >= CHECKSUM)
+            or not photo_lies_well[is_photo & (rows["state"] != TOO_LARGE)].all()
+            or not text_lies_well[is_pair].all() or not (rows["captions"][is_pair] > 0).all()):
+        raise ValueError("its rows are out of order")
 
 
 def keep_rows(place: Path | None, rows: np.ndarray) -> None:
@@ -535,7 +569,7 @@ def files_of(shard: Shard, file: IO[bytes]) -> Iterator[Member]:
     file.seek(0)
     last, end = None, 0
     try:
-        with tarfile.open(fileobj=file, mode="r:", errorlevel=1) as tar:
+        with tarfile.open(fileobj=HeaderFile(file), mode="r:", errorlevel=1) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # which it would keep, all of them
                 if member.size < 0 or member.offset_data < end:
@@ -578,9 +612,14 @@ def check_plain(shard: Shard, name: str, member: tarfile.TarInfo) -> None:
 
 
 def check_end(shard: Shard, file: IO[bytes], offset: int, last: str | None) -> None:
-    """Raise InputError where a tar ends without the zeros that mark its end: `tarfile` takes a file
-    that is cut between two members, or broken there, for a whole one."""
+    """Raise InputError where a tar ends without the zeros that mark its end, or goes on behind
+    them: `tarfile` takes a file that is cut between two members, or broken there, for a whole one,
+    and reads one of two tars that were put together."""
     file.seek(offset)
     if file.read(BLOCK) != bytes(BLOCK):
         raise InputError(f"shard {shard.path} is cut short or broken behind {last}, at byte "
                          f"{offset:,} of {shard.size:,}: {AGAIN}")
+    behind = file.read(MOST_BEHIND_END + 1)
+    if len(behind) > MOST_BEHIND_END or behind.count(0) < len(behind):
+        raise InputError(f"shard {shard.path} goes on behind its end, at byte {offset:,} of "
+                         f"{shard.size:,}, as two tars in one file do: part them, or pack it anew")

@@ -13,13 +13,15 @@ import resource
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from common.errors import InputError
+from common.files import open_file
 
 SUFFIX = ".tar"
 COMPRESSED = ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"
 MOST_SHARDS = 10**6
+LARGEST_HEADER = 2**20  # bytes
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})")
 # Files that a process keeps open: a share of what it may open, and no more than serve.
@@ -100,11 +102,32 @@ def member_name(shard: Shard, header: int) -> str:
         folder = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
         text = (folder + b"/" * bool(folder) + name).decode("utf-8", "surrogateescape")
     else:  # a long name has headers of its own before this one
-        with open(shard.path, "rb") as file:
-            file.seek(header)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                text = tar.next().name
+        try:
+            with open_file(shard.path) as file:
+                file.seek(header)
+                with tarfile.open(fileobj=HeaderFile(file), mode="r:") as tar:
+                    text = tar.next().name
+        except (OSError, tarfile.TarError, ValueError, AttributeError) as error:
+            raise changed(shard) from error
     return text.removeprefix("./")
+
+
+class HeaderFile:
+    """A tar file of which headers are read: none of more than `LARGEST_HEADER` bytes, which
+    `tarfile` would read at once."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes.
+
+        Raises:
+            tarfile.ReadError: these are too many.
+        """
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
 
 
 def key_and_suffix(name: str) -> tuple[str, str]:
@@ -237,5 +260,10 @@ def read_at(shard: Shard, offset: int, size: int) -> bytes:
         raise InputError(f"shard {shard.path} is missing") from error
     if len(content) < size or not descriptor.is_same:
         open_shard.cache_clear()
-        raise InputError(f"shard {shard.path} has changed since it was looked at: start again")
+        raise changed(shard)
     return content
+
+
+def changed(shard: Shard) -> InputError:
+    """Return the error of a shard that is no longer the file that it was."""
+    return InputError(f"shard {shard.path} has changed since it was looked at: start again")

@@ -7,6 +7,7 @@ and m2 of FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JS
 run behind it, see `metrics/facts.py`.
 """
 
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common import files
-from common.errors import InputError, reraise_out_of_memory
+from common.errors import InputError, one_line, reraise_out_of_memory
 from data import Split
 from fne_loss import RunningGaussian
 from metrics.facts import facts_array, read_facts
@@ -96,6 +97,29 @@ def check_declared_size(path: Path) -> None:
         declared = sum(member.file_size for member in file.infolist())
     if declared > max(MAX_UNPACKED_BYTES, MAX_UNPACKED_FACTOR * path.stat().st_size):
         raise OSError("it would unpack to far more than it is")
+
+
+def check_declared_arrays(path: Path) -> None:
+    """Check the headers of the arrays of an npz file, before the arrays are read.
+
+    Each must be as large as it says, and no two have one name: only the last would be read.
+
+    Raises:
+        ValueError: If not.
+    """
+    with zipfile.ZipFile(path) as file:
+        names = [member.removesuffix(".npy") for member in file.namelist()]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two arrays {twice[:40]!r}")
+        for member in file.infolist():
+            with file.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                               else np.lib.format.read_array_header_2_0)
+                shape, _, dtype = read_header(content)
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename[:40]!r} says that it has shape {shape}"[:90])
 
 
 def check_statistics(
@@ -188,6 +212,14 @@ def read_embeddings(path: Path) -> Embeddings:
                       None if prior is None else float(prior), facts)
 
 
+def check_letters(array: np.ndarray) -> None:
+    """Raise ValueError if an array of texts holds a number that is no letter's."""
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        if native.reshape(-1).view(np.uint32).max() > 0x10FFFF:
+            raise ValueError("a text with a letter that there is none of")
+
+
 def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
     """Read all arrays of an npz file, and check that those of `REQUIRED_ARRAYS` are there.
 
@@ -200,14 +232,17 @@ def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
     """
     try:
         check_declared_size(path)
+        check_declared_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("a part that is no array")  # numpy returns its bytes
+        for array in arrays.values():
+            check_letters(array)
     except Exception as error:  # of a dozen types: the bytes may be anything
         reraise_out_of_memory(error)
         raise InputError(f"{source} is no npz file of plain arrays, or is cut short or "
-                         f"damaged ({type(error).__name__})") from error
+                         f"damaged ({one_line(error)[:100]})") from error
     for name in REQUIRED_ARRAYS:
         if name not in arrays:
             raise InputError(f"{source} lacks an array: {name!r}")

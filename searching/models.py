@@ -51,6 +51,8 @@ def last_model(folder: Path) -> ModelName | None:
         if not isinstance(name.model, str) or not all(
                 value is None or isinstance(value, str) for value in name):
             raise InputError(f"{place} names no model")
+        for value in filter(None, name):
+            files.check_path(Path(value), f"{place}: model")
     except (InputError, TypeError) as error:
         warn(f"the model that searched --photos {folder} last is not known: {error}")
         return None

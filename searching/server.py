@@ -51,8 +51,8 @@ NOT_FOUND = HTTPStatus.NOT_FOUND
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy":
-        "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -205,6 +205,7 @@ class PageServer(ThreadingHTTPServer):
         signals: the signals that end the server.
     """
 
+    request_queue_size = MOST_CONNECTIONS  # that wait to be answered
     search: PhotoSearch
     html: bytes
     signals: Signals
@@ -333,6 +334,8 @@ class PageHandler(BaseHTTPRequestHandler):
             return "text/html; charset=utf-8", self.server.html
         if address.path == "/serve.js":
             return "text/javascript; charset=utf-8", (TEMPLATES / "serve.js").read_bytes()
+        if address.path == "/favicon.ico":  # browsers ask for it; the page has none
+            return "image/x-icon", b""
         search = self.server.search
         if address.path == "/results":
             fields = fields_of(address.query)

@@ -435,6 +435,35 @@ def change_weights(change):
     return change_file
 
 
+def change_projection(change):
+    """Return a function that applies `change` to the weights of a folder's image projection."""
+    def change_file(folder):
+        path = folder / "image_2_Dense" / "model.safetensors"
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path)
+
+    return change_file
+
+
+def change_preparation(**values):
+    """Return a function that sets values under "preparation" in a folder's config.json."""
+    def change_file(folder):
+        content = json.loads((folder / "config.json").read_text())
+        content["preparation"] |= values
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change_file
+
+
+def nested(depth):
+    """Return a list in a list, and so on."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def delete(name):
     """Return a function that deletes a file of a folder."""
     return lambda folder: (folder / name).unlink()
@@ -464,6 +493,31 @@ TEXT_WEIGHTS = f"{SIDES[1]}/model.safetensors"
     (change_json(f"{SIDES[0]}/config.json", hidden_sizes=[8, 8, 8]), ""),
     (change_json(f"{SIDES[1]}/config.json", num_hidden_layers=10**9), ""),
     (change_json(f"{SIDES[1]}/config.json", model_type="x"), ""),
+    (change_json("config.json", about={"options": {}, "recalls": {"val_rsum": 10**400}}),
+     "config.json"),
+    (change_json("config.json", about={"options": {}, "recalls": {"val_rsum": "x"}}), "recalls"),
+    (change_json("config.json", about={"options": {}, "recalls": {"test": [1]}}), "recalls"),
+    (change_json("config.json", about={"options": {}, "recalls": {"test": {"i2t_r1": {}}}}),
+     "recalls"),
+    (change_json("config.json", about={"options": {}, "recalls": 5}), "recalls"),
+    (change_json("config.json", about={"options": {}, "statistics": [[10**400] * 3] * 2}),
+     "config.json"),
+    (change_json("config.json", about={"options": {"loss": "\ud800"}}), "config.json"),
+    (change_json("config.json", about={"options": {"\udfff": 1}}), "config.json"),
+    (change_json("config.json", about={"options": {"x": nested(900)}}), "config.json"),
+    (change_json(f"{SIDES[0]}/config.json", x=nested(900)), f"{SIDES[0]}/config.json"),
+    (change_json(f"{SIDES[1]}/config.json", x="\ud800"), f"{SIDES[1]}/config.json"),
+    (change_json(f"{SIDES[1]}/config.json", vocab_size=10**400), f"{SIDES[1]}/config.json"),
+    (change_json("tokenizer.json", x=nested(900)), "tokenizer.json"),
+    (change_json("tokenizer_config.json", pad_token="\ud800"), "tokenizer_config.json"),
+    (change_preparation(prefix="\ud800"), "config.json"),
+    (change_preparation(mean=[10**400, 0, 0]), "config.json"),
+    (change_preparation(image_res=10**400), "config.json"),
+    (change_projection(lambda weights: weights["linear.weight"].zero_()), "image_projection"),
+    (change_projection(lambda weights: weights["linear.weight"].fill_(1e38)), "image_projection"),
+    (change_projection(lambda weights: weights["linear.bias"].fill_(1e12)), "image_projection"),
+    (change_projection(lambda weights: [value.zero_() for value in weights.values()]),
+     "image_projection"),
     (change_weights(lambda weights: weights.popitem()), ""),
     (change_weights(lambda weights: weights.update(x=torch.ones(1))), ""),
     (change_weights(lambda weights: weights[max(weights)].fill_(torch.nan)), "NaN"),

@@ -136,6 +136,48 @@ def test_nothing_but_benchmarks_tests_and_experiments_imports_train():
                    for module, others in graph().items())
 
 
+# What writes a file that others may see; `open` counts where its mode does.
+WRITERS = {"write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile",
+           "TemporaryDirectory", "savefig", "copyfile", "copy2", "copytree", "rmtree", "touch",
+           "save_file", "symlink", "link", "symlink_to", "hardlink_to"}
+# Where these are called: the writer itself, and folders that are made under a new name first.
+MAY_WRITE = {
+    "common.temporary": {"open", "rmtree"}, "common.files": {"open"}, "common.locks": {"open"},
+    "common.folders": {"write_text", "link", "copy2"},  # inside of the new folder
+    "encoders.folder": {"write_text", "save_file"},  # inside of `export.py`'s new folder
+    "encoders.lora": {"save_file"},
+    "inputs.shapes": {"write_text"},  # inside of the new folder
+    "training.storage": {"link"},  # a second name for a file, new
+    "figures.plots": {"savefig"},  # into memory
+    "common.errors": {"open"},  # /dev/null
+}
+
+
+def writing_calls(tree):
+    """The names of calls in a file that write, create or remove files."""
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        modes = [value.value for value in [*node.args, *(word.value for word in node.keywords)]
+                 if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        if name in WRITERS or name == "open" and any(
+                re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", mode) for mode in modes):
+            found.add(name)
+    return found
+
+
+def test_files_are_written_by_one_writer():
+    """Everything else hands its content to `common.files.write`, or a folder to `replaced_folder`.
+    """
+    for name, path in FILES.items():
+        found = writing_calls(ast.parse(path.read_text()))
+        assert found <= MAY_WRITE.get(name, set()), f"{name}: {found}"
+    assert writing_calls(ast.parse("open(x, 'wb'); p.write_text(y)")) == {"open", "write_text"}
+    assert not writing_calls(ast.parse("open(x, 'rb'); open(x); photo.open()"))
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_says_its_rules_and_nothing_else(name):
     tree = ast.parse((ROOT / name / "__init__.py").read_text())

@@ -17,6 +17,7 @@ from helpers.encoders import (
     same,
 )
 
+import model
 from common.errors import InputError
 from encoders.loading import load_encoder
 from model import DualEncoder, compile_encoders, enable_gradient_checkpointing, momentum_copy
@@ -269,3 +270,29 @@ def test_compiled_encoders_keep_the_names_of_their_weights(dual):
     assert list(model.state_dict()) == names
     for encoder in model.image_encoder, model.text_encoder:
         assert encoder._compiled_call_impl is not None
+
+
+# ------------------------------------------------------------------ weights that give no embedding
+
+
+@pytest.mark.parametrize("change", [
+    lambda weight: weight.zero_(), lambda weight: weight.fill_(1e38),
+    lambda weight: weight.fill_(torch.nan), lambda weight: weight.mul_(1e-30)])
+@pytest.mark.parametrize("name", ["image_projection", "text_projection"])
+def test_a_projection_that_gives_no_embeddings_is_refused(dual, name, change):
+    sound = dual("vit", "bert", embed_size=8)
+    model.check_embeddings(sound, "x")
+    with torch.no_grad():
+        change(getattr(sound, name).weight)
+    with pytest.raises(InputError, match=f"^x: its {name}"):
+        model.check_embeddings(sound, "x")
+
+
+def test_a_text_encoder_that_gives_no_embeddings_is_refused(dual):
+    sound = dual("vit", "bert", embed_size=0)
+    with torch.no_grad():
+        for name, value in sound.text_encoder.named_parameters():
+            if "LayerNorm" in name:
+                value.zero_()
+    with pytest.raises(InputError, match="^x: its text encoder"):
+        model.check_embeddings(sound, "x")

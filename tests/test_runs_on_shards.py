@@ -97,7 +97,7 @@ def test_two_processes_on_shards_are_two_on_a_folder(data, shards, tmp_path):
             [*arguments, "--num_epochs", "2"]), tmp_path / name)
         assert group.statuses() == [0, 0], group.printed()
     assert_same(trained(tmp_path / "shards_run"), trained(tmp_path / "folder_run"))
-    assert len(list((copy / FOLDER).glob("*.npy"))) == len(list(copy.glob("*.tar")))
+    assert {path.suffix for path in copy.iterdir()} == {".tar"}  # nothing is written beside them
 
 
 def test_split_files_name_photos_inside_shards(data, shards, on_files, tmp_path):
@@ -147,7 +147,7 @@ def test_features_of_photos_in_shards_are_kept_until_a_shard_changes(shards, tmp
     copy = shutil.copytree(shards / "tars", tmp_path / "tars")
     for _ in range(2):
         train.main(on_shards(tmp_path, tmp_path / "run", *once))
-    assert "features of 24 photos as kept" in capsys.readouterr().out
+    assert "features of 24 photos of train as kept" in capsys.readouterr().out
     pattern = copy / "train-{0..2}.tar"
     digests = []
     for _ in range(2):
@@ -249,9 +249,12 @@ def test_a_few_captions_of_each_photo(tmp_path):
     assert list(split.captions) == ["1", "2", "4"] and split.image_of_text.tolist() == [0, 0, 1]
 
 
-def test_the_index_lies_beside_the_shards_once(shards):
+def test_the_index_lies_in_the_cache_once(data, shards, tmp_path):
     """For each shard one, whichever commands and processes have read it."""
-    kept = [path.name for path in (shards / "tars" / FOLDER).iterdir() if path.suffix == ".npy"]
+    cache = ["--cache", str(tmp_path / "cache")]
+    for folder in "a", "b":
+        train.main([*on_shards(shards, tmp_path / folder), "--num_epochs", "1", *cache])
+    kept = [path.name for path in (tmp_path / "cache" / FOLDER).iterdir() if path.suffix == ".npy"]
     assert sorted(name.rpartition("-")[0] for name in kept) == sorted(
         path.name for path in (shards / "tars").glob("*.tar"))
 

@@ -332,6 +332,91 @@ def test_photos_that_may_not_be_read_now_are_counted(photos, exported, capsys, m
     assert f"none of its {count} photos" in told
 
 
+# ------------------------------------------------------------------------------------- which model
+
+
+def test_without_a_model_the_one_that_searched_the_folder_last_is_taken(find, photos, exported,
+                                                                        tmp_path, monkeypatch):
+    """From any working folder, with the encoders that a checkpoint needs, and through a link."""
+    first, _ = find(exported, QUERY, "--photos", photos)
+    again, told = find(QUERY, "--photos", photos)
+    assert again == first and f"model: {exported}" in told
+    monkeypatch.chdir(RELEASED.parent)
+    other, _ = find(Path(RELEASED.name, "model_best.pth.tar"), QUERY, "--photos", photos, *ENCODERS)
+    assert other["queries"] != first["queries"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(photos)
+    last, _ = find(QUERY, "--photos", "link")
+    assert [result["score"] for result in last["queries"][0]["results"]] == (
+        [result["score"] for result in other["queries"][0]["results"]])
+    assert find("--photos", photos, "--like", photos / "val_00000.png")[0]["model"] == last["model"]
+
+
+@pytest.mark.parametrize("words", [["dogs"], ["dogs play", "M/x y"], ["-"], ["a / b"]])
+def test_words_that_name_no_model_are_queries(find, photos, exported, monkeypatch, words):
+    find(exported, QUERY, "--photos", photos)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"dogs\n")))
+    found, _ = find(*words, "--photos", photos)
+    wanted = ["dogs"] if words == ["-"] else words
+    assert [query["text"] for query in found["queries"]] == wanted
+
+
+def test_with_a_flag_for_the_model_all_words_are_queries(find, photos, exported, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    found, _ = find("photos", "a/b", "--photos", photos, "--model", exported)
+    assert [query["text"] for query in found["queries"]] == ["photos", "a/b"]
+    Path("c.txt").write_text("a red circle\n")
+    found, _ = find(photos / "val_00000.png", "--captions", "c.txt", "--model", exported)
+    [query] = found["queries"]
+    assert query["results"][0]["caption"] == "a red circle"
+
+
+@pytest.mark.parametrize("words, named", [
+    (["dogs", "--photos", "P"], ["'dogs'", "--photos P", "--model"]),
+    (["--photos", "P", "--like", "P/val_00000.png"], ["--photos P", "--model"]),
+    (["P", "x", "--photos", "P"], ["P"]), (["c.txt", "x", "--photos", "P"], ["c.txt"]),
+    (["gone/model", "x", "--photos", "P"], ["gone/model"]),
+    (["gone.pth.tar", "x", "--photos", "P"], ["gone.pth.tar"]),
+    (["--captions", "c.txt"], ["photo"]), (["--photos", "P", "--serve", "0"], ["--model"]),
+    (["x", "--model", "gone/model", "--photos", "P"], ["gone"]),
+    (["x", "--model", "", "--photos", "P"], ["."])])
+def test_a_model_that_is_not_known_is_told_in_a_line(photos, tmp_path, capsys, monkeypatch, offline,
+                                                     words, named):
+    monkeypatch.chdir(tmp_path)
+    photos.rename("P")
+    Path("c.txt").write_text("a red circle\n")
+    expect_exit([*words, *CPU], 2, capsys, named, search.main)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"{}", b'{"format": "fne-search-model-2"}', b"\xff", b"[" * 9000,
+    b'{"format": "fne-search-model-1", "photos": PHOTOS}',
+    b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": 5, "image_encoder": null, '
+    b'"text_encoder": null}',
+    b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": "x", "more": 5}',
+    *(b'{"format": "fne-search-model-1", "photos": PHOTOS, "model": "%s", "image_encoder": null, '
+      b'"text_encoder": null}' % name for name in (b"x" * 5000, b"\\u0000", b"\\ud800"))])
+def test_a_damaged_memory_of_the_model_is_told_and_replaced(find, photos, exported, capsys, cache,
+                                                            content):
+    find(exported, QUERY, "--photos", photos)
+    [place] = (cache / "fne-search").glob("*.model.json")
+    whole = place.read_bytes()
+    place.write_bytes(content.replace(b"PHOTOS", json.dumps(str(photos)).encode()))
+    told = expect_exit([QUERY, "--photos", str(photos), *CPU], 2, capsys,
+                       ["--photos", "--model"], search.main, 2)
+    assert told.startswith("warning: ")
+    find(exported, QUERY, "--photos", photos)
+    assert place.read_bytes() == whole
+
+
+def test_where_nothing_can_be_kept_the_search_is_done(find, photos, exported, tmp_path,
+                                                      monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found, _ = find(exported, QUERY, "--photos", photos, "--index", tmp_path / "index")
+    assert found["queries"][0]["results"]
+
+
 # ----------------------------------------------------------------------------------- what is shown
 
 

@@ -263,13 +263,16 @@ def check_optimizer(options: TrainOptions) -> None:
 
 
 def check_lora(options: TrainOptions) -> None:
-    """Raise InputError where a flag of --lora is given without it, or against its own precision."""
+    """Raise InputError where a flag of --lora is given without it, or against another flag."""
     flags = flags_of(TrainingOptions)
     for name in "lora_alpha", "lora_dropout", "base_dtype":
         value = getattr(options, name)
         if not options.lora and value != flags[name].default:
             raise InputError(f"--{name} {value}: belongs to --lora; leave the flag out, or give "
                              "--lora 16")
+    if options.lora and options.freeze == "both":
+        raise InputError(f"--lora {options.lora}: --freeze both leaves no encoder to adapt; leave "
+                         "one of the two out")
     if options.base_dtype == "bfloat16" and options.precision == "fp32":
         raise InputError("--base_dtype bfloat16: the encoders then compute in bf16; leave out "
                          "--precision fp32")

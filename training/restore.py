@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.terminal import warn
 from common.weights import check_tensors, check_weights_match
 from training.run import Run
 
+HALF_PRECISION = torch.float16, torch.bfloat16
 # Where a run stands, beside its tensors.
 PROGRESS = "epoch", "step", "global_step", "validation_due", "best_rsum", "bad_photos"
 
 
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """Copy weights into a module in place, once they are found to be those of the module.
+
+    Weights that all are in half precision are converted to float32, with a warning.
 
     Args:
         module: the module.
@@ -28,6 +32,9 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """
     check_tensors(weights, path)
     expected = module.state_dict()
+    if weights and all(value.dtype in HALF_PRECISION for value in weights.values()):
+        warn(f"{path} holds weights in half precision: they are converted to float32")
+        weights = {key: value.float() for key, value in weights.items()}
     unlike = [f"{key} {shape_and_type(weights[key])}, expected {shape_and_type(expected[key])}"
               for key in expected.keys() & weights.keys()
               if shape_and_type(weights[key]) != shape_and_type(expected[key])]

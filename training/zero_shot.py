@@ -25,6 +25,7 @@ LARGEST_SAMPLE = 5000  # photos
 # Share of confident pairs from which on a model has learned to match photos and captions: of random
 # embeddings 1 in 2 B - 1 is confident.
 ALIGNED = 0.25
+DEVIATIONS = 2  # of N-, by which `--margin auto` puts the cut-down below its mean
 
 
 @dataclass
@@ -75,12 +76,14 @@ def measure(image_embeds: Tensor, text_embeds: Tensor, split: Split, batch: int)
 
 
 def auto_margin(similarities: Similarities) -> float:
-    """Return the margin that a pair's own similarities give: mean(N+) - mean(N-).
+    """Return the margin that a pair's own similarities give.
 
-    It is the lead that a confident pair has over its hardest negative on average. The hinge on it
-    asks of every pair for the lead that the average one has, and the cut-down then lies at
-    mean(N-): easier candidates are left out. N- holds the hardest negatives of confident pairs, to
-    which each is less similar than its positive, so that the margin is above 0.
+        margin = mean(N+) - mean(N-) + 2 sd(N-)
+
+    The cut-down, mean(N+) - margin, then lies at the lower end of N-, at mean(N-) - 2 sd(N-): a
+    candidate that is less similar than nearly all hardest negatives of a batch is easy, and is left
+    out. N- holds the hardest negatives of confident pairs, which are less similar than their
+    positives, so that the margin is above 0.
 
     Raises:
         InputError: the model has not learned to match photos and captions yet.
@@ -90,7 +93,8 @@ def auto_margin(similarities: Similarities) -> float:
             "--margin auto: these encoders are no pretrained pair, whose similarities could give "
             f"one: of {similarities.count} pairs of val {int(similarities.positive.count)} are "
             "each other's best match in a batch; give a number")
-    return float(similarities.positive.mean - similarities.negative.mean)
+    positive, negative = similarities.positive, similarities.negative
+    return float(positive.mean - negative.mean + DEVIATIONS * negative.variance.sqrt())
 
 
 def keep(
@@ -116,16 +120,17 @@ def keep(
     if "margin" not in flags_of(OBJECTIVES[options.loss].flags):
         return
     similarities = measure(*embeds, split, options.batch_size_train)
-    if options.margin == "auto":
+    is_auto = options.margin == "auto"
+    if is_auto:
         run.objective.set_margin(broadcast_from_main(auto_margin(similarities)))
-        print_status(f"--margin auto: {options.margin:.4f}, the lead of N+ over N-")
+        print_status(f"--margin auto: {options.margin:.4f}")
     if not similarities.are_of_a_pair or not is_main():
         return
     bound = cut_down_bound(similarities.positive, options.margin)
     cut_down = f"; cut-down at {bound:.3f}" if run.objective.sampler() is not None else ""
     print_status(f"similarities before the first step, in batches of {similarities.batch} of val:\n"
                  f"  {similarities.describe()}{cut_down}")
-    if bound < similarities.others.mean:
+    if bound < similarities.others.mean and not is_auto:
         warn(f"--margin {options.margin:g} is wider than the similarities of this pair: most "
              f"photos and captions that do not match are above mean(N+) - margin = {bound:.3f}. "
              f"Give --margin auto, which is {auto_margin(similarities):.3f} here")

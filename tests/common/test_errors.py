@@ -112,7 +112,7 @@ def test_the_mistake_that_a_worker_tells_is_told_whole(capsys, text, kind):
 
 
 def test_a_photo_of_too_many_pixels_is_told_by_a_worker(tmp_path, capsys):
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "x.png")
+    Image.new("1", (11_000, 11_000)).save(tmp_path / "x.png")
 
     def main(arguments):
         with exit_on_input_error():

@@ -9,7 +9,15 @@ from helpers.runs import contents, expect_exit
 
 import evaluation
 from common.errors import InputError
-from common.files import check_path, read_bytes, resolve_output, write
+from common.files import (
+    check_path,
+    read_bytes,
+    read_json,
+    read_start,
+    resolve_output,
+    write,
+)
+from common.temporary import remove
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -29,6 +37,50 @@ def test_what_fails_leaves_the_former_file(tmp_path):
     with pytest.raises(InputError, match=r"--output .*file cannot be written \(.*No space left"):
         write(path, fails, "--output")
     assert contents(tmp_path) == {path: b"first"}
+
+
+def test_a_pipe_or_folder_is_not_replaced(tmp_path):
+    for make in os.mkfifo, os.mkdir:
+        make(tmp_path / "there")
+        with pytest.raises(InputError, match="there cannot be written"):
+            write(tmp_path / "there", b"new", "--output")
+        assert not (tmp_path / "there").is_file() and len(list(tmp_path.iterdir())) == 1
+        remove(tmp_path / "there")
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    (tmp_path / "private").write_bytes(b"old")
+    (tmp_path / "private").chmod(0o600)
+    write(tmp_path / "private", b"new", "--output")
+    write(tmp_path / "usual", b"new", "--output")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "usual").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("name", ["file.part", ".file.part", "file.tmp"])
+def test_files_under_names_of_old_are_left(tmp_path, name):
+    """Which earlier versions took for their own; a link under one was followed."""
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / name).symlink_to(tmp_path / "victim")
+    write(resolve_output(tmp_path / "file", "--output", is_own, []), b"new", "--output")
+    assert (tmp_path / name).is_symlink() and (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_no_more_is_read_than_a_file_may_have(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "file", 5) == b"12345"
+    assert read_start(tmp_path / "file", 2) == b"12"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        read_bytes(tmp_path / "file", 4)
+    with open(tmp_path / "file", "ab") as file:
+        file.truncate(2**43)
+    for read in read_bytes, read_json:
+        with pytest.raises((OSError, InputError), match="more than"):
+            read(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_start(tmp_path / "pipe") == read_start(tmp_path) == b""
 
 
 def is_own(path):

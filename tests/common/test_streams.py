@@ -1,12 +1,16 @@
 """Standard output and error that are closed, that nobody reads, or that take few letters."""
 
 import io
+import os
+import subprocess
 import sys
 
 import pytest
-from helpers.runs import command, final_state
+from helpers.paths import ROOT
+from helpers.runs import CPU, command, final_state
 from helpers.stopping import in_a_pipe, status_of
 
+import evaluation
 import train
 from common import terminal
 from common.errors import exit_on_input_error
@@ -30,6 +34,38 @@ def test_a_mistake_is_told_where_nobody_listens(data, tmp_path):
     out.close()
     err.close()
     assert status_of(child) == 2
+
+
+def test_standard_output_on_a_full_disk_is_named_and_the_rest_is_written(data, finished, tmp_path):
+    """Status 2, and one line on standard error, at the end of the command."""
+    def score():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        evaluation.main([str(finished / "model_best.pth.tar"), "--data_path", str(data), *CPU,
+                         "--output", str(tmp_path / "x.json"), "--workers", "0"])
+
+    child, _, err = in_a_pipe(score)
+    text = err.read().decode()
+    assert status_of(child) == 2
+    assert text.startswith("error: standard output cannot be written") and text.count("\n") == 1
+    assert "rsum" in (tmp_path / "x.json").read_text()
+
+
+def test_a_run_goes_on_where_standard_error_is_full(data, tmp_path):
+    def run():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+        train.main(command(data, tmp_path / "run", "--num_epochs", "1"))
+
+    child, out, err = in_a_pipe(run)
+    assert b"rsum" in out.read() and status_of(child) == 0
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"cd gone && rmdir ../gone && {sys.executable} {ROOT}/search.py m x"],
+        cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "working folder is gone" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdout", "stderr"]])

@@ -15,7 +15,13 @@ import transformers as T
 from common.errors import InputError
 from encoders.families import REFUSED, SUPPORTED, choose_pooling
 from encoders.loading import load_encoder
-from encoders.lora import AdapterSettings, add_adapters, remove_adapters
+from encoders.lora import (
+    AdapterSettings,
+    add_adapters,
+    own_projection,
+    remove_adapters,
+    write_adapters,
+)
 from model import DualEncoder, momentum_copy
 
 WIDTH, WORDS, RES, PATCH, REGISTERS = 16, 40, 32, 8, 3
@@ -246,16 +252,16 @@ def test_an_encoder_is_the_same_after_saving(dual, kind, side):
     assert torch.equal(embed(again, side), embed(model, side))
 
 
-CONVOLUTIONAL = {"dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1",
-                 "mobilenet_v2"}
+CONVOLUTIONAL = ["align", "dinov3_convnext", "convnext", "convnextv2", "resnet", "regnet",
+                 "mobilenet_v1", "mobilenet_v2"]  # on the image side
 SETTINGS = AdapterSettings(rank=2, alpha=8, dropout=0.0)
 NAMES = {"image": "vit", "text": "bert"}
 NEEDS_PEFT = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
 
 
 @pytest.mark.parametrize(("kind", "side"),
-                         [pair for pair in ENCODERS if pair[0] not in CONVOLUTIONAL
-                          and pair != ("align", "image")])
+                         [(kind, side) for kind, side in ENCODERS
+                          if side == "text" or kind not in CONVOLUTIONAL])
 @NEEDS_PEFT
 def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     """The base keeps its bits, and is that of the momentum encoder too."""
@@ -278,7 +284,12 @@ def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     assert changed == trained.keys() == model.state_dict().keys()
     adapters = {name for name in trained if ".lora_" in name}
     assert len(adapters) >= 8 and all(name.startswith(f"{side}_encoder.") for name in adapters)
-    assert all("projection" in name for name in trained.keys() - adapters)
+    projections = ["image_projection", "text_projection"]
+    if own := own_projection(getattr(model, f"{side}_encoder")):
+        projections.append(f"{side}_encoder.pair.{own}")
+    assert trained.keys() - adapters == {
+        f"{name}.{part}" for name in projections
+        for part, _ in model.get_submodule(name).named_parameters()}
     for name, weight in momentum.named_parameters():
         online = model.get_parameter(name)
         assert (weight is online) is (name not in trained)
@@ -290,8 +301,27 @@ def test_adapters_of_an_encoder_are_trained_alone_and_merged(dual, kind, side):
     assert model.state_dict().keys() == dual(kind, side).state_dict().keys()
 
 
-@pytest.mark.parametrize("kind", sorted(CONVOLUTIONAL | {"align"}))
 @NEEDS_PEFT
+@torch.no_grad()
+def test_adapters_of_half_a_pair_are_read_by_peft_into_the_whole_pair(dual, folder, tmp_path):
+    import peft
+
+    model = dual("clip", "image", freeze="text")
+    add_adapters(model, NAMES, SETTINGS)
+    for name, weight in model.state_dict().items():
+        if name.startswith("image_encoder."):
+            weight.copy_(torch.randn_like(weight))
+    wanted = features(model, "image")
+    write_adapters(model, tmp_path, SETTINGS)
+    pair = peft.PeftModel.from_pretrained(T.CLIPModel.from_pretrained(folder("clip")),
+                                          tmp_path / "image").eval()
+    states = pair.base_model.model.vision_model(photos(model)).pooler_output
+    same(pair.base_model.model.visual_projection(states), wanted)
+    assert not (tmp_path / "text").exists()
+
+
+@NEEDS_PEFT
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
 def test_a_convolutional_encoder_takes_no_adapters(dual, kind):
     with pytest.raises(InputError, match="--image_encoder .*--lora"):
         add_adapters(dual(kind, "image"), NAMES, SETTINGS)

@@ -153,4 +153,4 @@ def test_without_the_library_one_line_says_what_to_install(folders, monkeypatch,
         evaluation.main([str(folders / "clip"), "--data_path", str(folders)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1
-    assert "requirements-open-clip.txt" in error
+    assert "requirements-pairs.txt" in error

@@ -221,3 +221,27 @@ def test_a_checkpoint_of_a_trained_scale_gives_it_to_the_model(tmp_path):
     for wrong in torch.tensor(torch.nan), torch.ones(3), "x", torch.tensor(900.0):
         with pytest.raises(InputError):
             checkpoint.trained_logit_scale({"log_scale": wrong}, tmp_path)
+
+
+def test_a_siglip_with_its_first_tokenizer_comes_along(photos, tmp_path):
+    """That of sentencepiece, which has no form as tokenizer.json."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
+    (tmp_path / "texts.txt").write_text("two dogs play in the snow\na red car a b c d e f\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=38,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+    tokenizer = T.SiglipTokenizer(str(tmp_path / "spiece.model"), model_max_length=LENGTH)
+    save_pair(tmp_path / "pair", "siglip", tokenizer)
+    model = DualEncoder.from_pretrained(tmp_path / "pair")
+    image_embeds, text_embeds = embed(model, photos)
+    tokens = tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")
+    pair = T.SiglipModel.from_pretrained(tmp_path / "pair").eval()
+    with torch.no_grad():
+        features = pair.get_text_features(input_ids=tokens["input_ids"])
+    same(text_embeds, F.normalize(getattr(features, "pooler_output", features), dim=1))
+    model.save_pretrained(tmp_path / "out")
+    assert all(map(torch.equal, embed(DualEncoder.from_pretrained(tmp_path / "out"), photos),
+                   (image_embeds, text_embeds)))
+    elsewhere = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    same(elsewhere.encode(CAPTIONS), text_embeds)

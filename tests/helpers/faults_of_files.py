@@ -295,6 +295,12 @@ def embeddings_of_texts(place):
     place.embeddings(image_embeds=np.array([["a"] * 3] * 3))
 
 
+@fault("a text with a letter that there is none of", "--embeddings", "embeddings.npz")
+def embeddings_of_no_letters(place):
+    letters = np.full(3, 0xFFFFFFFF, np.uint32).view("<U1")
+    place.embeddings(captions=letters)
+
+
 @fault("a single number for embeddings", "--embeddings", "embeddings.npz")
 def embeddings_scalar(place):
     place.embeddings(text_embeds=np.array(1.0))

@@ -16,7 +16,7 @@ OF_MODULE = {
     "common.hub": "encoders/test_hub.py::test_a_hub_that_does_not_answer_is_given_up",
     "common.interrupt":
         "common/test_start.py::test_ctrl_c_is_an_exception_while_a_command_works_and_none_afterwards",
-    "common.locks": "searching/test_update.py",
+    "common.locks": "common/test_locks.py",
     "common.memory": "common/test_memory.py::test_no_file_is_called_damaged_for_want_of_memory",
     "common.options": "common/test_options.py",
     "common.packages":
@@ -40,6 +40,8 @@ OF_MODULE = {
     "encoders.hub": "encoders/test_hub.py::test_a_hub_name_has_its_form_and_is_no_folder",
     "encoders.image_processors": "inputs/test_fitting.py::test_pixels_are_those_of_timm",
     "encoders.loading": "encoders/test_loading.py",
+    "encoders.memory_trial":
+        "encoders/test_memory_trial.py::test_the_largest_operation_is_counted_with_its_arguments",
     "encoders.open_clip_halves": "encoders/test_open_clip.py",
     "encoders.open_clip_pairs": "encoders/test_open_clip.py",
     "encoders.pair_folder":
@@ -57,6 +59,8 @@ OF_MODULE = {
         "test_released_checkpoints.py::test_a_step_from_it_gives_the_loss_of_the_formulas",
     "encoders.sentence": "test_export.py::test_sentence_transformers_gives_our_vectors",
     "encoders.stored": "encoders/test_stored.py::test_a_flag_replaces_what_is_stored",
+    "encoders.tokenizer_checks":
+        "encoders/test_tokenizer_checks.py::test_a_tokenizer_is_stored_as_it_was_after_its_trial",
     "evaluation": "test_evaluation.py",
     "experiments.dose":
         "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
@@ -121,6 +125,8 @@ OF_MODULE = {
     "searching.queries": "searching/test_queries.py",
     "searching.results": "searching/test_results.py",
     "searching.scan": "searching/test_scan.py",
+    "searching.server":
+        "searching/test_server.py::test_a_query_that_says_nothing_is_told_in_a_line",
     "searching.update": "searching/test_update.py",
     "train": "test_train.py::test_every_way_of_training_runs_and_can_be_tested",
     "training.bad_photos": "training/test_bad_photos.py::test_too_many_broken_photos_stop_the_run",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import contents
 from helpers.shards import PHOTO, jpeg, pairs, write_shard
 
 from common.errors import InputError
@@ -34,6 +35,15 @@ def arrays_of(index):
             "rows": index.rows.tolist(), "left_out": index.left_out()}
 
 
+def kept_index(pattern, column=None):
+    """The index of shards, kept in a cache beside their folder."""
+    return shard_index(find_shards(pattern), column, pattern.parent.parent / "cache")
+
+
+def kept_files(pattern, name="*"):
+    return list((pattern.parent.parent / "cache" / FOLDER).glob(f"{name}.npy"))
+
+
 def count_scans(monkeypatch):
     scanned = []
 
@@ -48,7 +58,7 @@ def count_scans(monkeypatch):
 
 
 def test_pairs_follow_the_shards_in_their_order(three):
-    index = shard_index(find_shards(three))
+    index = kept_index(three)
     split = pairs_of_shards(index, three, every=False)
     photos = split.photos
     assert [photo.name for photo in photos] == [
@@ -61,7 +71,7 @@ def test_pairs_follow_the_shards_in_their_order(three):
 
 
 def test_what_is_left_out_is_counted_with_the_first_of_each_kind(three):
-    told = shard_index(find_shards(three)).left_out()
+    told = kept_index(three).left_out()
     folder = three.parent
     assert told == [
         f"1 photos without a caption, such as {folder}/1.tar: bare.jpg",
@@ -73,7 +83,6 @@ def test_what_is_left_out_is_counted_with_the_first_of_each_kind(three):
 
 def test_several_processes_index_as_one_does(three, monkeypatch, tmp_path):
     shards, found = find_shards(three), []
-    monkeypatch.setattr(module, "index_folder", lambda shards, cache: cache)
     for cores in 1, 3:
         monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
         found.append(arrays_of(shard_index(shards, cache=tmp_path / f"cache{cores}")))
@@ -84,25 +93,25 @@ def test_several_processes_index_as_one_does(three, monkeypatch, tmp_path):
 
 def test_an_index_is_kept_and_a_changed_shard_makes_it_anew(three, monkeypatch):
     scanned = count_scans(monkeypatch)
-    first = arrays_of(shard_index(find_shards(three)))
+    first = arrays_of(kept_index(three))
     assert scanned == ["0.tar", "1.tar", "2.tar", "3.tar"]
-    assert arrays_of(shard_index(find_shards(three))) == first and len(scanned) == 4
+    assert arrays_of(kept_index(three)) == first and len(scanned) == 4
     content = (three.parent / "1.tar").read_bytes()
     write_shard(three.parent / "1.tar", [*pairs(7, 8), ("more.jpg", PHOTO), ("more.txt", "more")])
-    assert "more" in arrays_of(shard_index(find_shards(three)))["captions"]
+    assert "more" in arrays_of(kept_index(three))["captions"]
     # The same bytes at another time: nobody but their writer knows that they are the same.
     (three.parent / "1.tar").write_bytes(content)
-    assert arrays_of(shard_index(find_shards(three)))["captions"] == first["captions"]
+    assert arrays_of(kept_index(three))["captions"] == first["captions"]
     assert scanned[4:] == ["1.tar", "1.tar"]  # and no other one
-    assert arrays_of(shard_index(find_shards(three), "alt"))["captions"][0] == "photo 0"
+    assert arrays_of(kept_index(three, "alt"))["captions"][0] == "photo 0"
     assert len(scanned) == 10  # a key of one's own is another index
 
 
-def test_a_moved_folder_takes_its_index_along(three, tmp_path, monkeypatch):
+def test_a_moved_folder_keeps_its_index(three, tmp_path, monkeypatch):
     scanned = count_scans(monkeypatch)
-    first = shard_index(find_shards(three))
+    first = kept_index(three)
     three.parent.rename(tmp_path / "moved")
-    index = shard_index(find_shards(tmp_path / "moved" / three.name))
+    index = kept_index(tmp_path / "moved" / three.name)
     assert len(scanned) == 4 and index.rows.tolist() == first.rows.tolist()
     assert arrays_of(index)["photos"][0].open().read() == PHOTO
 
@@ -112,25 +121,53 @@ def test_a_moved_folder_takes_its_index_along(three, tmp_path, monkeypatch):
     lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
     lambda path: path.write_bytes(b""), lambda path: np.save(path, np.zeros(3))])
 def test_a_damaged_index_is_made_anew(three, monkeypatch, capsys, spoil):
-    first = arrays_of(shard_index(find_shards(three)))
-    [path] = (three.parent / FOLDER).glob("3.tar-*.npy")
+    first = arrays_of(kept_index(three))
+    [path] = kept_files(three, "3.tar-*")
     spoil(path)
     scanned = count_scans(monkeypatch)
-    assert arrays_of(shard_index(find_shards(three))) == first
+    assert arrays_of(kept_index(three)) == first
     assert scanned == ["3.tar"] and "damaged" in capsys.readouterr().err
-    assert arrays_of(shard_index(find_shards(three))) == first and len(scanned) == 1
+    assert arrays_of(kept_index(three)) == first and len(scanned) == 1
 
 
-def test_shards_that_cannot_be_written_beside_have_their_index_in_the_cache(
-        three, monkeypatch, tmp_path):
-    shards, cache = find_shards(three), tmp_path / "cache"
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: (
-        Path(path) != three.parent and access(path, mode)))
-    first = arrays_of(shard_index(shards, cache=cache))
+@pytest.mark.parametrize("change", [
+    lambda rows: rows["photo"].__setitem__([1, 2], rows["photo"][[2, 1]]),
+    lambda rows: rows["photo"].__setitem__(1, 2**62), lambda rows: rows["header"].fill(512),
+    lambda rows: rows["size"].__setitem__(1, 2**31), lambda rows: rows["state"].fill(99),
+    lambda rows: rows["text"].__setitem__(1, -1), lambda rows: rows["captions"].fill(0),
+    lambda rows: rows["text_size"].__setitem__(1, 2**31)])
+def test_an_index_with_a_good_checksum_is_checked(three, monkeypatch, capsys, change):
+    """Its rows must lie in the shard, each photo behind its own header and before the next one."""
+    first = arrays_of(kept_index(three))
+    [path] = kept_files(three, "0.tar-*")
+    rows = np.load(path)[:-1]
+    change(rows)
+    module.keep_rows(path, rows)
     scanned = count_scans(monkeypatch)
-    assert arrays_of(shard_index(shards, cache=cache)) == first and not scanned
-    assert not (three.parent / FOLDER).exists() and len(list(cache.glob("*.npy"))) == 4
+    assert arrays_of(kept_index(three)) == first
+    assert scanned == ["0.tar"] and "out of order" in capsys.readouterr().err
+
+
+def test_what_lies_beside_shards_is_no_index(three, monkeypatch):
+    """Nothing is read from there, and nothing is written."""
+    first = arrays_of(kept_index(three))
+    beside = three.parent / ".fne-index"
+    (three.parent.parent / "cache" / FOLDER).rename(beside)
+    before = contents(three.parent)
+    scanned = count_scans(monkeypatch)
+    assert arrays_of(kept_index(three)) == first and len(scanned) == 4
+    assert contents(three.parent) == before
+
+
+def test_another_shard_of_the_same_name_size_and_time_is_told_by_its_bytes(three, monkeypatch):
+    kept_index(three)
+    path = three.parent / "1.tar"
+    state = path.stat()
+    write_shard(path, [("rare.jpg", PHOTO)])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    scanned = count_scans(monkeypatch)
+    kept_index(three)
+    assert scanned == ["1.tar"]
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -139,15 +176,15 @@ def test_a_broken_shard_ends_it_and_nothing_is_left(three, monkeypatch, cores):
     path = three.parent / "3.tar"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="3.tar is cut short inside 000002.jpg"):
-        shard_index(find_shards(three))
-    assert not list((three.parent / FOLDER).glob("3.tar-*"))
+        kept_index(three)
+    assert not kept_files(three, "3.tar-*")
 
 
 def test_a_process_that_is_killed_is_told(three, monkeypatch):
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
     monkeypatch.setattr(module, "scan_shard", killed)
     with pytest.raises(InputError, match="was killed"):
-        shard_index(find_shards(three))
+        kept_index(three)
 
 
 def killed(shard, caption_column):

@@ -266,3 +266,38 @@ def test_any_bytes_are_read_or_told_of(small, draw):
         scan(path)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("behind", ["a second tar", "text", "zeros without end"])
+def test_a_tar_that_goes_on_behind_its_end_is_refused(tmp_path, behind):
+    """Its second half would be dropped without a word."""
+    path = write_shard(tmp_path / "a.tar", pairs(0, 2))
+    with open(path, "ab") as file:
+        if behind == "a second tar":
+            file.write(write_shard(tmp_path / "b.tar", pairs(2, 4)).read_bytes())
+        elif behind == "text":
+            file.write(bytes(5000) + b"x")
+        else:
+            file.truncate(2**40)
+    with pytest.raises(InputError, match="a.tar goes on behind its end, at byte"):
+        scan(path)
+
+
+@pytest.mark.parametrize("blocks", [1, 20, 2048])
+def test_zeros_behind_the_end_are_what_tar_writes(tmp_path, blocks):
+    path = write_shard(tmp_path / "a.tar", pairs(0, 2))
+    path.write_bytes(path.read_bytes() + bytes(512 * (blocks - 1)))
+    assert scan(path).texts == ["photo 0", "photo 1"]
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"X"])
+def test_a_header_without_end_is_not_read(tmp_path, kind):
+    """A longer name, or further facts, which `tarfile` reads as a whole."""
+    path = write_shard(tmp_path / "a.tar", pairs(0, 2))
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = kind, 2**33 - 1
+    with open(tmp_path / "b.tar", "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+        file.truncate(2**34)
+    with pytest.raises(InputError, match="b.tar is no tar file .*a header of"):
+        scan(tmp_path / "b.tar")

@@ -7,6 +7,8 @@ import pytest
 
 from common.errors import InputError
 from data import read_split
+from inputs import records, sources
+from inputs.records import read_records
 from inputs.sources import find_split_file
 
 DATA = Path("photos")  # splits are read without looking at the photos
@@ -228,3 +230,40 @@ def test_flickr8k_in_full_from_its_owners_files(shared, tmp_path):
     found = read_split("flickr8k", "test", DATA, tmp_path)
     whole = read_split("flickr8k", "test", DATA, shared / "json")
     assert (found.images, found.captions) == (whole.images, whole.captions)
+
+
+# ------------------------------------------------------------------------------- files without end
+
+
+def endless(path, start=b""):
+    """A file of 10 TB, nearly all of it holes, which read as zeros."""
+    with open(path, "wb") as file:
+        file.write(start)
+        file.truncate(10 * 2**40)
+    return path
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.txt", "c.jsonl", "c.json"])
+@pytest.mark.parametrize("start", [b"", b"image,caption\n1.jpg,", b'[{"image": "', b"\n\n"])
+def test_a_file_without_end_is_not_read_to_it(tmp_path, name, start):
+    with pytest.raises(InputError, match=name):
+        read_records(endless(tmp_path / name, start))
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl"])
+def test_a_line_without_end_is_told_with_its_number(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 100)
+    (tmp_path / name).write_text("image,caption\n" * 3 + "a" * 101)
+    with pytest.raises(InputError, match=rf"{name}: line 4 has more than 100 bytes"):
+        list(records.raw_lines(tmp_path / name))
+    (tmp_path / name).write_text("a" * 99 + "\n" + "ä" * 49 + "\n")
+    assert len(list(records.raw_lines(tmp_path / name))) == 2
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.json"])
+def test_a_large_file_is_looked_at_before_its_digest_is_made(tmp_path, name, monkeypatch):
+    """Which would read it to its end."""
+    monkeypatch.setattr(sources, "records_key", lambda *_: pytest.fail("it was read"))
+    endless(tmp_path / name)
+    with pytest.raises(InputError, match=name):
+        read_split("custom", "train", tmp_path)

@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
+import os
 import resource
 import subprocess
 import sys
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -132,6 +134,33 @@ def test_what_is_damaged_is_made_anew(cache, made, capsys, kind, number):
     assert f"{path} is damaged (" in error and "made anew" in error
     assert np.array_equal(Captions(**ASKED, cache=cache).ids, ids) and len(made) == 2
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number, change", [
+    (0, lambda ids: ids[:-1]), (0, lambda ids: ids + 1000), (0, lambda ids: ids.astype(np.int64)),
+    (0, lambda ids: ids[None]), (0, lambda ids: -ids.astype(np.int32)),
+    (1, lambda ends: ends[::-1]), (1, lambda ends: ends[:-1]), (1, lambda ends: ends.astype(float)),
+    (1, lambda ends: np.full_like(ends, ends[-1])), (1, lambda ends: ends[:, None])])
+def test_kept_ids_with_a_good_checksum_are_checked(cache, made, capsys, number, change):
+    """An id beyond the vocabulary, or a caption without end, would fail in the run, or train."""
+    plain = Captions(**ASKED, cache=cache)
+    ids, ends = plain.ids.copy(), plain.ends.copy()
+    path = files_in(cache)[number]
+    array = np.ascontiguousarray(change((ids, ends)[number]))
+    path.unlink()
+    np.save(path.with_name(f"{path.stem.rpartition('-')[0]}-{crc32(array):08x}.npy"), array)
+    for _ in range(2):
+        again = Captions(**ASKED, cache=cache)
+        assert np.array_equal(again.ids, ids) and np.array_equal(again.ends, ends)
+    assert len(made) == 2 and "not what was written" in capsys.readouterr().err
+
+
+def test_a_pipe_among_kept_ids_is_not_waited_for(cache, made):
+    Captions(**ASKED, cache=cache)
+    path = files_in(cache)[0]
+    path.unlink()
+    os.mkfifo(path)
+    assert len(Captions(**ASKED, cache=cache)) == len(RAW) and len(made) == 2
 
 
 def test_an_error_of_a_caption_leaves_nothing(cache):

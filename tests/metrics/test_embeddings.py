@@ -1,12 +1,15 @@
 """Embeddings files: written, read again and scored; other files are refused."""
 
+import io
 import json
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from helpers.judged import NAMES, as_json, small_embeddings, small_split
-from helpers.runs import CPU
+from helpers.runs import CPU, expect_exit
 
 import evaluation
 from metrics.embeddings import fitted_gaussians, read_embeddings, save_embeddings
@@ -60,6 +63,38 @@ def test_a_bad_embeddings_file_is_an_error_of_one_line(tmp_path, capsys, fault):
         evaluation.main([*CPU, "--embeddings", str(path)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and fault in error and error.count("\n") == 1
+
+
+def with_array(path, name, content):
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zipfile, on a second file of one name
+        file.writestr(name, content)
+
+
+def header_of(shape, kind="<f4"):
+    """The beginning of an array file that claims a shape, and holds no number."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"shape": shape, "fortran_order": False,
+                                                  "descr": kind})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name, content, named", [
+    ("image_embeds.npy", header_of((0, 4)), "two arrays 'image_embeds'"),
+    ("image_embeds", header_of((0, 4)), "two arrays 'image_embeds'"),
+    ("more.npy", header_of((10**12, 4)), "more.npy"),
+    ("more.npy", header_of((10**400, 4)), ""), ("more.npy", header_of((-1, 4)), ""),
+    ("more.npy", header_of((1,), "<U1") + b"\xff\xff\xff\xff", ""),
+    ("more.npy", header_of((1,), "|O"), ""), ("more.npy", b"\x93NUMPY\x09\x09", ""),
+    ("more.txt", b"text", "")])
+def test_a_hostile_array_is_refused_before_it_is_read(tmp_path, capsys, name, content, named):
+    """In a line that speaks of the file, and of no memory."""
+    path = tmp_path / "e.npz"
+    save_embeddings(small_embeddings(small_split(tmp_path)), path)
+    with_array(path, name, content)
+    error = expect_exit([*CPU, "--embeddings", str(path)], 2, capsys, [str(path), named],
+                        evaluation.main)
+    assert "memory" not in error and "batch_size" not in error
 
 
 def test_fitted_gaussians_are_those_of_the_statistics(tmp_path):

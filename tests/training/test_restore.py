@@ -8,7 +8,10 @@ import torch
 from helpers.runs import CPU, copy_of, expect_exit
 
 import checkpoint
+import evaluation
 import train
+from common.errors import InputError
+from common.weights import check_weights_match
 from training.restore import load_optimizer
 from training.storage import check_plain
 
@@ -139,3 +142,27 @@ def test_moments_are_copies():
 
 def test_what_a_run_saves_is_plain(finished):
     check_plain(checkpoint.read(finished / "checkpoint.pth.tar"))
+
+
+def test_a_checkpoint_in_half_precision_is_converted(finished, data, tmp_path, capsys):
+    """Its scores are those of its weights in float32; a line says so."""
+    state = torch.load(finished / "model_best.pth.tar", weights_only=True)
+    state["model"] = {name: value.half() for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "half.pth.tar")
+    state["model"] = {name: value.float() for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "float.pth.tar")
+    results = []
+    for name in "half", "float":
+        capsys.readouterr()
+        evaluation.main([str(tmp_path / f"{name}.pth.tar"), "--data_path", str(data), *CPU,
+                         "--output", str(tmp_path / f"{name}.json")])
+        assert ("half precision" in capsys.readouterr().err) == (name == "half")
+        results.append((tmp_path / f"{name}.json").read_text())
+    assert results[0] == results[1]
+
+
+def test_of_many_weights_that_differ_the_first_are_named():
+    names = [f"weight{number}" for number in range(1000)]
+    with pytest.raises(InputError, match="missing: weight0, .* and 992 more; other") as caught:
+        check_weights_match("x.pth.tar", names, [], names)
+    assert len(str(caught.value)) < 500

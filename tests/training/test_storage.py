@@ -1,5 +1,6 @@
 """A run's folder: a former run moves aside; without room or right the good checkpoint stays."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from helpers.stopping import in_a_child, newest_step, signal_after, status_of
 
 import checkpoint
 import train
-from common.errors import exit_on_input_error
+from common.errors import InputError, exit_on_input_error
 from training import storage
 
 
@@ -101,3 +102,29 @@ def test_a_checkpoint_with_two_names_is_one_file(tmp_path, monkeypatch, links):
     storage.save(newest, {"a": 3})
     assert storage.load(best) == {"a": 2} and storage.load(newest) == {"a": 3}
     assert {path.name for path in tmp_path.iterdir()} == {storage.BEST, storage.NEWEST}
+
+
+@pytest.mark.parametrize("name", [storage.NEWEST, storage.BEST])
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b"somebody else's" * 100), lambda path: path.mkdir(), os.mkfifo,
+    lambda path: path.symlink_to("/etc/passwd"), lambda path: torch.save({"a": 1}, path)])
+def test_a_checkpoint_of_somebody_else_is_not_overwritten(tmp_path, name, make):
+    """A run that goes on would write over it; a new one moves it aside with the former run."""
+    make(tmp_path / name)
+    before = (tmp_path / name).lstat()
+    with storage.FolderLock() as lock, pytest.raises(InputError, match=name):
+        storage.prepare_folder(tmp_path, lock, fresh=False)
+    with storage.FolderLock() as lock:
+        storage.prepare_folder(tmp_path, lock, fresh=True)
+    after = (tmp_path / "previous_1" / name).lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_only_the_names_of_a_run_are_moved_aside(tmp_path):
+    for name in storage.NEWEST, "pretrained.pth.tar", "movie.mkv.part":
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "previous_1").symlink_to("nothing")
+    with storage.FolderLock() as lock:
+        storage.prepare_folder(tmp_path, lock, fresh=True)
+    assert (tmp_path / "previous_2" / storage.NEWEST).is_file()
+    assert (tmp_path / "pretrained.pth.tar").is_file() and (tmp_path / "movie.mkv.part").is_file()

@@ -14,8 +14,8 @@ class TripletOptions:
 
     title = "triplet loss, in the batch"
     margin: float = option(
-        0.2, "margin of the hinge; auto: for a pretrained pair, what separates its matches from "
-        "their hardest negatives before the first step (docs/fine_tuning.md)", low=0,
+        0.2, "margin of the hinge; auto: for a pretrained pair, one that fits its "
+        "similarities before the first step (docs/fine_tuning.md)", low=0,
         high=LARGEST_FLOAT, from_checkpoint=True, words=("auto",), metavar="MARGIN")
     max_violation: bool = option(
         False, "in-batch triplet loss on the hardest negative, not the sum over all",
