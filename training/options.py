@@ -151,7 +151,8 @@ class RunOptions:
         None, "checkpoint to go on from, or to test; auto: the newest good one of the run's own "
         "folder, or a fresh start where there is none")
     init: Path | None = option(
-        None, "start a new run from the model that export.py wrote there", metavar="FOLDER")
+        None, "start a new run from a model: a pretrained pair, by its name on the Hub or its "
+        "folder, or a folder of export.py", metavar="MODEL")
     test: bool = option(
         False, "score the test split with the run's best checkpoint, or --resume's")
     val_times: int = option(
