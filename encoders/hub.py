@@ -17,6 +17,8 @@ from torch import nn
 from common.errors import one_line, reraise_out_of_memory
 from common.hub import hub_error
 
+MAX_TEXT_BYTES = 2**27  # of a configuration, tokenizer or vocabulary
+
 
 def fetch(loader_class, name: str, **kwargs):
     """Return `loader_class.from_pretrained(name)`, without running code that the model brings.
@@ -31,8 +33,25 @@ def fetch(loader_class, name: str, **kwargs):
             `fetch_error_message` puts them into words.
     """
     quiet_transformers()
+    check_texts(Path(name))
     kwargs = {"local_files_only": use_cache_only(name)} | kwargs
     return loader_class.from_pretrained(name, trust_remote_code=False, **kwargs)
+
+
+def check_texts(folder: Path) -> None:
+    """Check that the texts of a local folder are files, and none too large to be read as a whole.
+
+    Nothing is checked where there is no such folder.
+
+    Raises:
+        OSError: If one is a pipe or device, or has more than `MAX_TEXT_BYTES`.
+    """
+    for pattern in "*.json", "*.txt", "*.jinja":
+        for path in folder.glob(pattern):
+            if not path.is_file():
+                raise OSError(f"{path.name} is no file")
+            if path.stat().st_size > MAX_TEXT_BYTES:
+                raise OSError(f"{path.name} has more than {MAX_TEXT_BYTES:,} bytes")
 
 
 def fetch_weights(loader_class, name: str, **kwargs) -> tuple[nn.Module, dict]:

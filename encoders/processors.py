@@ -24,6 +24,7 @@ from inputs.photos import CLIP_MEAN, CLIP_STD
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                   "sep_token": "[SEP]", "mask_token": "[MASK]"}
+MAX_VOCAB_BYTES = 2**27
 PROCESSOR_FILES = "preprocessor_config.json", "processor_config.json"
 
 
@@ -69,6 +70,8 @@ def wordpiece_tokenizer(vocab: Path | str) -> transformers.PreTrainedTokenizerFa
     try:
         if not path.is_file():
             raise OSError("there is no such file")
+        if path.stat().st_size > MAX_VOCAB_BYTES:
+            raise OSError(f"it has more than {MAX_VOCAB_BYTES:,} bytes")
         words = models.WordPiece.read_file(str(path))
         core = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     except Exception as error:

@@ -327,8 +327,8 @@ def _is_made(root, info):
     if found == info:
         return True
     if found:
-        raise InputError(f"{root} holds a shapes dataset made with {found[:200]}, not {info}: name "
-                         "another folder, or remove this one first")
+        raise InputError(f"{root} holds a shapes dataset made with {found[:80]!r}, not {info}: "
+                         "name another folder, or remove this one first")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} is not an empty folder: name a new one for the shapes dataset")
     return False

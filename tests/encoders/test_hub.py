@@ -13,8 +13,10 @@ import transformers
 from helpers.paths import ROOT
 
 import common.hub
+from common.errors import InputError
 from encoders import hub
-from encoders.processors import load_tokenizer
+from encoders.hub import check_texts
+from encoders.processors import load_tokenizer, wordpiece_tokenizer
 
 # In a process of its own: huggingface_hub reads the variables when it is imported.
 PROGRAM = """
@@ -132,3 +134,21 @@ def test_a_hub_name_has_its_form_and_is_no_folder(tmp_path, monkeypatch, name, a
     if asks:
         (tmp_path / name).mkdir(parents=True)
         assert not hub.is_hub_name(name)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"),
+                                  lambda path: path.mkdir(), lambda path: endless(path)])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.txt"])
+def test_texts_without_end_are_not_read(tmp_path, name, make):
+    """transformers would read them as a whole, or wait for a pipe."""
+    make(tmp_path / name)
+    with pytest.raises(OSError, match=name):
+        check_texts(tmp_path)
+    if name == "vocab.txt":
+        with pytest.raises(InputError, match=f"--vocab .*{name}"):
+            wordpiece_tokenizer(tmp_path / name)
+
+
+def endless(path):
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)
