@@ -489,10 +489,8 @@ def export(arguments: ExportOptions) -> str:
     check_values(arguments)
     if arguments.average_with is not None and arguments.average is None:
         raise InputError(f"--average_with {arguments.average_with}: give --average ALPHA with it")
-    if arguments.adapter and (arguments.onnx or arguments.dtype != "float32"
-                              or arguments.average is not None):
-        raise InputError("--adapter writes float32 adapters alone: leave out --onnx, --dtype and "
-                         "--average")
+    if arguments.adapter:
+        check_adapter_alone(arguments)
     if arguments.onnx:
         check_onnx()
     model, options, _ = read_model(arguments.checkpoint, arguments.image_encoder,

@@ -56,8 +56,10 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         OSError: If it cannot be read, is larger, or is a folder, pipe or device.
     """
     with open_file(path) as file:
-        content = file.read(min(max(os.fstat(file.fileno()).st_size, 2**16), max_bytes) + 1)
-    if len(content) > max_bytes:
+        size = os.fstat(file.fileno()).st_size
+        # One byte more, should the file grow; files of /proc have no size.
+        content = file.read(max(size, 2**16) + 1) if size <= max_bytes else b""
+    if max(size, len(content)) > max_bytes:
         raise OSError(f"it has more than {max_bytes:,} bytes")
     return content
 

@@ -196,7 +196,9 @@ class ScoringOptions(EncodingOptions):
     """The options of evaluation.py."""
 
     title = "scoring"
-    checkpoint: Path | None = option(None, "ours or a released one", positional=True)
+    checkpoint: Path | None = option(
+        None, "ours or a released one; a folder of export.py; or a pretrained pair, by its name on "
+        "the Hub or its folder", positional=True)
     split: str = option("test", "which split to score", choices=("train", "val", "test"))
     output: Path | None = option(None, "write the metrics here, as json")
     report: Path | None = option(
@@ -231,7 +233,9 @@ class ExportOptions(ConfigurationOptions):
     """The options of export.py."""
 
     title = "export"
-    checkpoint: Path = option(MISSING, "ours or a released one", positional=True)
+    checkpoint: Path = option(
+        MISSING, "ours or a released one; or a pretrained pair, by its name on the Hub or its "
+        "folder", positional=True)
     out: Path = option(MISSING, "a new folder, an empty one or an earlier export", positional=True)
     dtype: str = option(
         "float32", "of the weights; whoever loads them computes in float32 either way",

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import pick_device
@@ -510,13 +511,17 @@ def group_of(tensor: Tensor) -> dist.ProcessGroup | None:
     return nccl_group if tensor.is_cuda else None
 
 
-def with_summed_gradients(module: nn.Module) -> nn.Module:
+def with_summed_gradients(module: nn.Module, comm_dtype: str = "float32") -> nn.Module:
     """Return `module` with a `forward` after which gradients are summed over all processes.
 
     Every process computes the gradient of the loss, or of its share of it, with respect to its
     local rows. So the sum over processes is the gradient of the global batch; the mean, which
     `DistributedDataParallel` takes by itself, would be N times too small. The sums are sent in
     buckets while the backward pass goes on. A parameter without gradient keeps none.
+
+    Args:
+        module: The model that is trained.
+        comm_dtype: The type in which gradients are sent and added up, "float32" or "bfloat16".
     """
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
@@ -525,7 +530,8 @@ def with_summed_gradients(module: nn.Module) -> nn.Module:
         wrapped = DistributedDataParallel(
             module, process_group=nccl_group, broadcast_buffers=False, init_sync=False,
             static_graph=True, gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(None, sum_bucket)
+    in_bf16 = comm_dtype == "bfloat16"
+    wrapped.register_comm_hook(None, bf16_compress_wrapper(sum_bucket) if in_bf16 else sum_bucket)
     return wrapped
 
 

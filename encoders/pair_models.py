@@ -5,13 +5,14 @@ with its length and padding, and how its image processor prepares photos. Captio
 are.
 """
 
-import json
+import re
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoConfig
 
 from common.errors import InputError, reraise_out_of_memory
+from common.files import read_json
 from common.flags import flags_of
 from common.options import DataOptions, SourceOptions
 from encoders.families import DOCS, REFUSED, SUPPORTED, find_family
@@ -22,7 +23,14 @@ from encoders.open_clip_halves import split_open_clip
 from encoders.open_clip_pairs import SCHEME, load_open_clip
 from encoders.pairs import PAIRS, split_pair
 from encoders.processors import load_tokenizer
-from encoders.stored import ENCODERS_KEY, config_to_json, tokenizer_to_json, vocabulary_size
+from encoders.stored import (
+    ENCODERS_KEY,
+    check_config_values,
+    config_to_json,
+    tokenizer_to_json,
+    vocabulary_size,
+    without_dropped_keys,
+)
 
 # Lengths of captions that a pair's processor sets, where its tokenizer and its table of positions
 # would allow more.
@@ -30,6 +38,8 @@ PROCESSOR_LENGTHS = {"align": 64}
 # Positions of RoBERTa's table that no token can have.
 UNUSED_POSITIONS = {"altclip": 2}
 NO_LENGTH = 10**6  # a tokenizer without a length of its own names a number above this
+MAX_MODULES_BYTES = 2**20  # of the modules.json of sentence-transformers, which has some hundred
+MOST_LAYERS = 1000  # of one tower; the largest known has 64
 
 
 def read_pair(name: str, **kwargs) -> dict:
@@ -61,15 +71,14 @@ def read_pair(name: str, **kwargs) -> dict:
         "logit_scale": None if scale.scale is None else [scale.scale, scale.bias]}
     weights = {f"{side}_encoder.{key}": value for side, half in halves.items()
                for key, value in half.state_dict().items()}
-    options = {"image_encoder": name, "text_encoder": name, "embed_size": 0, "head": "linear",
-               "freeze": None,
-               "image_pooling": "own", "text_pooling": "own", "captions": "raw",
-               "image_fit": photos.fit.fit, "image_res": photos.size,
+    options = {"image_encoder": name, "text_encoder": name, "image_pooling": "own",
+               "text_pooling": "own", "embed_size": 0, "head": "linear", "freeze": None,
+               "image_res": photos.size, "image_fit": photos.fit.fit, "captions": "raw",
                "max_tokens": length}
     preparation = {"image_res": photos.size, "mean": list(photos.mean), "std": list(photos.std),
                    "photo_fit": photos.fit._asdict(), "cleaning": "raw", "prefix": "",
                    "max_words": flags_of(SourceOptions)["max_words"].default,
-                   "max_tokens": options["max_tokens"], "padded": False}
+                   "max_tokens": length, "padded": False}
     about = {"options": options, "recalls": {}, "statistics": None}
     return {"options": options, "model": weights, ENCODERS_KEY: encoders, "criterion": {},
             "folder": {"preparation": preparation, "about": about}}
@@ -88,16 +97,14 @@ def sentence_transformers_part(name: str) -> tuple[str, dict[str, str]]:
     if path is None:
         return name, {}
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = read_json(path, MAX_MODULES_BYTES)
         parts = [module["path"] for module in modules if module["type"].endswith(".CLIPModel")]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        parts = []
-    if not parts or not parts[0]:
+    except (InputError, TypeError, KeyError, AttributeError):
+        return name, {}
+    if not parts or not re.fullmatch(r"\w[\w.-]*", str(parts[0])):  # a folder in it, and no path
         return name, {}
     inner = Path(name) / parts[0]
-    if inner.is_dir() and inner.resolve().is_relative_to(Path(name).resolve()):
-        return str(inner), {}
-    return name, {"subfolder": parts[0]}
+    return (str(inner), {}) if inner.is_dir() else (name, {"subfolder": parts[0]})
 
 
 def load_pair(name: str, place: str, within: dict) -> tuple[nn.Module, object, PhotoPreparation]:
@@ -114,6 +121,7 @@ def load_pair(name: str, place: str, within: dict) -> tuple[nn.Module, object, P
     try:
         config = fetch(AutoConfig, place, **within)
         check_pair_type(name, config)
+        check_config_values(without_dropped_keys(config.to_dict()), MOST_LAYERS, name)
         loader_class = model_class(config, find_family(config, "image", name), name)
         pair, info = fetch_weights(loader_class, place, **within)
         tokenizer = load_tokenizer(place, "", **within)
@@ -123,8 +131,8 @@ def load_pair(name: str, place: str, within: dict) -> tuple[nn.Module, object, P
     except Exception as error:  # the Hub's client and broken files raise a dozen kinds
         reraise_out_of_memory(error)
         reason = fetch_error_message(name, error)[:300]
-        raise InputError(f"{name} cannot be read as a pretrained pair: no checkpoint, no folder "
-                         f"of export.py and no whole pair is there ({reason})") from error
+        raise InputError(f"{name} is no checkpoint, no folder of export.py and no whole pretrained "
+                         f"pair ({reason})") from error
     if type(pair).__name__ not in PAIRS:
         raise InputError(f"{name} is a {type(pair).__name__}, and no pair that is supported")
     if info["missing_keys"]:
@@ -154,8 +162,9 @@ def caption_length(config, tokenizer) -> int:
     """Return the most tokens that a pair takes of a caption, special tokens included."""
     lengths = [config.text_config.max_position_embeddings
                - UNUSED_POSITIONS.get(config.model_type, 0)]
-    if 0 < tokenizer.model_max_length < NO_LENGTH:
-        lengths.append(int(tokenizer.model_max_length))
+    own_length = tokenizer.model_max_length
+    if isinstance(own_length, int | float) and 2 < own_length < NO_LENGTH:
+        lengths.append(int(own_length))
     if config.model_type in PROCESSOR_LENGTHS:
         lengths.append(PROCESSOR_LENGTHS[config.model_type])
     return min(lengths)

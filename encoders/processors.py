@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from common.errors import InputError, reraise_out_of_memory
 from common.options import EncodingOptions
-from common.presets import IMAGE_ENCODER
+from common.presets import IMAGE_ENCODER, TEXT_ENCODER
 from encoders.families import SUPPORTED
 from encoders.hub import fetch, fetch_error_message
 from encoders.image_processors import load_photo_preparation, load_pixel_statistics
@@ -214,7 +214,7 @@ def is_half_of_pair(name: str, side: str) -> bool:
         name: A built-in name, a local folder, or a name on the Hub.
         side: "image" or "text", for the error message.
     """
-    if name in BUILT_IN:
+    if name in {*BUILT_IN, IMAGE_ENCODER, TEXT_ENCODER}:
         return False
     return len(SUPPORTED[load_config(name, side).model_type].sides) == 2
 

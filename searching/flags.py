@@ -65,7 +65,8 @@ def add_collection_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name what is searched to `parser`, in place."""
     group = parser.add_argument_group("model and what is searched")
     group.add_argument("--model", type=Path, metavar="NAME",
-                       help="folder that export.py wrote, its name on the Hub, or a checkpoint; "
+                       help="pretrained pair or folder of export.py, by its name on the Hub or "
+                            "its folder, or a checkpoint; "
                             "then all words are queries")
     group.add_argument("--photos", type=Path, metavar="FOLDER",
                        help="its photos, and those of folders in it")

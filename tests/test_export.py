@@ -592,7 +592,7 @@ def test_a_model_is_pulled_from_the_hub_and_pushed_to_it(ours, tmp_path, monkeyp
 
 
 def test_a_name_that_is_nowhere_is_one_line(offline):
-    with pytest.raises(InputError, match="^someone/model cannot be read as"):
+    with pytest.raises(InputError, match="^someone/model is no checkpoint"):
         DualEncoder.from_pretrained("someone/model")
 
 

@@ -84,7 +84,7 @@ def prepare(
         if not run.model.freezes(side):
             continue
         encoder = getattr(run.model, f"{side}_encoder")
-        weights = weights_digest(encoder) if is_main() else None
+        weights = weights_digest(encoder.state_dict()) if is_main() else None
         for name, loaded in splits.items():
             if name == "train" and not sees_once(run.options, side):
                 print_status("training photos are augmented, so the frozen image encoder encodes "

@@ -126,6 +126,9 @@ class TrainingOptions:
     shard: bool = option(
         False, "of several processes each keeps a share of Adam's moments, for one more sending of "
         "the weights in a step", from_checkpoint=True)
+    comm_dtype: str = option(
+        "float32", "of several processes: type in which gradients are sent and added up; bfloat16 "
+        "sends half the bytes", choices=("float32", "bfloat16"), from_checkpoint=True)
     compile: bool = option(
         False, "torch.compile the encoders: a slow start, then steps that may be faster "
         "(docs/speed.md)", from_checkpoint=True)
@@ -148,7 +151,8 @@ class RunOptions:
         None, "checkpoint to go on from, or to test; auto: the newest good one of the run's own "
         "folder, or a fresh start where there is none")
     init: Path | None = option(
-        None, "start a new run from the model that export.py wrote there", metavar="FOLDER")
+        None, "start a new run from a model: a pretrained pair, by its name on the Hub or its "
+        "folder, or a folder of export.py", metavar="MODEL")
     test: bool = option(
         False, "score the test split with the run's best checkpoint, or --resume's")
     val_times: int = option(

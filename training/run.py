@@ -171,7 +171,8 @@ def build_run(
     check_entries_named(objective)
     statistics, fit = image_statistics(options), photo_fit(options)
     return Run(
-        options, device, model, with_summed_gradients(model), objective,
+        options, device, model, with_summed_gradients(model, options.comm_dtype),
+        objective,
         *build_optimizer(options, model, objective), torch.tensor(statistics, device=device),
         fit, steps_per_epoch, () if train_set is None else train_set.photos,
         None if train_set is None else len(train_set.captions),

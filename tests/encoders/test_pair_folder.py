@@ -245,3 +245,26 @@ def test_a_siglip_with_its_first_tokenizer_comes_along(photos, tmp_path):
                    (image_embeds, text_embeds)))
     elsewhere = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     same(elsewhere.encode(CAPTIONS), text_embeds)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_onnx_files_give_our_vectors(exported, photos, tmp_path, kind):
+    """Captions are given as `preparation` pads them; the pair's own padding is in the file."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = exported(kind)[0]
+    export.export(export.parse_export("", [str(folder), str(tmp_path), "--onnx"]))
+    model = DualEncoder.from_pretrained(folder)
+    image_embeds, text_embeds = embed(model, photos)
+    captions = model.preparation.captions(CAPTIONS)
+    rows = [captions[number] for number in range(len(captions))]
+    length = max(len(row) for row in rows)
+    assert length == LENGTH  # the file takes captions of that length
+    input_ids, mask = captions.padded(rows)
+    inputs = {"image": {"pixel_values": model.preparation.pixels(photos)},
+              "text": {"input_ids": input_ids, "attention_mask": mask}}
+    for side, wanted in ("image", image_embeds), ("text", text_embeds):
+        session = runtime.InferenceSession(tmp_path / f"{side}.onnx",
+                                           providers=["CPUExecutionProvider"])
+        [found] = session.run(None, {name: value.numpy() for name, value in inputs[side].items()})
+        same(found, wanted)

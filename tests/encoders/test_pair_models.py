@@ -158,6 +158,38 @@ def test_a_pair_without_one_of_its_parts_is_one_line(folder, tmp_path, change, n
     assert str(place) in message and named in message and "\n" not in message
 
 
+@pytest.mark.parametrize(("file", "content"), [
+    ("config.json", {"text_config": {"num_hidden_layers": 10**9}}),
+    ("config.json", {"vision_config": {"num_hidden_layers": 10**9}}),
+    ("config.json", {"text_config": {"hidden_size": 10**9}}),
+    ("config.json", {"model_type": "no_such_type"}),
+    ("preprocessor_config.json", {"size": {"shortest_edge": 10**9}, "crop_size": {
+        "height": 10**9, "width": 10**9}}),
+    ("preprocessor_config.json", {"size": {"shortest_edge": 10**9}}),
+    ("preprocessor_config.json", {"image_std": [0, 0, 0]}),
+    ("preprocessor_config.json", {"resample": 77})])
+def test_a_hostile_pair_is_one_line(folder, tmp_path, file, content):
+    """Nothing of such a size is made, and nothing waits."""
+    place = tmp_path / "pair"
+    shutil.copytree(folder("clip"), place)
+    changed = json.loads((place / file).read_text())
+    for name, value in content.items():
+        changed[name] = changed[name] | value if isinstance(changed.get(name), dict) else value
+    (place / file).write_text(json.dumps(changed))
+    with pytest.raises(InputError) as caught:
+        DualEncoder.from_pretrained(place)
+    assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_modules_file_leads_to_no_other_folder(folder, photos, tmp_path):
+    place = tmp_path / "pair"
+    shutil.copytree(folder("clip"), place)
+    (place / "modules.json").write_text(json.dumps([
+        {"path": str(folder("siglip")), "type": "sentence_transformers.models.CLIPModel"}]))
+    wanted = embed(DualEncoder.from_pretrained(folder("clip")), photos)
+    assert all(map(torch.equal, embed(DualEncoder.from_pretrained(place), photos), wanted))
+
+
 def make_bert():
     return T.BertModel(T.BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1,
                                     num_attention_heads=2, intermediate_size=24))

@@ -116,7 +116,7 @@ def checkpoint_flag_excluded(place):
 
 @fault("another form of the projections than the checkpoint's", "--head mlp", "checkpoint.pth.tar")
 def checkpoint_head_excluded(place):
-    place.resume(lambda state: state["options"].pop("head"), "--head", "mlp")
+    place.resume(lambda state: state["options"].__delitem__("head"), "--head", "mlp")
 
 
 @fault("a checkpoint scored whose statistics are texts", "checkpoint.pth.tar")

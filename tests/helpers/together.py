@@ -75,12 +75,12 @@ class Processes:
                        for rank in range(len(self.children)))
 
 
-def numbers_sent():
-    """Have this process count what it sends for sums: a list that gets the size of each message."""
+def bytes_sent():
+    """Have this process count what it sends for sums: a list that gets each message's bytes."""
     sent, all_reduce = [], dist.all_reduce
 
     def counting(tensor, *arguments, **keywords):
-        sent.append(tensor.numel())
+        sent.append(tensor.nbytes)
         return all_reduce(tensor, *arguments, **keywords)
 
     dist.all_reduce = counting

@@ -7,7 +7,7 @@ import torch
 from helpers.runs import assert_same, command, expect_exit, final_state
 from helpers.steps import B, make_run, run_with_a_bank, take_step
 from helpers.stopping import signal_after
-from helpers.together import numbers_sent, run_together
+from helpers.together import bytes_sent, run_together
 from torch.autograd.graph import saved_tensors_hooks
 
 import checkpoint
@@ -126,7 +126,7 @@ def test_momentum_encoders_and_frozen_ones_see_chunks_once(tmp_path, monkeypatch
 def test_two_processes_exchange_gradients_once(tmp_path):
     """The losses are those of one process without chunks, and the messages those without."""
     def call(chunk):
-        sent = numbers_sent()
+        sent = bytes_sent()
         run, losses = trained(tmp_path, "--chunk", str(chunk), steps=20)
         return losses, sent, checkpoint.pack(run)["model"]
 

@@ -1,0 +1,107 @@
+"""Measure memory and time of a training step in chunks, with checkpointing, and with adapters.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --batches 32 128 --repeats 1
+
+Each row is a process of its own, on a CPU: a small ViT and a small BERT, and their momentum
+encoders, in a step of FNE on random photos and captions. Memory is the most that is resident beside
+what was before the first step; time is the best of the repeats, which are taken in turns. It runs
+on Linux only.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from timing import now, resident  # noqa: E402
+from training_step import random_batch, step  # noqa: E402
+
+from checkpoint import model_for_training  # noqa: E402
+from encoders.processors import load_tokenizer  # noqa: E402
+from training.options import parse  # noqa: E402
+from training.run import build_run  # noqa: E402
+
+SIZES = dict(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768)
+VISION = dict(image_size=64, patch_size=16, **SIZES)
+TEXT = dict(vocab_size=30_000, **SIZES)
+# What each row adds to the flags; an empty text is the step as it is.
+SETTINGS = ["", "--chunk 32", "--grad_checkpointing", "--chunk 32 --grad_checkpointing",
+            "--lora 16", "--lora 16 --chunk 32"]
+
+
+def make_base(folder: Path) -> None:
+    """Save a ViT and a BERT with random weights, as pretrained encoders are saved."""
+    torch.manual_seed(0)
+    photos = transformers.ViTModel(transformers.ViTConfig(**VISION), add_pooling_layer=False)
+    photos.save_pretrained(folder / "image")
+    load_tokenizer("small-bert", "vocab/shapes.txt").save_pretrained(folder / "text")
+    captions = transformers.BertModel(transformers.BertConfig(**TEXT), add_pooling_layer=False)
+    captions.save_pretrained(folder / "text")
+
+
+def measure(folder: Path, batch: int, flags: list[str]) -> dict[str, float]:
+    """Return what two steps take, in a process of their own.
+
+    Args:
+        folder: of `make_base`.
+        batch: B.
+        flags: of train.py.
+
+    Returns:
+        "before", MiB that are resident before the first step; "extra", the most MiB above that;
+        "seconds" of the faster step; and "trained", the number of parameters that are trained.
+    """
+    options, _ = parse("", [
+        "--dataset", "shapes", "--image_encoder", str(folder / "image"), "--text_encoder",
+        str(folder / "text"), "--image_stats", "clip", "--device", "cpu", "--batch_size_train",
+        str(batch), "--queue_size", "4096", "--warmup_epochs", "0", "--easy_epochs", "0", *flags])
+    tokenizer = load_tokenizer(options.text_encoder, options.vocab)
+    run = build_run(options, model_for_training(options, None, None, tokenizer), tokenizer, 1000)
+    run.train_mode()
+    work = random_batch(run)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    seconds = []
+    for _ in range(2):
+        started = now()
+        step(run, work)
+        seconds.append(now() - started)
+    trained = sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad)
+    return {"before": before, "extra": resident("VmHWM") - before, "seconds": min(seconds),
+            "trained": trained}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark with the arguments `argv`, or with those of the process."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512, 2048])
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each row")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print("| B | flags | trained, million | memory before | a step, beside that | seconds |")
+    print("|---|---|---|---|---|---|")
+    processes = multiprocessing.get_context("fork")  # what is imported is so for each row
+    with tempfile.TemporaryDirectory() as folder:
+        make_base(Path(folder))
+        for batch in arguments.batches:
+            found = {flags: [] for flags in SETTINGS}
+            for _ in range(arguments.repeats):
+                for flags, rows in found.items():
+                    with processes.Pool(1) as pool:
+                        rows.append(pool.apply(measure, (Path(folder), batch, flags.split())))
+            for flags, rows in found.items():
+                least = {name: min(row[name] for row in rows) for name in rows[0]}
+                print(f"| {batch:,} | {f'`{flags}`' if flags else ''} | "
+                      f"{least['trained'] / 1e6:.2f} | {least['before']:,.0f} MiB | "
+                      f"{least['extra']:,.0f} MiB | {least['seconds']:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
