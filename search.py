@@ -45,7 +45,7 @@ from searching import clusters
 from searching.encoding import encode_files
 from searching.exact import Best, best_rows
 from searching.index import Origin, index_place, read_index_as_is
-from searching.models import ModelName, fingerprint, last_model, model_place, remember_model
+from searching.models import ModelName, fingerprint, last_model, remember_model
 from searching.page import page_place, write_page
 from searching.queries import STDIN, Query, embed_queries, embed_texts, read_captions, read_queries
 from searching.results import (
@@ -203,8 +203,7 @@ def open_model(
         The dual encoder in evaluation mode; the posterior with --posterior, or else None; and
         {"posterior": line} or {}.
     """
-    model, options, state = read_model(model_place(Path(name.model)), name.image_encoder,
-                                       name.text_encoder)
+    model, options, state = read_model(Path(name.model), name.image_encoder, name.text_encoder)
     place_on_device(model, arguments)
     if not arguments.posterior:
         return model, None, {}

@@ -1,6 +1,4 @@
-"""Where a model is found, which one searched a folder last, and the fingerprint by which an index
-belongs to a model.
-"""
+"""Which model searched a folder last, and the fingerprint by which an index belongs to a model."""
 
 import contextlib
 import hashlib
@@ -9,14 +7,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
-
 from common import files
 from common.errors import InputError
 from common.terminal import print_note, warn
 from common.weights import add_to_digest
-from encoders.folder import PATTERNS
-from encoders.hub import fetch_error_message, is_hub_name, quiet_transformers, use_cache_only
 from encoders.stored import config_to_json
 from inputs.fitting import PUBLISHED_FIT
 from model import DualEncoder
@@ -78,27 +72,6 @@ def remember_model(folder: Path, name: ModelName) -> None:
     with contextlib.suppress(InputError, OSError):
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.write(place, json.dumps(content).encode(), "the last model")
-
-
-def model_place(name: Path) -> Path:
-    """Return the path of a model: a checkpoint's file, or a folder that `export.py` wrote.
-
-    Args:
-        name: a file or folder, or else the name of a model on the Hugging Face Hub, which is
-            downloaded.
-
-    Raises:
-        InputError: there is neither.
-    """
-    if name.exists() or not is_hub_name(str(name)):
-        return name
-    quiet_transformers()
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=PATTERNS,
-                                      local_files_only=use_cache_only(str(name))))
-    except Exception as error:  # the Hub's client raises errors of a dozen kinds
-        raise InputError(f"{name} is no file or folder, and none can be had from the Hub by that "
-                         f"name ({fetch_error_message(str(name), error)[:200]})") from error
 
 
 def fingerprint(model: DualEncoder) -> str:

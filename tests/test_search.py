@@ -23,10 +23,10 @@ import evaluation
 import search
 from common import terminal
 from common.errors import InputError
-from encoders import hub
+from encoders import folder, hub
 from fne_loss import false_negative_posterior
 from metrics.embeddings import gaussians_from_statistics
-from searching import encoding, models
+from searching import encoding
 
 RELEASED = GOLDEN / "released_checkpoint"
 ENCODERS = ["--image_encoder", str(RELEASED / "image_encoder"),
@@ -96,7 +96,8 @@ def test_it_finds_what_evaluation_ranks_first(find, kind, finished, exported, da
     model = {"checkpoint": finished / "model_best.pth.tar", "folder": exported,
              "hub": "somebody/model"}[kind]
     monkeypatch.setattr(hub, "hub_error", lambda: None)
-    monkeypatch.setattr(models, "snapshot_download", lambda name, **settings: str(exported))
+    monkeypatch.setattr(folder, "model_file", lambda name, file: exported / file)
+    monkeypatch.setattr(folder, "snapshot_download", lambda name, **settings: str(exported))
     (tmp_path / "test").mkdir()
     for name in embedded["images"]:
         shutil.copy(data / name, tmp_path / "test")

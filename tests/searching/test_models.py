@@ -1,17 +1,12 @@
 """Where a model is found, and the fingerprint by which an index belongs to it."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.paths import GOLDEN
 
 import export
-from common.errors import InputError
-from encoders import hub
-from searching import models
-from searching.models import fingerprint, model_place
+from searching.models import fingerprint
 
 
 @pytest.fixture
@@ -59,29 +54,3 @@ def test_the_text_encoder_does_not_change_the_fingerprint(model):
         model.text_projection.bias += 1
     model.preparation = model.preparation._replace(max_words=3, prefix="x ")
     assert fingerprint(model) == before
-
-
-def test_files_and_folders_come_before_names_of_the_hub(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "snapshot_download", lambda *given, **more: pytest.fail("asked"))
-    monkeypatch.chdir(exported.parent)
-    for path in Path(exported.name), exported, GOLDEN / "released_checkpoint/model_best.pth.tar":
-        assert model_place(path) == path
-    assert model_place(Path("runs/x/y.tar")) == Path("runs/x/y.tar")  # no name of the Hub
-
-
-def test_a_model_on_the_hub_is_downloaded_without_pickles(exported, monkeypatch):
-    requests = []
-
-    def download(name, **settings):
-        requests.append((name, settings["allow_patterns"]))
-        return str(exported)
-
-    monkeypatch.setattr(models, "snapshot_download", download)
-    monkeypatch.setattr(hub, "hub_error", lambda: None)
-    assert model_place(Path("somebody/model")) == exported
-    assert requests == [("somebody/model", ["*.json", "*/model.safetensors", "README.md"])]
-
-
-def test_a_name_that_is_nowhere_is_refused(offline):
-    with pytest.raises(InputError, match="somebody/model"):
-        model_place(Path("somebody/model"))
