@@ -478,11 +478,15 @@ def output_paths(options: ScoringOptions) -> dict[str, Path]:
     The report's place is checked too; `write_report` finds it by itself.
 
     Raises:
-        InputError: If something else is there, or two outputs would share a file.
+        InputError: If something else is there, two outputs would share a file, or a flag of an
+            output is given without it.
     """
     inputs = [path for path in (options.checkpoint, options.embeddings, options.judgements)
               if path is not None]
     paths = {}
+    if options.embeds_dtype != "float32" and not options.save_embeddings:
+        raise InputError(f"--embeds_dtype {options.embeds_dtype}: belongs to --save_embeddings; "
+                         "leave the flag out, or give both")
     if options.save_embeddings:
         paths["save_embeddings"] = files.resolve_output(
             options.save_embeddings, "--save_embeddings", is_embeddings_file, inputs)
@@ -526,7 +530,7 @@ def main(argv: list[str] | None = None) -> None:
         if not is_main():
             return
         if options.save_embeddings:
-            save_embeddings(embeddings, paths["save_embeddings"])
+            save_embeddings(embeddings, paths["save_embeddings"], options.embeds_dtype)
         title = split_title(embeddings, options.embeddings or options.checkpoint)
         metrics = print_metrics(embeddings, options, title)
         if options.output:

@@ -206,6 +206,9 @@ class ScoringOptions(EncodingOptions):
         "--embeddings, give their --data_path", metavar="DIR")
     save_embeddings: Path | None = option(
         None, "write embeddings, file names and captions here", metavar="NPZ")
+    embeds_dtype: str = option(
+        "float32", "of --save_embeddings: type of the embeddings in the file; bfloat16 halves them",
+        choices=("float32", "bfloat16"))
     embeddings: Path | None = option(
         None, "score these, of this program or any other, instead of a checkpoint", metavar="NPZ")
 

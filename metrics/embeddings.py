@@ -2,9 +2,10 @@
 
 An embeddings file is an npz of `image_embeds` (N_i, D), `text_embeds` (N_t, D), `image_of_text`
 (N_t,), `images` (N_i,), the photos' names, and `captions` (N_t,), their texts. Any program can
-write one, to have its model scored. Three arrays are optional: `statistics` (2, 3), the count, mean
-and m2 of FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JSON text about the
-run behind it, see `metrics/facts.py`.
+write one, to have its model scored. Embeddings in uint16 are the bits of bfloat16 numbers, for
+which numpy has no type. Three arrays are optional: `statistics` (2, 3), the count, mean and m2 of
+FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JSON text about the run behind
+it, see `metrics/facts.py`.
 """
 
 import math
@@ -148,15 +149,26 @@ def check_statistics(
                          "(2, 3): counts, means and sums of squares; both or neither")
 
 
-def save_embeddings(embeddings: Embeddings, path: Path) -> None:
+def save_embeddings(embeddings: Embeddings, path: Path, dtype: str = "float32") -> None:
     """Write an embeddings file, whole or not at all.
+
+    Args:
+        embeddings: What is written.
+        path: The file.
+        dtype: The type of the embeddings in the file, "float32" (they are written as they are) or
+            "bfloat16".
 
     Raises:
         InputError: If the file cannot be written.
     """
     split = embeddings.split
-    arrays = {"image_embeds": embeddings.image_embeds.numpy(),
-              "text_embeds": embeddings.text_embeds.numpy(), "images": np.array(split.images),
+    def as_array(embeds: Tensor) -> np.ndarray:
+        if dtype == "bfloat16":
+            return embeds.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return embeds.numpy()
+
+    arrays = {"image_embeds": as_array(embeddings.image_embeds),
+              "text_embeds": as_array(embeddings.text_embeds), "images": np.array(split.images),
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
     if embeddings.statistics is not None:
         arrays |= {"statistics": embeddings.statistics, "prior": embeddings.prior}
@@ -192,7 +204,10 @@ def read_embeddings(path: Path) -> Embeddings:
     image_of_text = arrays["image_of_text"]
     for name, (dimensions, kinds) in ARRAYS.items():
         array = arrays.get(name)
-        if array is not None and (array.ndim != dimensions or array.dtype.kind not in kinds):
+        if array is None:
+            continue
+        is_bfloat16 = name.endswith("_embeds") and array.dtype == np.uint16
+        if array.ndim != dimensions or array.dtype.kind not in kinds and not is_bfloat16:
             raise InputError(f"{source}: {name} is {array.dtype} of shape {array.shape}")
     if not (len(images) == len(names) and len(texts) == len(image_of_text) == len(captions)):
         raise InputError(
@@ -250,6 +265,8 @@ def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
 
 
 def as_float_tensor(array: np.ndarray) -> Tensor:
-    """Return an array of floats as a tensor: half precision as float32, long doubles as float64."""
+    """Return embeddings as a tensor: half precision as float32, long doubles as float64."""
+    if array.dtype == np.uint16:  # the bits of bfloat16 numbers
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
     bytes_per_number = min(max(array.itemsize, 4), 8)
     return torch.from_numpy(array.astype(f"f{bytes_per_number}"))
