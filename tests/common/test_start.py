@@ -30,6 +30,8 @@ HIDE = "import sys\nsys.modules |= dict.fromkeys({names})"
 INTERRUPT = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {names}:
