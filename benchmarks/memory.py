@@ -17,15 +17,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from timing import now, resident  # noqa: E402
-from training_step import random_batch, step  # noqa: E402
+if __name__ == "__main__":
+    from common.start import begin_command
+    begin_command()
 
-from checkpoint import model_for_training  # noqa: E402
-from encoders.processors import load_tokenizer  # noqa: E402
-from training.options import parse  # noqa: E402
-from training.run import build_run  # noqa: E402
+import torch
+import transformers
+from timing import now, resident
+from training_step import random_batch, step
+
+from checkpoint import model_for_training
+from common.errors import exit_on_input_error
+from encoders.processors import load_tokenizer
+from training.options import parse
+from training.run import build_run
 
 SIZES = dict(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768)
 VISION = dict(image_size=64, patch_size=16, **SIZES)
@@ -77,22 +82,22 @@ def measure(folder: Path, batch: int, flags: list[str]) -> dict[str, float]:
             "trained": trained}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark with the arguments `argv`, or with those of the process."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512, 2048])
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each row")
-    arguments = parser.parse_args(argv)
+def measure_all(batches: list[int], repeats: int) -> None:
+    """Print a table with a row for each batch size and setting.
+
+    Args:
+        batches: The sizes B.
+        repeats: Turns of each row, of which the least is printed.
+    """
     torch.set_num_threads(1)
     print("| B | flags | trained, million | memory before | a step, beside that | seconds |")
     print("|---|---|---|---|---|---|")
     processes = multiprocessing.get_context("fork")  # what is imported is so for each row
     with tempfile.TemporaryDirectory() as folder:
         make_base(Path(folder))
-        for batch in arguments.batches:
+        for batch in batches:
             found = {flags: [] for flags in SETTINGS}
-            for _ in range(arguments.repeats):
+            for _ in range(repeats):
                 for flags, rows in found.items():
                     with processes.Pool(1) as pool:
                         rows.append(pool.apply(measure, (Path(folder), batch, flags.split())))
@@ -101,6 +106,17 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"| {batch:,} | {f'`{flags}`' if flags else ''} | "
                       f"{least['trained'] / 1e6:.2f} | {least['before']:,.0f} MiB | "
                       f"{least['extra']:,.0f} MiB | {least['seconds']:.2f} |", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark with the arguments `argv`, or with those of the process."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512, 2048])
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each row")
+    arguments = parser.parse_args(argv)
+    with exit_on_input_error():
+        measure_all(arguments.batches, arguments.repeats)
 
 
 if __name__ == "__main__":
