@@ -69,7 +69,7 @@ def run_check(command: list[str], limit: float) -> tuple[str, bool]:
     """
     try:
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                                  timeout=max(limit, 0))
+                                  timeout=limit)
     except subprocess.TimeoutExpired as error:
         return f"{(error.stdout or b'').decode()}not done after {limit:.1f} s".strip(), False
     if finished.returncode == 0:
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         end = time.monotonic() + TIME_LIMIT
         for title, command in CHECKS.items():
             started = time.monotonic()
-            output, passed = run_check(command, end - started)
+            output, passed = run_check(command, max(end - started, 0))
             found["checks"][title] = {"passed": passed, "seconds": time.monotonic() - started,
                                       "output": output}
             print_result(f"\n{title}: {'ok' if passed else 'FAILED'}\n{output}")
