@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from common.errors import InputError, exit_on_input_error
+from common.files import write
 from common.parser import Parser
 from common.terminal import print_result
 
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
                                       "output": output}
             print_result(f"\n{title}: {'ok' if passed else 'FAILED'}\n{output}")
             if file is not None:  # after each command, for a machine that stops
-                file.write_text(json.dumps(found, indent=1) + "\n")
+                write(file, (json.dumps(found, indent=1) + "\n").encode(), "what was found")
         sys.exit(0 if all(check["passed"] for check in found["checks"].values()) else 1)
 
 
