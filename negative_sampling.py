@@ -122,9 +122,10 @@ def fill_similarity(
     stored = bank_keys[max(start - batch, 0) : start - batch + out.shape[1]]
     rows = rows.to(out.dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        torch.mm(rows, stored.T.to(out.dtype), out=out[:, -len(stored) :])
+        # Not `mm(out=...)`: there `torch.compile` breaks the graph at a view with gaps.
+        out[:, -len(stored) :].addmm_(rows, stored.T.to(out.dtype), beta=0)
         if start == 0:
-            torch.mm(rows, batch_keys.T.to(out.dtype), out=out[:, :batch])
+            out[:, :batch].addmm_(rows, batch_keys.T.to(out.dtype), beta=0)
 
 
 class Direction(NamedTuple):

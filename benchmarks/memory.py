@@ -2,14 +2,16 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --batches 32 128 --repeats 1
+    python benchmarks/memory.py --device cuda
 
-Each row is a process of its own, on a CPU: a small ViT and a small BERT, and their momentum
-encoders, in a step of FNE on random photos and captions. Memory is the most that is resident beside
-what was before the first step; time is the best of the repeats, which are taken in turns. It runs
-on Linux only.
+Each row is a process of its own: a small ViT and a small BERT, and their momentum
+encoders, in a step of FNE on random photos and captions. Memory is the most that is resident, or on
+a GPU allocated, beside what was before the first step; time is the best of the repeats, which are
+taken in turns. It runs on Linux only. Rows with adapters need peft, and are left out without it.
 """
 
 import argparse
+import importlib.util
 import multiprocessing
 import sys
 import tempfile
@@ -50,45 +52,65 @@ def make_base(folder: Path) -> None:
     captions.save_pretrained(folder / "text")
 
 
-def measure(folder: Path, batch: int, flags: list[str]) -> dict[str, float]:
+def measure(folder: Path, batch: int, flags: list[str], device: str) -> dict[str, float]:
     """Return what two steps take, in a process of their own.
 
     Args:
         folder: of `make_base`.
         batch: B.
         flags: of train.py.
+        device: "cpu" or "cuda".
 
     Returns:
-        "before", MiB that are resident before the first step; "extra", the most MiB above that;
+        "before", MiB that are held before the first step; "extra", the most MiB above that;
         "seconds" of the faster step; and "trained", the number of parameters that are trained.
     """
     options, _ = parse("", [
         "--dataset", "shapes", "--image_encoder", str(folder / "image"), "--text_encoder",
-        str(folder / "text"), "--image_stats", "clip", "--device", "cpu", "--batch_size_train",
+        str(folder / "text"), "--image_stats", "clip", "--device", device, "--batch_size_train",
         str(batch), "--queue_size", "4096", "--warmup_epochs", "0", "--easy_epochs", "0", *flags])
     tokenizer = load_tokenizer(options.text_encoder, options.vocab)
     run = build_run(options, model_for_training(options, None, None, tokenizer), tokenizer, 1000)
     run.train_mode()
     work = random_batch(run)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    before = start_peak(device)
     seconds = []
     for _ in range(2):
         started = now()
         step(run, work)
+        if device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(now() - started)
     trained = sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad)
-    return {"before": before, "extra": resident("VmHWM") - before, "seconds": min(seconds),
+    return {"before": before, "extra": peak(device) - before, "seconds": min(seconds),
             "trained": trained}
 
 
-def measure_all(batches: list[int], repeats: int) -> None:
-    """Print a table with a row for each batch size and setting.
+def start_peak(device: str) -> float:
+    """Count the peak of memory from here on, and return the MiB that are held."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak(device: str) -> float:
+    """Return the most MiB that were held since `start_peak`."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
+
+
+def measure_all(batches: list[int], repeats: int, device: str) -> None:
+    """Print a table with a row for each batch size and setting; of adapters where peft is there.
 
     Args:
         batches: The sizes B.
         repeats: Turns of each row, of which the least is printed.
+        device: "cpu" or "cuda".
     """
+    has_peft = importlib.util.find_spec("peft") is not None
+    settings = [flags for flags in SETTINGS if has_peft or "--lora" not in flags]
     torch.set_num_threads(1)
     print("| B | flags | trained, million | memory before | a step, beside that | seconds |")
     print("|---|---|---|---|---|---|")
@@ -96,11 +118,12 @@ def measure_all(batches: list[int], repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_base(Path(folder))
         for batch in batches:
-            found = {flags: [] for flags in SETTINGS}
+            found = {flags: [] for flags in settings}
             for _ in range(repeats):
                 for flags, rows in found.items():
                     with processes.Pool(1) as pool:
-                        rows.append(pool.apply(measure, (Path(folder), batch, flags.split())))
+                        rows.append(pool.apply(measure, (Path(folder), batch, flags.split(),
+                                                         device)))
             for flags, rows in found.items():
                 least = {name: min(row[name] for row in rows) for name in rows[0]}
                 print(f"| {batch:,} | {f'`{flags}`' if flags else ''} | "
@@ -114,9 +137,10 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512, 2048])
     parser.add_argument("--repeats", type=int, default=3, help="turns of each row")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args(argv)
     with exit_on_input_error():
-        measure_all(arguments.batches, arguments.repeats)
+        measure_all(arguments.batches, arguments.repeats, arguments.device)
 
 
 if __name__ == "__main__":
