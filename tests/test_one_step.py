@@ -94,8 +94,8 @@ class Products(TorchDispatchMode):
         self.counts = Counter()
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        mm = torch.ops.aten.mm
-        if function in (mm.default, mm.out, torch.ops.aten.addmm.default):
+        aten = torch.ops.aten
+        if function in (aten.mm.default, aten.addmm.default, aten.addmm_.default):
             left, right = arguments[-2:]
             self.counts[tuple(left.shape), tuple(right.shape)] += 1
         return function(*arguments, **(keywords or {}))
