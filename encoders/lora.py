@@ -24,7 +24,7 @@ SIDES = "image", "text"
 
 
 class AdapterSettings(NamedTuple):
-    """What adapters a model has.
+    """The settings of a model's low-rank adapters.
 
     Attributes:
         rank: The inner width of an adapter's two matrices.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.pairs import WORDS, embed, make_tokenizer, save_photos
+from helpers.pairs import WORDS, embed, make_tokenizer, same
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -59,15 +59,6 @@ def folders(tmp_path_factory):
                   folder / "open_clip_model.safetensors")
     make_tokenizer(length=LENGTH).save_pretrained(root / "siglip")
     return root
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return save_photos(tmp_path_factory.mktemp("photos"))
-
-
-def same(got, wanted):
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

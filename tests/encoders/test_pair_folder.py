@@ -15,8 +15,8 @@ from helpers.pairs import (
     embed,
     make_pair,
     make_tokenizer,
+    same,
     save_pair,
-    save_photos,
 )
 from PIL import Image
 
@@ -29,12 +29,6 @@ from model import DualEncoder
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Return the files of three photos of several shapes."""
-    return save_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Return a function that saves and exports a pair of a kind once, and returns both folders."""
     @functools.cache
@@ -44,10 +38,6 @@ def exported(tmp_path_factory):
         return folder, folder / "out"
 
     return of_kind
-
-
-def same(got, wanted):
-    torch.testing.assert_close(torch.as_tensor(got), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -17,8 +17,8 @@ from helpers.pairs import (
     embed,
     make_pair,
     make_tokenizer,
+    same,
     save_pair,
-    save_photos,
 )
 from PIL import Image
 
@@ -28,12 +28,6 @@ from common.options import parse_scoring
 from encoders.pairs import with_names_of_today
 from encoders.processors import tokenizer_of
 from model import DualEncoder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Return the files of three photos of several shapes."""
-    return save_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +46,6 @@ def inputs_of(folder, kind, photos, **size):
                        padding=padding)
     names = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]
     return pixels["pixel_values"], {name: tokens[name] for name in names}
-
-
-def same(got, wanted):
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

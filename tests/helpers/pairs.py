@@ -110,3 +110,8 @@ def embed(model, photos, texts=CAPTIONS):
     captions = model.preparation.captions(texts)
     return (model.encode_image(model.preparation.pixels(photos)),
             model.encode_text(*captions.padded([captions[i] for i in range(len(captions))])))
+
+
+def same(got, wanted):
+    """Check that vectors equal those of a pair's own library, within 1e-5."""
+    torch.testing.assert_close(torch.as_tensor(got), wanted, rtol=0, atol=1e-5)
