@@ -394,6 +394,8 @@ def pack(run: Run) -> dict:
     }
     if run.model.base_digests is not None:
         state[BASE_KEY] = run.model.base_digests
+    if run.teacher is not None:
+        state["teacher"] = run.teacher.state_dict()
     for name, value in run.objective.entries().items():
         if name in state:
             raise TypeError(f"{type(run.objective).__name__}.entries: {name!r} is the key of "
@@ -493,6 +495,9 @@ def unpack(run: Run, state: dict, path: Path) -> None:
                          "with --init")
     try:
         entries = {"model": run.model, "skips": run.skips, **run.objective.entries()}
+        if run.teacher is not None:
+            run.teacher.check_digest(state["teacher"])
+            entries["teacher"] = run.teacher
         for name, value in entries.items():
             if isinstance(value, nn.Module):
                 load_weights(value, state[name], path)

@@ -322,7 +322,7 @@ def triplet_loss(
 
 def triplet_from_similarity(
     similarity: Tensor, image_ids: Tensor, margin: float, max_violation: bool,
-    also_excluded: Tensor | None = None,
+    also_excluded: Tensor | None = None, negative_weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the in-batch triplet loss, which is FNE's warm-up, from similarities.
 
@@ -331,23 +331,45 @@ def triplet_from_similarity(
         image_ids: (B,) int64, photo of each pair; another caption of it is no negative (Fidelity
             note 4).
         margin: the margin.
-        max_violation: whether only the hardest negative of each anchor counts, or all.
+        max_violation: whether only the negative of highest cost counts for each anchor, or all.
         also_excluded: (B, B) bool, further pairs that are no negatives.
+        negative_weights: (B, B) in [0, 1], factor of each negative's cost; 1 by default.
 
     Returns:
         () loss, both directions summed and divided by B.
     """
-    positive = similarity.diagonal()[:, None]  # (B, 1)
-    excluded = excluded_candidates(image_ids, image_ids, also_excluded)  # (B, B)
-    cost_i2t = F.relu(margin + similarity - positive).masked_fill(excluded, 0.0)  # (B, B)
-    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(excluded.T, 0.0)  # (B, B)
+    cost_i2t, cost_t2i = triplet_costs(similarity, image_ids, margin, also_excluded,
+                                       negative_weights)
     if max_violation:
         cost_i2t, cost_t2i = cost_i2t.amax(dim=1), cost_t2i.amax(dim=1)  # (B,), (B,)
     return (cost_i2t.sum() + cost_t2i.sum()) / len(image_ids)
 
 
+def triplet_costs(
+    similarity: Tensor, image_ids: Tensor, margin: float, also_excluded: Tensor | None = None,
+    negative_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the hinge of each anchor with each negative of the batch, in both directions.
+
+    Args:
+        similarity, image_ids, margin, also_excluded, negative_weights: as of
+            `triplet_from_similarity`.
+
+    Returns:
+        Costs (B, B) of i2t and of t2i, anchors in rows; 0 for what is no negative.
+    """
+    positive = similarity.diagonal()[:, None]  # (B, 1)
+    excluded = excluded_candidates(image_ids, image_ids, also_excluded)  # (B, B)
+    cost_i2t = F.relu(margin + similarity - positive).masked_fill(excluded, 0.0)  # (B, B)
+    cost_t2i = F.relu(margin + similarity.T - positive).masked_fill(excluded.T, 0.0)  # (B, B)
+    if negative_weights is None:
+        return cost_i2t, cost_t2i
+    return cost_i2t * negative_weights, cost_t2i * negative_weights.T
+
+
 def infonce_loss(
-    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, also_excluded: Tensor | None = None
+    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, also_excluded: Tensor | None = None,
+    negative_weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the in-batch softmax contrastive loss of CLIP (Radford et al., 2021), as a control.
 
@@ -357,13 +379,27 @@ def infonce_loss(
         log_scale: () log of the inverse temperature. Where it is learned, clamp it to log 100 after
             each optimizer step, as CLIP does; a clamp in here would end its gradient.
         also_excluded: (B, B) bool, further pairs that leave the softmax.
+        negative_weights: (B, B) in [0, 1], factor of each negative's term in the softmax's sum; 1
+            by default. The diagonal is ignored.
 
     Returns:
         () loss, the mean of both directions.
     """
-    excluded = excluded_candidates(image_ids, image_ids, also_excluded).fill_diagonal_(False)
-    logits = (log_scale.exp() * similarity).masked_fill(excluded, -torch.inf)  # (B, B)
+    logits = infonce_logits(similarity, image_ids, log_scale, also_excluded, negative_weights)
     return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - logits.diagonal()).mean()
+
+
+def infonce_logits(
+    similarity: Tensor, image_ids: Tensor, log_scale: Tensor, also_excluded: Tensor | None = None,
+    negative_weights: Tensor | None = None,
+) -> Tensor:
+    """Compute the logits (B, B) of `infonce_loss`, whose arguments these are; -inf is left out."""
+    excluded = excluded_candidates(image_ids, image_ids, also_excluded).fill_diagonal_(False)
+    logits = log_scale.exp() * similarity  # (B, B)
+    if negative_weights is not None:
+        pairs = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits + negative_weights.masked_fill(pairs, 1.0).log()
+    return logits.masked_fill(excluded, -torch.inf)
 
 
 class DrawnNegatives(NamedTuple):
@@ -372,7 +408,7 @@ class DrawnNegatives(NamedTuple):
     indices: Tensor  # (A,) int64 candidate: below B the batch's, else the bank's slot; -1 for none
     keys: Tensor  # (2A, D) the anchors' positive keys, then their negatives'
     rows: Tensor  # (A,) int64, row of each anchor's negative in `keys`; -1 for none
-    posterior: Tensor  # (A,) P(false negative) of the drawn candidates; 0 until it is trusted
+    posterior: Tensor  # (A,) P(match) of the drawn candidates; 0 until a fitted one is trusted
     counts: Tensor  # (2,) candidates of all anchors that have weight, and that are not excluded
     evidence: Tensor  # (2, 6) moments of (s, r) for `FNELoss.add_evidence`; 0 if not by evidence
 
@@ -490,7 +526,7 @@ class FNELoss(nn.Module):
 
     def weigh(
         self, similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
-        caption_similarity: Tensor | None = None,
+        caption_similarity: Tensor | None = None, match_posterior: Tensor | None = None,
     ) -> Tensor:
         """Compute sampling weights by the fitted statistics and the settings of this loss.
 
@@ -499,13 +535,16 @@ class FNELoss(nn.Module):
             positive_similarity: s+ (R,).
             excluded: (R, c) bool.
             caption_similarity: r (R, c), needed by evidence.
+            match_posterior: p (R, c) that the caller knows, in place of the fitted posterior.
 
         Returns:
             (R, c) weights in [0, 1].
         """
+        posterior = match_posterior
+        if posterior is None:
+            posterior = self.posterior(similarity, caption_similarity)  # (R, c)
         return weights_from_posterior(
-            similarity, positive_similarity, excluded,
-            self.posterior(similarity, caption_similarity), self.cut_down_bound(),
+            similarity, positive_similarity, excluded, posterior, self.cut_down_bound(),
             tau=self.tau, posterior_floor=self.posterior_floor)
 
     def cut_down_bound(self) -> Tensor:
@@ -517,7 +556,7 @@ class FNELoss(nn.Module):
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
         image_ids: Tensor, bank: MemoryBank, *, first: int = 0,
         also_excluded: tuple[Tensor | None, Tensor | None] = (None, None),
-        text_ids: Tensor | None = None,
+        text_ids: Tensor | None = None, match_posterior: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[DrawnNegatives, DrawnNegatives]:
         """Draw one negative for each anchor of both directions.
 
@@ -530,6 +569,8 @@ class FNELoss(nn.Module):
             first: row of the batch that the first anchor is.
             also_excluded: (A, C) bool of i2t and of t2i: candidates to exclude in addition.
             text_ids: (B,) int64, caption of each pair; needed by evidence.
+            match_posterior: (A, C) of i2t and of t2i: P(match) of each candidate as the caller
+                knows it, in place of the posterior that this loss fits.
 
         Returns:
             The negatives of i2t and of t2i.
@@ -542,13 +583,15 @@ class FNELoss(nn.Module):
                 raise ValueError("the posterior by evidence needs text_ids (B,) of the captions")
             captions = text_keys, bank.text_keys, torch.cat([text_ids, bank.text_ids])
         return self.draw_directions(directions, image_ids, bank.image_ids, first=first,
-                                    also_excluded=also_excluded, captions=captions)
+                                    also_excluded=also_excluded, captions=captions,
+                                    match_posterior=match_posterior)
 
     @torch.no_grad()
     def draw_directions(
         self, directions: tuple[Direction, ...], image_ids: Tensor, bank_ids: Tensor, *,
         first: int = 0, also_excluded: tuple[Tensor | None, ...] = (None, None),
         captions: tuple[Tensor, Tensor, Tensor] | None = None,
+        match_posterior: tuple[Tensor, ...] | None = None,
     ) -> tuple[DrawnNegatives, ...]:
         """Draw one negative for each anchor of the given directions.
 
@@ -559,6 +602,7 @@ class FNELoss(nn.Module):
             first: row of the batch that the first anchor is.
             also_excluded: (A, C) bool or None for each direction.
             captions: text keys of batch (B, D) and bank (M, D) and caption ids (C,), by evidence.
+            match_posterior: (A, C) for each direction, as of `draw`.
 
         Returns:
             The negatives of each direction.
@@ -571,16 +615,18 @@ class FNELoss(nn.Module):
             evidence = CaptionEvidence.collect(image_ids[local], candidate_ids, local, *captions)
         candidates = Candidates(
             directions, candidate_ids, local,
-            stack_excluded(also_excluded, anchors, candidate_ids), evidence)
+            stack_excluded(also_excluded, anchors, candidate_ids), evidence,
+            None if match_posterior is None else torch.cat(match_posterior))
         sample = draw_negatives(candidates, self.weigh, self.cut_down_bound())
+        posteriors = match_posterior or [None] * len(directions)
         return tuple(
             self.describe_draw(direction, candidates, *row) for direction, row in
             zip(directions, zip(candidates.by_direction(sample.indices), sample.counts,
-                                sample.moments)))
+                                sample.moments, posteriors)))
 
     def describe_draw(
         self, direction: Direction, candidates: Candidates, indices: Tensor, counts: Tensor,
-        moments: Tensor,
+        moments: Tensor, match_posterior: Tensor | None,
     ) -> DrawnNegatives:
         """Look up the keys and the posterior of the candidates drawn in one direction.
 
@@ -590,14 +636,18 @@ class FNELoss(nn.Module):
             indices: (A,) int64 drawn candidates.
             counts: (2,) candidates with weight, and allowed ones.
             moments: (6,) of all allowed candidates.
+            match_posterior: (A, C) that the caller knows, or None.
         """
         keys, rows = positive_and_drawn_keys(direction, candidates.local, indices)
         caption_similarity, same_photo = None, torch.zeros_like(moments)
         if candidates.captions is not None:
             caption_similarity = candidates.captions.similarity_to(indices)  # (A,)
             same_photo = candidates.captions.same_photo_moments(direction)  # (6,)
-        similarity = cosine_of_pairs(direction.anchors, keys[rows])  # (A,)
-        posterior = self.posterior(similarity, caption_similarity)  # (A,)
+        if match_posterior is not None:
+            posterior = match_posterior.gather(1, indices.clamp(min=0)[:, None])[:, 0]  # (A,)
+        else:
+            similarity = cosine_of_pairs(direction.anchors, keys[rows])  # (A,)
+            posterior = self.posterior(similarity, caption_similarity)  # (A,)
         posterior = posterior.where(indices != NO_NEGATIVE, 0.0)
         return DrawnNegatives(indices, keys, rows, posterior, counts,
                               torch.stack([same_photo, moments]))
@@ -618,7 +668,7 @@ class FNELoss(nn.Module):
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
         image_ids: Tensor, bank: MemoryBank, *, first: int = 0,
         also_excluded: tuple[Tensor | None, Tensor | None] = (None, None),
-        text_ids: Tensor | None = None,
+        text_ids: Tensor | None = None, match_posterior: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Draw one negative for each anchor and compute the hinge on it, summed over directions.
 
@@ -635,6 +685,8 @@ class FNELoss(nn.Module):
             first: row of the batch that the first anchor is.
             also_excluded: (A, C) bool of i2t and of t2i: candidates to exclude in addition.
             text_ids: (B,) int64, caption of each pair; needed by evidence.
+            match_posterior: (A, C) of i2t and of t2i: P(match) of each candidate as the caller
+                knows it, in place of the posterior that this loss fits.
 
         Returns:
             () loss.
@@ -648,7 +700,8 @@ class FNELoss(nn.Module):
             raise ValueError("by evidence each process must learn what all have seen: call draw, "
                              "add_evidence with the sum over processes, and hinge_of")
         i2t, t2i = self.draw(image_embeds, text_embeds, image_keys, text_keys, image_ids, bank,
-                             first=first, also_excluded=also_excluded, text_ids=text_ids)
+                             first=first, also_excluded=also_excluded, text_ids=text_ids,
+                             match_posterior=match_posterior)
         self.add_evidence(i2t.evidence + t2i.evidence)
         return self.hinge_of(image_embeds, text_embeds, i2t, t2i)
 

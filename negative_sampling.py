@@ -30,9 +30,9 @@ PROPOSALS = 8  # that rejection makes for each anchor before it falls back to ex
 GROUPS = 32  # that rejection splits the columns of a block into, to find its n-th candidate
 CAPTIONS = 6  # candidates of the anchor's own photo that the evidence of captions uses, at most
 
-# (R, c) similarity, (R,) positive similarity, (R, c) excluded, (R, c) caption similarity or None
-# -> (R, c) weights in [0, 1].
-Weigh = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# (R, c) similarity, (R,) positive similarity, (R, c) excluded, (R, c) caption similarity or None,
+# (R, c) match posterior or None -> (R, c) weights in [0, 1].
+Weigh = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 # ------------------------------------------------------------------------------------ similarities
@@ -164,6 +164,8 @@ class Candidates(NamedTuple):
     local: slice  # the A rows of the batch that are anchors
     also_excluded: Tensor | None = None  # (R, C) bool, beside the own photo and empty slots
     captions: "CaptionEvidence | None" = None
+    # (R, C) P(match) of each candidate as the caller knows it; None where the loss fits its own
+    match_posterior: Tensor | None = None
 
     @property
     def anchor_ids(self) -> Tensor:
@@ -201,6 +203,7 @@ class Block(NamedTuple):
     stop: int  # index after the last
     similarity: Tensor  # (R, c)
     caption_similarity: Tensor | None  # (R, c), where the evidence of captions is used
+    match_posterior: Tensor | None  # (R, c), where the caller knows it
 
 
 def candidate_blocks(candidates: Candidates) -> Iterator[Block]:
@@ -210,7 +213,7 @@ def candidate_blocks(candidates: Candidates) -> Iterator[Block]:
     every number of processes, draws its random numbers in the same order.
 
     Yields:
-        Block: with new tensors, which the caller may overwrite.
+        Block: with new tensors, which the caller may overwrite, but for `match_posterior`.
     """
     anchors, batch_keys, bank_keys = candidates.directions[0]
     batch, size, directions = len(batch_keys), len(bank_keys), len(candidates.directions)
@@ -226,7 +229,10 @@ def candidate_blocks(candidates: Candidates) -> Iterator[Block]:
         caption_similarity = None
         if candidates.captions is not None:
             caption_similarity = candidates.captions.similarity(start, stop).repeat(directions, 1)
-        yield Block(start, stop, similarity, caption_similarity)
+        match_posterior = candidates.match_posterior
+        if match_posterior is not None:
+            match_posterior = match_posterior[:, start:stop]
+        yield Block(start, stop, similarity, caption_similarity, match_posterior)
 
 
 def block_width(size: int, rows: int, device: torch.device) -> int:
@@ -452,7 +458,8 @@ def sample_exact(
             also_excluded = candidates.also_excluded[:, block.start : block.stop]
         excluded = excluded_candidates(
             anchor_ids, candidates.image_ids[block.start : block.stop], also_excluded)  # (R, c)
-        weights = weigh(block.similarity, positive, excluded, block.caption_similarity)  # (R, c)
+        weights = weigh(block.similarity, positive, excluded, block.caption_similarity,
+                        block.match_posterior)  # (R, c)
         fallback = hardest.update(
             block.start, block.similarity.masked_fill(excluded, -torch.inf))  # (R,)
         weight = weights.sum(dim=1, dtype=torch.float64)  # (R,)
@@ -656,8 +663,11 @@ def accept(
         (R,) int64 indices, and (R,) bool, anchors that accepted no proposal although a candidate
         is above the bound.
     """
+    match_posterior = candidates.match_posterior
+    if match_posterior is not None:
+        match_posterior = match_posterior.gather(1, proposals.indices.clamp(min=0))  # (R, P)
     weights = weigh(proposals.similarity, positive, proposals.indices == NO_NEGATIVE,
-                    proposals.caption_similarity)  # (R, P)
+                    proposals.caption_similarity, match_posterior)  # (R, P)
     shares = candidates.random_shares(len(candidates.directions), PROPOSALS)
     accepted = shares < weights  # (R, P)
     first = accepted.byte().argmax(dim=1, keepdim=True)  # (R, 1)

@@ -46,7 +46,7 @@ from inputs.loader import close_workers
 from inputs.photos import normalize
 from inputs.shapes import make_shapes
 from metrics.judgements import read_judgements
-from training import features, guard, monitor, outline, storage, zero_shot
+from training import features, guard, monitor, outline, storage, teaching, zero_shot
 from training.bad_photos import count_bad_photos
 from training.exchange import exchange_ids
 from training.objectives.base import Step
@@ -201,10 +201,12 @@ def train_and_test(
     check_same_data(**splits)
     if options.judgements:
         read_judgements(options.judgements, splits["test"].split)  # an error shows before training
-    loader = make_train_loader(
-        options, splits["train"], pick_device(options.device).type == "cuda", photo_fit(options))
+    device = pick_device(options.device)
+    loader = make_train_loader(options, splits["train"], device.type == "cuda", photo_fit(options))
+    teacher, made_by_teacher = teaching.prepare(options, splits["train"].split, device)
     model = checkpoint.model_for_training(options, state, path, tokenizer)
-    run = build_run(options, model, tokenizer, len(loader.batch_sampler), splits["train"])
+    run = build_run(
+        options, model, tokenizer, len(loader.batch_sampler), splits["train"], teacher)
     if state is not None:
         checkpoint.unpack(run, state, path)
         guard.check_alike(run)
@@ -213,8 +215,8 @@ def train_and_test(
     splits, made = features.prepare(run, splits, encode_photos, encode_captions)
     storage.prepare_run_folder(run, lock, goes_on_from)
     results = metrics_path(options.logger_name / storage.RESULTS, "--logger_name", [])
-    features.save(made)
-    del made  # the run and its splits hold what they need of them
+    features.save(made + made_by_teacher)
+    del made, made_by_teacher  # the run and its splits hold what they need of them
     try:
         with storage.written_to(options.logger_name):
             train(run, loader, splits["train"], splits["val"])

@@ -220,7 +220,7 @@ class LikelyInBank(FNELoss):
 
     def weigh(
         self, similarity: Tensor, positive_similarity: Tensor, excluded: Tensor,
-        caption_similarity: Tensor | None = None,
+        caption_similarity: Tensor | None = None, match_posterior: Tensor | None = None,
     ) -> Tensor:
         """Compute weights (R, c) in [0, 1]; arguments as of `FNELoss.weigh`."""
         posterior = self.posterior(similarity, caption_similarity)

@@ -184,7 +184,9 @@ def captions_digest(captions: Captions) -> str:
     return digest.hexdigest()
 
 
-def read_features(path: Path, key: dict, count: int, what: str) -> Tensor | None:
+def read_features(
+    path: Path, key: dict, count: int, what: str, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
     """Read the features (count, W) that a file holds for `key`; None if it holds none.
 
     Args:
@@ -192,6 +194,7 @@ def read_features(path: Path, key: dict, count: int, what: str) -> Tensor | None
         key: of `features_key`.
         count: photos or captions.
         what: the photos or captions in words, for the line that is printed.
+        dtype: of the features.
     """
     if not path.is_file():
         return None
@@ -200,18 +203,18 @@ def read_features(path: Path, key: dict, count: int, what: str) -> Tensor | None
     except InputError:
         print_status(f"{path} is damaged, and not used")
         return None
-    if not fits(state, key, count):
+    if not fits(state, key, count, dtype):
         print_status(f"{path} is of other {what} or another encoder, and not used")
         return None
     print_status(f"features of {count:,} {what} as kept in {path}")
     return state["features"].clone()  # no longer mapped from a file that may change
 
 
-def fits(state: object, key: dict, count: int) -> bool:
+def fits(state: object, key: dict, count: int, dtype: torch.dtype) -> bool:
     """Tell whether the content of a file is what `save` wrote for this key."""
     features = state.get("features") if isinstance(state, dict) else None
     return (isinstance(features, Tensor) and state.get("key") == key and features.ndim == 2
-            and len(features) == count and features.dtype == torch.float32
+            and len(features) == count and features.dtype == dtype
             and bool(features.isfinite().all()))
 
 

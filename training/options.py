@@ -24,7 +24,12 @@ from common.parser import Parser, build_parser, given_values
 from common.presets import RECIPES, USUAL_AMBIGUITY, presets_help
 from common.ranks import world_size
 from training.objectives import OBJECTIVES, objective_class
-from training.objectives.options import FNEOptions, InfoNCEOptions, SigmoidOptions, set_prior
+from training.objectives.options import (
+    FNEOptions,
+    InfoNCEOptions,
+    SigmoidOptions,
+    set_posterior,
+)
 
 # ------------------------------------------------------------------------------------------- groups
 
@@ -219,7 +224,7 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[TrainOptions
     if options.logger_name is None:
         options.logger_name = default_folder(options)
     set_data_path(options, given)
-    set_prior(options, given)
+    set_posterior(options, given)
     set_precision(options, given)
     # An automatic resume stays in the folder in which it looks, wherever that was moved to.
     found_there = {"logger_name"} if options.resume == Path("auto") else set()

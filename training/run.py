@@ -19,6 +19,7 @@ from model import (
     compile_encoders,
     enable_gradient_checkpointing,
 )
+from teacher.posterior import TeacherPosterior
 from training.clock import StepClock
 from training.objectives import objective_class
 from training.objectives.base import Objective
@@ -93,6 +94,7 @@ class Run:
     # Features of the training split, which `training.features` has frozen encoders make once.
     image_features: Tensor | None = None  # (N_i, W), of photos that are not augmented
     text_features: Tensor | None = None  # (N_t, W)
+    teacher: TeacherPosterior | None = None  # P(match) of the training split by --teacher
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in this epoch
     global_step: int = 0
@@ -145,7 +147,7 @@ class Run:
 
 def build_run(
     options: TrainOptions, model: DualEncoder, tokenizer, steps_per_epoch: int,
-    train_set: LoadedSplit | None = None,
+    train_set: LoadedSplit | None = None, teacher: TeacherPosterior | None = None,
 ) -> Run:
     """Build a run at its start around a model.
 
@@ -155,12 +157,14 @@ def build_run(
         tokenizer: of the text encoder, for the checkpoint to keep.
         steps_per_epoch: whole batches of the training split.
         train_set: the training split; None in a trial without data.
+        teacher: P(match) of the training split by --teacher, on the run's device.
     """
     device = place_on_device(model, options)
     broadcast_tensors(*model.parameters(), *model.buffers())
     model.chunk = options.chunk
     split = None if train_set is None else train_set.split
     objective = objective_class(options.loss)(options, model, split).to(device)
+    objective.set_teacher(teacher)
     if options.grad_checkpointing:
         enable_gradient_checkpointing(model)
     if options.deterministic:
@@ -177,7 +181,7 @@ def build_run(
         fit, steps_per_epoch, () if train_set is None else train_set.photos,
         None if train_set is None else len(train_set.captions),
         Skips(options.batch_size_train).to(device), StepClock(device),
-        describe_encoders(model, tokenizer, *statistics, fit))
+        describe_encoders(model, tokenizer, *statistics, fit), teacher=teacher)
 
 
 def check_entries_named(objective: Objective) -> None:

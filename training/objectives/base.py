@@ -19,6 +19,7 @@ from data import Batch, Split
 from fne_loss import BatchRanking, FNELoss, cosine, rank_batch
 from memory_bank import MemoryBank
 from model import DualEncoder
+from teacher.posterior import TeacherPosterior
 from training.true_matches import TrueMatches
 
 
@@ -110,6 +111,7 @@ class Objective(nn.Module):
     def __init__(self, options, model: DualEncoder, split: Split | None = None):
         super().__init__()
         self.options = options
+        self.teacher: TeacherPosterior | None = None  # until `set_teacher`
         self.device = next(model.parameters()).device
         self.matches = TrueMatches.of_split(split, self.device)
         self.matches.check_known(options.oracle, split)
@@ -121,10 +123,18 @@ class Objective(nn.Module):
         Raises:
             InputError: they cannot.
         """
+        check_teacher(options)
+        if options.posterior == "evidence" and options.loss != "fne":
+            raise InputError(f"--posterior evidence: --loss {options.loss} does not use it; leave "
+                             "the flag out, or give --loss fne")
         if options.oracle == "positives":
             raise InputError(f"--oracle positives: --loss {options.loss} takes one match of an "
                              "anchor; give --loss infonce, or --oracle alone, which excludes the "
                              "others")
+
+    def set_teacher(self, teacher: TeacherPosterior | None) -> None:
+        """Set, in place, who tells P(match): the teacher of `--teacher`, or nobody."""
+        self.teacher = teacher
 
     @classmethod
     def phase(cls, options, epoch: int) -> str:
@@ -140,9 +150,42 @@ class Objective(nn.Module):
 
         Returns:
             (B, B) bool, images in rows and texts in columns; None if there are none. By default the
-            true matches, where `--oracle` asks for that.
+            true matches, where `--oracle` asks for that, and the pairs whose P(match) is above
+            `--match_bar`.
         """
-        return self.matches.in_batch(step.batch) if self.options.oracle != "off" else None
+        batch, excluded = step.batch, None
+        if self.options.oracle != "off":
+            excluded = self.matches.in_batch(batch)  # (B, B)
+        if self.options.match_bar is not None:
+            posterior = self.match_posterior(batch.image_ids, batch.text_ids)  # (B, B)
+            excluded = exclude_above(self.options.match_bar, posterior, excluded)
+        return excluded
+
+    def negative_weights(self, step: Step) -> Tensor | None:
+        """Compute the factors by which the negatives of a batch count less, if there are any.
+
+        Returns:
+            (B, B) 1 - P(match) in [0, 1], images in rows and texts in columns; None without a
+            teacher, and where `--match_bar` decides instead.
+        """
+        if self.options.match_bar is not None:
+            return None
+        posterior = self.match_posterior(step.batch.image_ids, step.batch.text_ids)  # (B, B)
+        return None if posterior is None else 1 - posterior
+
+    def match_posterior(self, image_ids: Tensor, text_ids: Tensor) -> Tensor | None:
+        """Compute P(match) of photos and captions, as the teacher sees it.
+
+        This is the one place that asks the teacher: a subclass may take another witness.
+
+        Args:
+            image_ids: (A,) int64 photos in the training split; negative where unknown.
+            text_ids: (c,) int64 captions in the training split; negative where unknown.
+
+        Returns:
+            (A, c) in [0, 1], 0 where unknown; None without a teacher.
+        """
+        return None if self.teacher is None else self.teacher.posterior(image_ids, text_ids)
 
     def set_margin(self, margin: float) -> None:
         """Set the margin in place, which `--margin auto` left open when the objective was made."""
@@ -191,6 +234,42 @@ def phases(objective: type[Objective], options) -> list[tuple[int, int, str]]:
         else:
             found.append((epoch + 1, epoch + 1, name))
     return found
+
+
+def check_teacher(options) -> None:
+    """Check that `--teacher` and the flags of its use are given together.
+
+    Raises:
+        InputError: they are not.
+    """
+    if options.posterior == "teacher" and options.teacher is None and not options.test:
+        raise InputError("--posterior teacher: no --teacher is given; name a sentence encoder, "
+                         "captions, or a file of embeddings (docs/teacher.md)")
+    if options.posterior != "teacher":
+        for name in "teacher", "match_bar":
+            value = getattr(options, name)
+            if value is not None:
+                raise InputError(f"--{name} {value}: belongs to --posterior teacher, and the run "
+                                 f"has --posterior {options.posterior}; leave one of the two out")
+
+
+def exclude_above(
+    bar: float, posterior: Tensor | None, excluded: Tensor | None
+) -> Tensor | None:
+    """Add what is above a bar to the excluded candidates.
+
+    Args:
+        bar: P(match) above which a candidate is excluded.
+        posterior: P(match), (A, C); None where nobody tells it.
+        excluded: (A, C) bool, or None if nothing is excluded yet.
+
+    Returns:
+        (A, C) bool; None if nothing is excluded.
+    """
+    if posterior is None:
+        return excluded
+    above = posterior > bar
+    return above if excluded is None else excluded | above
 
 
 def hardest_negatives(ranking: BatchRanking, batch: Batch) -> Negatives:

@@ -12,7 +12,15 @@ from data import Split
 from fne_loss import NO_NEGATIVE, BatchRanking, DrawnNegatives, FNELoss
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, MomentumUpdate, momentum_copy
-from training.objectives.base import Negatives, NegativeSampler, Objective, Outcome, Step
+from teacher.posterior import TeacherPosterior
+from training.objectives.base import (
+    Negatives,
+    NegativeSampler,
+    Objective,
+    Outcome,
+    Step,
+    exclude_above,
+)
 from training.objectives.triplet import TripletObjective
 from training.random_streams import seed_draws
 
@@ -57,6 +65,11 @@ class FNEObjective(Objective):
             raise InputError(f"--queue_size {options.queue_size}: must hold a batch of "
                              f"{options.batch_size_train} (--batch_size_train)")
 
+    def set_teacher(self, teacher: TeacherPosterior | None) -> None:
+        """Set, in place, who tells P(match), in the warm-up too."""
+        super().set_teacher(teacher)
+        self.warm_up.set_teacher(teacher)
+
     def build_criterion(self) -> FNELoss:
         """Build the FNE loss that the options describe."""
         return build_criterion(self.options)
@@ -88,11 +101,13 @@ class FNEObjective(Objective):
         local_keys = self.encode_keys(step)  # (b, D), (b, D)
         step.lap("encoders")
         self.keys = gather_several(*local_keys)  # (B, D), (B, D)
+        match_posterior = self.candidates_posterior(step)
         seed_draws(self.options.seed, step.number)
         i2t, t2i = self.criterion.draw(
             step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids, self.bank,
-            first=step.local.start, also_excluded=self.excluded_candidates(step),
-            text_ids=step.batch.text_ids)
+            first=step.local.start,
+            also_excluded=self.excluded_candidates(step, match_posterior),
+            text_ids=step.batch.text_ids, match_posterior=match_posterior)
         loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world_size()
         batch_loss, i2t, t2i = draws_of_batch(loss, i2t, t2i)
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
@@ -114,16 +129,41 @@ class FNEObjective(Objective):
             text_features = model.text_features(step.batch.input_ids, step.batch.attention_mask)
         return model.project_image(image_features), model.project_text(text_features)
 
-    def excluded_candidates(self, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """Find candidates of the local anchors that are no negatives, beside their own photo.
+    def candidates_posterior(self, step: Step) -> tuple[Tensor, Tensor] | None:
+        """Compute P(match) of the local anchors and all candidates, as the teacher sees it.
 
         Returns:
-            (b, C) bool of i2t and of t2i: the true matches, where `--oracle` asks for that; else
-            None.
+            (b, C) of i2t and of t2i; None without a teacher, whose place FNE's own posterior takes.
         """
-        if self.options.oracle == "off":
-            return None, None
-        return self.matches.among_candidates(step.batch, self.bank, step.local)
+        batch, bank = step.batch, self.bank
+        i2t = self.match_posterior(batch.image_ids[step.local],
+                                   torch.cat([batch.text_ids, bank.text_ids]))  # (b, C)
+        if i2t is None:
+            return None
+        t2i = self.match_posterior(torch.cat([batch.image_ids, bank.image_ids]),
+                                   batch.text_ids[step.local]).T.contiguous()  # (b, C)
+        return i2t, t2i
+
+    def excluded_candidates(
+        self, step: Step, match_posterior: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Find candidates of the local anchors that are no negatives, beside their own photo.
+
+        Args:
+            step: a training step.
+            match_posterior: of `candidates_posterior`.
+
+        Returns:
+            (b, C) bool of i2t and of t2i: the true matches, where `--oracle` asks for that, and
+            what is above `--match_bar`; None where neither excludes anything.
+        """
+        excluded = None, None
+        if self.options.oracle != "off":
+            excluded = self.matches.among_candidates(step.batch, self.bank, step.local)
+        if self.options.match_bar is None:
+            return excluded
+        return tuple(exclude_above(self.options.match_bar, *masks)
+                     for masks in zip(match_posterior or (None, None), excluded))
 
     def drawn_negatives(
         self, step: Step, i2t: DrawnNegatives, t2i: DrawnNegatives
@@ -188,8 +228,9 @@ class FNEObjective(Objective):
 def build_criterion(options) -> FNELoss:
     """Build the FNE loss that a run's options describe."""
     margin = math.nan if options.margin == "auto" else options.margin  # until `set_margin`
+    fitted = "published" if options.posterior == "teacher" else options.posterior
     return FNELoss(margin, options.tau, options.prior, options.posterior_floor,
-                   options.nums_right_sims, options.posterior)
+                   options.nums_right_sims, fitted)
 
 
 def check_several_captions(split: Split) -> None:

@@ -5,9 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from data import Batch
-from fne_loss import excluded_candidates, infonce_loss
-from training.objectives.base import Negatives, Objective, Outcome, Step, weighted_pairs
+from fne_loss import excluded_candidates, infonce_logits, infonce_loss
+from training.objectives.base import (
+    Negatives,
+    Objective,
+    Outcome,
+    Step,
+    check_teacher,
+    weighted_pairs,
+)
 from training.true_matches import infonce_of_matches
 
 FIRST_TEMPERATURE = 0.07
@@ -40,7 +48,17 @@ class InfoNCEObjective(Objective):
 
     @classmethod
     def check_options(cls, options) -> None:
-        """Accept all options, `--oracle positives` included."""
+        """Accept `--oracle positives` as well, but not beside a teacher.
+
+        Raises:
+            InputError: an option needs another loss, or another option.
+        """
+        if options.oracle != "positives":
+            return super().check_options(options)
+        check_teacher(options)
+        if options.posterior != "published":
+            raise InputError(f"--oracle positives: takes no --posterior {options.posterior}; leave "
+                             "one of the two out")
 
     @classmethod
     def phase(cls, options, epoch: int) -> str:
@@ -50,16 +68,19 @@ class InfoNCEObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
+        weights = self.negative_weights(step)  # (B, B) or None
         if self.options.oracle == "positives":
             loss = infonce_of_matches(step.similarity, excluded, self.log_scale)
         else:
-            loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded)
-        return Outcome(loss, loss.detach(), self.softmax_negatives(step.similarity, step.batch,
-                                                                   excluded))
+            loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded,
+                                weights)
+        negatives = self.softmax_negatives(step.similarity, step.batch, excluded, weights)
+        return Outcome(loss, loss.detach(), negatives)
 
     @torch.no_grad()
     def softmax_negatives(
-        self, similarity: Tensor, batch: Batch, also_excluded: Tensor | None
+        self, similarity: Tensor, batch: Batch, also_excluded: Tensor | None,
+        negative_weights: Tensor | None = None,
     ) -> Negatives:
         """Give all pairs of a batch by the softmax's weight on them, both directions summed.
 
@@ -67,10 +88,11 @@ class InfoNCEObjective(Objective):
             similarity: (B, B), images in rows and texts in columns.
             batch: the batch's ids.
             also_excluded: (B, B) bool, pairs that are no negatives.
+            negative_weights: (B, B) factors of the negatives' terms.
         """
         excluded = excluded_candidates(batch.image_ids, batch.image_ids, also_excluded)  # (B, B)
-        outside = excluded.clone().fill_diagonal_(False)  # the positives stay in the softmax
-        logits = (self.log_scale.exp() * similarity).masked_fill(outside, -torch.inf)  # (B, B)
+        logits = infonce_logits(similarity, batch.image_ids, self.log_scale, also_excluded,
+                                negative_weights)  # (B, B)
         weights = (logits.softmax(dim=0) + logits.softmax(dim=1)) * ~excluded  # (B, B)
         return weighted_pairs(weights, batch)
 

@@ -9,7 +9,33 @@ from common.presets import PRIOR_OF_EVIDENCE
 
 
 @dataclass(kw_only=True)
-class TripletOptions:
+class PosteriorOptions:
+    """The options of P(match), the probability that a candidate is no negative but a match."""
+
+    title = "P(match) of a candidate"
+    posterior: str = option(
+        "published", "what tells it: published, which FNE fits to similarities; evidence, for FNE "
+        "alone: also the similarity of the captions, fitted to other captions of a photo, which is "
+        "ours; teacher: a witness from outside (docs/teacher.md), by which FNE weighs its draws, "
+        "and the other losses count a negative times 1 - P(match) (default: published, or teacher "
+        "with --teacher)", choices=("published", "evidence", "teacher"),
+        from_checkpoint=True, fixed=True, exclusive=True)
+    prior: float = option(
+        1e-4, "P(match) before anything is known of a candidate (of --posterior evidence and "
+        f"teacher {PRIOR_OF_EVIDENCE}, unless given)", above=0, below=1, from_checkpoint=True)
+    teacher: str | None = option(
+        None, "a sentence encoder, by its name on the Hub or its folder; captions: latent "
+        "dimensions of the training captions alone (captions:100 for so many); or an npz file with "
+        "text_embeds (N_t, W) of the training captions", metavar="NAME", exclusive=True,
+        repeat=True)
+    match_bar: float | None = option(
+        None, "with --teacher: a candidate whose P(match) is above it is no negative, and all "
+        "others count in full", low=0, below=1, from_checkpoint=True, exclusive=True,
+        metavar="P")
+
+
+@dataclass(kw_only=True)
+class TripletOptions(PosteriorOptions):
     """The options of the in-batch triplet loss: --loss triplet, and the warm-up of FNE."""
 
     title = "triplet loss, in the batch"
@@ -47,20 +73,13 @@ class FNEOptions(TripletOptions):
         high=LARGEST_COUNT, from_checkpoint=True)
     tau: float = option(
         0.5, "tau of the sampling weights", low=0, high=LARGEST_FLOAT, from_checkpoint=True)
-    posterior: str = option(
-        "published", "evidence: P(false negative) also from the similarity of the captions, fitted "
-        "to other captions of a photo, which is ours; --prior is then "
-        f"{PRIOR_OF_EVIDENCE} unless given", choices=("published", "evidence"),
-        from_checkpoint=True, fixed=True, exclusive=True)
-    prior: float = option(
-        1e-4, "P(false negative) of any candidate", above=0, below=1, from_checkpoint=True)
     posterior_floor: float = option(
         1e-3, "posteriors up to this are taken for 0: similarity sets the weight", low=0,
         high=LARGEST_FLOAT, from_checkpoint=True)
 
 
 @dataclass(kw_only=True)
-class InfoNCEOptions:
+class InfoNCEOptions(PosteriorOptions):
     """The options of --loss infonce, whose temperature is learned."""
 
     title = "InfoNCE"
@@ -71,7 +90,7 @@ class InfoNCEOptions:
 
 
 @dataclass(kw_only=True)
-class SigmoidOptions:
+class SigmoidOptions(PosteriorOptions):
     """The options of the pairwise sigmoid loss: --loss sigmoid."""
 
     title = "sigmoid loss"
@@ -85,7 +104,14 @@ class SigmoidOptions:
         fixed=True)
 
 
-def set_prior(options: FNEOptions, given: Collection[str]) -> None:
-    """Set `options.prior` in place to that of --posterior evidence, unless --prior is given."""
-    if options.posterior == "evidence" and "prior" not in given:
+def set_posterior(options: PosteriorOptions, given: Collection[str]) -> None:
+    """Set `options.posterior` and `options.prior` in place where other flags decide them.
+
+    Args:
+        options: of a run.
+        given: names of the options that the command line gave.
+    """
+    if options.teacher is not None and "posterior" not in given:
+        options.posterior = "teacher"
+    if options.posterior != "published" and "prior" not in given:
         options.prior = PRIOR_OF_EVIDENCE

@@ -16,7 +16,7 @@ FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # of SigLIP's training, from scratch
 
 def sigmoid_loss(
     similarity: Tensor, image_ids: Tensor, log_scale: Tensor, bias: Tensor,
-    also_excluded: Tensor | None = None,
+    also_excluded: Tensor | None = None, negative_weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the pairwise sigmoid loss: every pair of the batch is classified by itself.
 
@@ -29,6 +29,8 @@ def sigmoid_loss(
         image_ids: (B,) int64, photo of each pair; other captions of it are left out.
         log_scale, bias: () learned numbers.
         also_excluded: (B, B) bool, further pairs that are left out.
+        negative_weights: (B, B) in [0, 1], factor of each negative's term; 1 by default. The
+            diagonal is ignored.
 
     Returns:
         () loss.
@@ -37,6 +39,8 @@ def sigmoid_loss(
     logits = log_scale.exp() * similarity + bias  # (B, B)
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # (B, B)
     costs = -F.logsigmoid(signs * logits)  # (B, B)
+    if negative_weights is not None:
+        costs = costs * negative_weights.where(signs < 0, 1.0)
     return costs.masked_fill(excluded, 0.0).sum() / len(logits)
 
 
@@ -67,10 +71,14 @@ class SigmoidObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded, image_ids = self.excluded_in_batch(step), step.batch.image_ids
-        loss = sigmoid_loss(step.similarity, image_ids, self.log_scale, self.bias, excluded)
+        factors = self.negative_weights(step)  # (B, B) or None
+        loss = sigmoid_loss(step.similarity, image_ids, self.log_scale, self.bias, excluded,
+                            factors)
         with torch.no_grad():  # a negative's share of the gradient with respect to the similarities
             weights = torch.sigmoid(self.log_scale.exp() * step.similarity + self.bias)  # (B, B)
             weights = weights * ~excluded_candidates(image_ids, image_ids, excluded)
+            if factors is not None:
+                weights = weights * factors
         return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch))
 
     def after_step(self, step: Step) -> None:

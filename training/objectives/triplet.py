@@ -1,6 +1,8 @@
 """The in-batch triplet loss, a control of its own and the warm-up of FNE."""
 
-from fne_loss import rank_batch, triplet_from_similarity
+import torch
+
+from fne_loss import BatchRanking, rank_batch, triplet_costs, triplet_from_similarity
 from training.objectives.base import Objective, Outcome, Step, hardest_negatives
 
 
@@ -25,9 +27,34 @@ class TripletObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
-        loss = triplet_from_similarity(step.similarity, step.batch.image_ids, self.options.margin,
-                                       self.uses_hardest(self.options, step.epoch), excluded)
+        weights = self.negative_weights(step)  # (B, B) or None
+        loss = triplet_from_similarity(
+            step.similarity, step.batch.image_ids, self.options.margin,
+            self.uses_hardest(self.options, step.epoch), excluded, weights)
         ranking = step.ranking
-        if excluded is not None:
+        if weights is not None:
+            ranking = rank_by_cost(step, self.options.margin, excluded, weights)
+        elif excluded is not None:
             ranking = rank_batch(step.similarity, step.batch.image_ids, excluded)
         return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch))
+
+
+@torch.no_grad()
+def rank_by_cost(
+    step: Step, margin: float, excluded: torch.Tensor | None, weights: torch.Tensor
+) -> BatchRanking:
+    """Find the negative of highest cost of each anchor, where negatives count less than in full.
+
+    Args:
+        step: a training step.
+        margin: of the hinge.
+        excluded: (B, B) bool, pairs that are no negatives beside those of one photo, or None.
+        weights: (B, B) factors of the costs.
+
+    Returns:
+        The ranking, with -inf as `hardest` where no negative costs anything.
+    """
+    costs = torch.stack(triplet_costs(
+        step.similarity, step.batch.image_ids, margin, excluded, weights))  # (2, B, B)
+    highest, places = costs.max(dim=2)  # (2, B), (2, B)
+    return step.ranking._replace(hardest=highest.where(highest > 0, -torch.inf), hardest_at=places)

@@ -1,0 +1,78 @@
+"""The teacher of a run: embeddings of the training captions, kept in the run's folder.
+
+Making them takes minutes. They are used again where all that they depend on is unchanged: the
+teacher and the captions.
+"""
+
+import hashlib
+import time
+
+import torch
+
+from common.errors import InputError
+from common.processes import broadcast_from_main
+from common.ranks import is_main
+from common.terminal import print_status
+from data import Split
+from teacher.captions import CaptionTeacher
+from teacher.posterior import TeacherPosterior
+from training.features import Features, read_features
+from training.options import TrainOptions
+
+FILE = "train_teacher_embeds.pt"
+WHAT = "captions of train, as the teacher sees them"
+
+
+def prepare(
+    options: TrainOptions, split: Split, device: torch.device
+) -> tuple[TeacherPosterior | None, list[Features]]:
+    """Build the P(match) of `--teacher` for a training split.
+
+    Args:
+        options: the run's options.
+        split: the training split.
+        device: where the run computes.
+
+    Returns:
+        P(match) on `device`, and what `training.features.save` shall keep; None and an empty list
+        without `--teacher`.
+
+    Raises:
+        InputError: the teacher cannot be loaded, or the split has too few captions for it.
+    """
+    if options.teacher is None:
+        return None, []
+    path = options.logger_name / FILE
+    key = embeds = None
+    is_kept = False
+    if is_main():
+        teacher = CaptionTeacher(options.teacher, lambda: split.captions, device)
+        key = teacher.key | {"captions": texts_digest(split.captions)}
+        places = [path]
+        if options.resume and options.resume.parent != path.parent:
+            places.append(options.resume.parent / FILE)
+        for place in places:
+            embeds = read_features(place, key, len(split.captions), WHAT, torch.float16)
+            is_kept = place == path and embeds is not None
+            if embeds is not None:
+                break
+        if embeds is None:
+            start = time.monotonic()
+            embeds = teacher.embed(split.captions)
+            print_status(f"{len(split.captions):,} captions shown to the teacher in "
+                         f"{time.monotonic() - start:.1f} s")
+    embeds = broadcast_from_main(embeds)
+    image_of_text = torch.from_numpy(split.image_of_text)
+    try:
+        posterior = TeacherPosterior(embeds, image_of_text, len(split.images), options.prior)
+    except ValueError as error:
+        raise InputError(f"--teacher {options.teacher}: {split.source}: {error}") from error
+    return posterior.to(device), [Features(path, key, embeds, is_kept)]
+
+
+def texts_digest(captions) -> str:
+    """Compute a digest of the texts of captions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in captions:
+        digest.update(f"{text!r}\n".encode())
+    return digest.hexdigest()
