@@ -14,14 +14,10 @@ if __name__ == "__main__":
     from common.start import begin_command
     begin_command()
 
-import contextlib
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +36,8 @@ from experiments.plan import (
     make_data,
     to_json,
 )
+from experiments.pool import ROOT, Pool, exit_on_signal
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "experiments.one_run"]
 SEEDS = 3407, 1, 2
 QUICK = Protocol(  # learns nothing, and shows within seconds that everything works
@@ -105,61 +101,15 @@ def open_runs(options, protocol: Protocol) -> list[list[Configuration]]:
 # ------------------------------------------------------------------------------------ side by side
 
 
-class Pool:
-    """Runs that are trained side by side, each in a process of its own.
+def train_here(
+    runs: list[Configuration], protocol: Protocol
+) -> Iterator[tuple[Configuration, str | None]]:
+    """Train runs one after the other in this process, and yield each when it has ended."""
+    from experiments import one_run  # loads PyTorch, which --help does not need
 
-    Args:
-        protocol: of all runs.
-        jobs: processes at a time; with 0 the runs are trained one after the other in this process.
-    """
-
-    def __init__(self, protocol: Protocol, jobs: int):
-        self.protocol, self.jobs, self.processes, self.ended = protocol, jobs, set(), False
-
-    def train(self, runs: list[Configuration]) -> Iterator[tuple[Configuration, str | None]]:
-        """Train runs, and yield each when it has ended, with the reason if it has failed.
-
-        The processes that are still at work end with the iterator.
-        """
-        if not self.jobs:
-            from experiments import one_run  # loads PyTorch, which --help does not need
-
-            for run in runs:
-                one_run.run(run, self.protocol)
-                yield run, None
-            return
-        with ThreadPoolExecutor(self.jobs) as threads:
-            futures = {threads.submit(self.train_in_process, run): run for run in runs}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                self.end()
-
-    def train_in_process(self, run: Configuration) -> str | None:
-        """Train a run in its own process, and return the last line that it printed if it failed."""
-        if self.ended:
-            return "stopped"
-        log = run.folder(self.protocol).with_suffix(".log")
-        with files.open_log(log) as file:
-            process = subprocess.Popen(
-                [*COMMAND, to_json(run, self.protocol)],
-                stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
-            self.processes.add(process)
-            status = process.wait()
-            self.processes.discard(process)
-        if status == 0:
-            return None
-        lines = log.read_text(errors="replace").splitlines()
-        return f"{lines[-1] if lines else 'no word'}; see {log}"
-
-    def end(self) -> None:
-        """Send SIGTERM to all processes that are at work; each saves its run."""
-        self.ended = True
-        for process in list(self.processes):
-            with contextlib.suppress(OSError):
-                process.terminate()
+    for run in runs:
+        one_run.run(run, protocol)
+        yield run, None
 
 
 def train_all(options, protocol: Protocol) -> None:
@@ -177,8 +127,10 @@ def train_all(options, protocol: Protocol) -> None:
     for dose in dict.fromkeys(run.dose for stage in stages for run in stage):
         make_data(Configuration(dose, 0, "fne", WARM_UP), protocol)
     Path(protocol.work).mkdir(parents=True, exist_ok=True)
+    pool = Pool(options.jobs, lambda run: [*COMMAND, to_json(run, protocol)],
+                lambda run: run.folder(protocol).with_suffix(".log")) if options.jobs else None
     for stage in stages:
-        for run, error in Pool(protocol, options.jobs).train(stage):
+        for run, error in pool.train(stage) if pool else train_here(stage, protocol):
             done += 1
             seconds_left = (time.monotonic() - started) / done * (total - done)
             if error:
@@ -197,24 +149,6 @@ def rsum_text(run: Configuration, protocol: Protocol) -> str:
     if not path.is_file():
         return ""
     return f": rsum {files.read_json(path, files.MAX_RESULT_BYTES)['test']['rsum']:.1f}"
-
-
-@contextlib.contextmanager
-def exit_on_signal() -> Iterator[None]:
-    """On SIGTERM or SIGINT, end the command with one line, after all of its runs have ended."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    try:
-        signal.signal(signal.SIGTERM, stop)
-        yield
-    except KeyboardInterrupt:
-        warn("stopped; the same command goes on")
-        sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------------ command line

@@ -7,6 +7,7 @@ from common.parser import HelpFormatter, Parser
 
 LOSSES = "triplet", "infonce", "fne"  # each with and without the oracle
 NEVER = 2.0  # a threshold that no probability exceeds
+WITNESS_BAR = 0.2
 
 
 class Use(NamedTuple):
@@ -18,6 +19,10 @@ class Use(NamedTuple):
         in_bank: whether it draws its negatives from the memory bank too.
         threshold: posterior above which a candidate is excluded; None excludes none.
         share: of the posterior by which a likely match counts as a positive.
+        witness: how far apart the scores of matches and of other pairs are, in standard deviations,
+            of a witness who knows the true matches but for errors; None for the model's own
+            posterior. What the witness calls a match with a probability above `WITNESS_BAR` is
+            excluded.
     """
 
     loss: str
@@ -25,6 +30,7 @@ class Use(NamedTuple):
     in_bank: bool = False
     threshold: float | None = None
     share: float = 0.0
+    witness: float | None = None
 
 
 USES = {
@@ -38,6 +44,11 @@ USES = {
     "denominator": Use("infonce", "InfoNCE, denominator times 1 - p"),
     "positive_quarter": Use("infonce", "InfoNCE, .25 p as a positive", share=0.25),
     "positive": Use("infonce", "InfoNCE, p as a positive", share=1.0),
+} | {
+    f"witness_{distance}_{loss}": Use(loss, f"{label}, a witness {distance} sd apart",
+                                      witness=distance)
+    for loss, label in (("triplet", "hardest in the batch"), ("infonce", "InfoNCE"))
+    for distance in (1, 2, 3, 4)
 }
 
 

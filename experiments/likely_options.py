@@ -15,6 +15,9 @@ class LikelyOptions:
         None, "P(match) above which a candidate is no negative", low=0, high=2)
     likely_share: float = option(
         0.0, "share of a likely match that counts as a positive of InfoNCE", low=0, high=1)
+    witness: float | None = option(
+        None, "standard deviations between the scores that a witness gives matches and other pairs",
+        low=0, high=100)
     likely_after: int = option(0, "epochs of the usual loss before the use", low=0, high=10**6)
 
 

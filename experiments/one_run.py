@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,6 +32,7 @@ from common.errors import exit_on_input_error
 from common.presets import PRIOR_OF_EVIDENCE
 from common.version import commit
 from data import read_split
+from experiments.flags import USES
 from experiments.plan import (
     AGAIN_OFFSET,
     WARM_UP,
@@ -40,8 +42,9 @@ from experiments.plan import (
     make_data,
     shapes_sizes_of,
 )
-from experiments.uses import use_in_place
+from experiments.uses import use_in_place, witness_log_odds
 from fne_loss import RunningBivariateGaussian
+from metrics.judgements import average_precision
 from metrics.true_matches import true_match_share
 from training import storage
 
@@ -113,6 +116,7 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
                     f"{configuration.dose} --seeds {configuration.seed} --uses {configuration.use}"
                     if configuration.use else command_text(command)),
         "true_matches": true_match_share(read_split("shapes", "train", data).matches),
+        "witness_ap": witness_precision(configuration, data),
         "false_negatives": false_negatives(configuration, folder),
         "val": scores(folder, data, "val"), "test": scores(folder, data, "test"),
         "seconds": round(time.monotonic() - began, 1),
@@ -121,6 +125,17 @@ def run(configuration: Configuration, protocol: Protocol) -> None:
     text = json.dumps(result, indent=2)
     files.write(configuration.result(protocol), f"{text}\n".encode(), "--results")
     remove_run(folder, (storage.NEWEST, storage.BEST))  # a hundred of them would fill a disk
+
+
+def witness_precision(configuration: Configuration, data: Path) -> float | None:
+    """Return the average precision of a witness's word on the training split; None without one."""
+    distance = USES[configuration.use].witness if configuration.use else None
+    if distance is None:
+        return None
+    split = read_split("shapes", "train", data)
+    log_odds = witness_log_odds(torch.from_numpy(split.matches), distance)
+    other = split.image_of_text[:, None] != np.arange(len(split.images))  # (N_t, N_i)
+    return average_precision(split.matches[other], log_odds.numpy()[other])
 
 
 def remove_run(folder: Path, patterns: tuple[str, ...]) -> None:

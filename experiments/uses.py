@@ -14,10 +14,11 @@ if __name__ == "__main__":
     begin_command()
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 from common.errors import InputError, exit_on_input_error
-from experiments.flags import USES, build_uses_parser
+from experiments.flags import USES, WITNESS_BAR, build_uses_parser
 
 if __name__ == "__main__":
     build_uses_parser(__doc__).parse_known_args()  # --help need not wait for the imports below
@@ -42,7 +43,7 @@ from fne_loss import (
 from model import DualEncoder
 from negative_sampling import cosine, excluded_candidates, pair_moments
 from training.objectives import OBJECTIVES, Entry
-from training.objectives.base import Outcome, Step
+from training.objectives.base import Objective, Outcome, Step
 from training.objectives.fne import FNEObjective
 from training.objectives.infonce import InfoNCEObjective
 from training.objectives.triplet import TripletObjective
@@ -204,6 +205,63 @@ class LikelyInfoNCEObjective(InfoNCEObjective):
         return Outcome(loss, loss.detach(), negatives)
 
 
+class Witnessed(Objective):
+    """What a loss of the batch has where a witness of given quality says what is a match."""
+
+    def __init__(self, options, model: DualEncoder, split: Split | None = None):
+        super().__init__(options, model, split)
+        self.witnessed = witnessed_matches(split, options.witness).to(self.device)
+
+    def excluded_in_batch(self, step: Step) -> Tensor | None:
+        """Look up what the witness calls a match: (B, B) bool, images in rows."""
+        return self.witnessed[step.batch.text_ids[None, :], step.batch.image_ids[:, None]]
+
+
+class WitnessObjective(Witnessed, TripletObjective):
+    """The triplet loss without what a witness of given quality calls a match."""
+
+
+class WitnessWarmUpObjective(FNEObjective):
+    """FNE whose warm-up asks the witness, for runs that never leave it: momentum and all."""
+
+    warm_up_class = WitnessObjective
+
+
+class WitnessInfoNCEObjective(Witnessed, InfoNCEObjective):
+    """InfoNCE without what a witness of given quality calls a match."""
+
+
+def witness_log_odds(matches: Tensor, distance: float) -> Tensor:
+    """Score pairs as a witness does that errs: a normal number, `distance` higher for a match.
+
+    Args:
+        matches: (N_t, N_i) bool, all true matches.
+        distance: between the means of both kinds, in standard deviations.
+
+    Returns:
+        (N_t, N_i) logarithm of the odds of a match, by Bayes' rule with the share of matches as
+        prior; the same numbers in each run.
+    """
+    noise = torch.randn(matches.shape, generator=torch.Generator().manual_seed(0))
+    prior = matches.double().mean().clamp(1e-9, 1 - 1e-9)
+    scores = distance * matches + noise
+    return distance * scores - distance**2 / 2 + prior.logit().float()
+
+
+def witnessed_matches(split: Split, distance: float) -> Tensor:
+    """Return what a witness calls a match with a probability above `WITNESS_BAR`.
+
+    Args:
+        split: whose true matches are known.
+        distance: as of `witness_log_odds`.
+
+    Returns:
+        (N_t, N_i) bool.
+    """
+    log_odds = witness_log_odds(torch.from_numpy(split.matches), distance)
+    return log_odds > math.log(WITNESS_BAR / (1 - WITNESS_BAR))
+
+
 class LikelyInBank(FNELoss):
     """FNE that weighs batch and bank with the posterior by evidence in another way.
 
@@ -261,9 +319,14 @@ def use_in_place(name: str, loss: str, after: int = 0) -> Iterator[list[str]]:
     """
     use, usual = USES[name], OBJECTIVES[loss]
     flags = ["--likely_share", str(use.share), "--likely_after", str(after)]
+    if use.witness is not None:
+        flags = ["--witness", str(use.witness)]
     if use.threshold is not None:
         flags += ["--likely_threshold", str(use.threshold)]
-    if use.loss != "fne":
+    if use.witness is not None:
+        objective = {"triplet": WitnessObjective, "fne": WitnessWarmUpObjective,
+                     "infonce": WitnessInfoNCEObjective}[loss]
+    elif use.loss != "fne":
         objectives = {"triplet": FilterObjective, "fne": FilterWarmUpObjective,
                       "infonce": LikelyInfoNCEObjective}
         objective = objectives[loss]

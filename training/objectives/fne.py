@@ -20,6 +20,7 @@ from training.objectives.base import (
     Outcome,
     Step,
     exclude_above,
+    excluded_share,
 )
 from training.objectives.triplet import TripletObjective
 from training.random_streams import seed_draws
@@ -103,16 +104,18 @@ class FNEObjective(Objective):
         self.keys = gather_several(*local_keys)  # (B, D), (B, D)
         match_posterior = self.candidates_posterior(step)
         seed_draws(self.options.seed, step.number)
+        excluded = self.excluded_candidates(step, match_posterior)  # (b, C) or None, twice
         i2t, t2i = self.criterion.draw(
             step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids, self.bank,
-            first=step.local.start,
-            also_excluded=self.excluded_candidates(step, match_posterior),
-            text_ids=step.batch.text_ids, match_posterior=match_posterior)
+            first=step.local.start, also_excluded=excluded, text_ids=step.batch.text_ids,
+            match_posterior=match_posterior)
         loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world_size()
         batch_loss, i2t, t2i = draws_of_batch(loss, i2t, t2i)
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
         logs = {"posterior_of_drawn": torch.cat([i2t.posterior, t2i.posterior]).mean(),
                 "cut_share": (i2t.cut_share + t2i.cut_share) / 2}
+        candidate_ids = torch.cat([step.batch.image_ids, self.bank.image_ids])  # (C,)
+        logs |= excluded_share(excluded[0], step.batch.image_ids[step.local], candidate_ids)
         return Outcome(loss, batch_loss, self.drawn_negatives(step, i2t, t2i), logs)
 
     @torch.no_grad()

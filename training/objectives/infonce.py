@@ -14,6 +14,7 @@ from training.objectives.base import (
     Outcome,
     Step,
     check_teacher,
+    excluded_share,
     weighted_pairs,
 )
 from training.true_matches import infonce_of_matches
@@ -75,7 +76,8 @@ class InfoNCEObjective(Objective):
             loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded,
                                 weights)
         negatives = self.softmax_negatives(step.similarity, step.batch, excluded, weights)
-        return Outcome(loss, loss.detach(), negatives)
+        ids = step.batch.image_ids
+        return Outcome(loss, loss.detach(), negatives, excluded_share(excluded, ids, ids))
 
     @torch.no_grad()
     def softmax_negatives(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fne_loss import excluded_candidates
-from training.objectives.base import Objective, Outcome, Step, weighted_pairs
+from training.objectives.base import Objective, Outcome, Step, excluded_share, weighted_pairs
 from training.objectives.infonce import bound_scale
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0  # of SigLIP's training, from scratch
@@ -79,7 +79,8 @@ class SigmoidObjective(Objective):
             weights = weights * ~excluded_candidates(image_ids, image_ids, excluded)
             if factors is not None:
                 weights = weights * factors
-        return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch))
+        return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch),
+                       excluded_share(excluded, image_ids, image_ids))
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place, as `InfoNCEObjective` does."""

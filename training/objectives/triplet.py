@@ -3,7 +3,13 @@
 import torch
 
 from fne_loss import BatchRanking, rank_batch, triplet_costs, triplet_from_similarity
-from training.objectives.base import Objective, Outcome, Step, hardest_negatives
+from training.objectives.base import (
+    Objective,
+    Outcome,
+    Step,
+    excluded_share,
+    hardest_negatives,
+)
 
 
 class TripletObjective(Objective):
@@ -36,7 +42,9 @@ class TripletObjective(Objective):
             ranking = rank_by_cost(step, self.options.margin, excluded, weights)
         elif excluded is not None:
             ranking = rank_batch(step.similarity, step.batch.image_ids, excluded)
-        return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch))
+        ids = step.batch.image_ids
+        return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch),
+                       excluded_share(excluded, ids, ids))
 
 
 @torch.no_grad()
