@@ -26,7 +26,7 @@ from encoders.hub import (
 REQUIREMENTS = "requirements-teacher.txt"
 LATENT = 300  # dimensions of --teacher captions
 BATCH = 128  # captions that a sentence encoder sees at a time
-FROM_CAPTIONS = re.compile(r"captions(?::(\d{1,5}))?")
+FROM_CAPTIONS = re.compile(r"captions(?::([1-9]\d{0,4}))?")
 FILE_SUFFIX = ".npz"
 
 

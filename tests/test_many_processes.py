@@ -32,8 +32,8 @@ def state_of(run):
         run.optimizer = torch.optim.Adam(run.model.parameters())  # each has another share
     state = checkpoint.pack(run)
     return {name: state[name] for name in ("model", "momentum_model", "bank", "criterion", "skips",
-                                           "optimizer", "log_scale", "sigmoid_bias", "logs",
-                                           "best_rsum")
+                                           "optimizer", "log_scale", "sigmoid_bias", "teacher",
+                                           "logs", "best_rsum")
             if name in state}
 
 
@@ -88,7 +88,8 @@ def two(data, one_thread, tmp_path_factory):
 @pytest.mark.parametrize("loss, counts", [
     ("fne", (2, 4)), ("triplet", (2,)), ("infonce", (2,)), ("sigmoid", (2,)),
     ("fne --oracle", (2,)), ("fne --freeze both --head mlp", (2,)),
-    ("fne --posterior evidence", (2,)),
+    ("fne --posterior evidence", (2,)), ("fne --teacher captions:8 --match_bar 0.2", (2,)),
+    ("triplet --teacher captions:8", (2,)), ("infonce --teacher captions:8", (2,)),
     ("infonce --oracle positives", (2,))])
 def test_losses_do_not_depend_on_the_number_of_processes(data, tmp_path, loss, counts):
     """28 steps from the same weights without dropout, at the published learning rate: at a higher
