@@ -32,10 +32,10 @@ TEACHERS = {
 FILES = {SENTENCES: SENTENCES, SHUFFLED: SHUFFLED, RANDOM: SENTENCES, WORDS: WORDS}
 # Flags of train.py, over those that all runs share.
 REGIMES = {
-    "linear": ("--recipe", "frozen", "--num_epochs", "10", "--easy_epochs", "0"),
+    "linear": ("--recipe", "frozen", "--num_epochs", "6"),
     "scratch": ("--freeze", "image", "--embed_size", "256"),
     "fine-tuned": ("--freeze", "image", "--embed_size", "512", "--batch_size_train", "128",
-                   "--num_epochs", "2", "--easy_epochs", "0", "--learning_rate", "5e-5",
+                   "--num_epochs", "1", "--easy_epochs", "0", "--learning_rate", "5e-5",
                    "--head_lr", "1e-3", "--lr_schedule", "linear"),
 }
 REGIME_LABELS = {"linear": "linear heads on two frozen encoders",
@@ -111,17 +111,21 @@ def all_runs() -> dict[str, list[TeacherRun]]:
     """Return the runs of the protocol by the table that they belong to; tables share runs."""
     linear = {"regime": "linear", "batch": MAIN_BATCH}
     losses = [TeacherRun(loss=loss, use=use, seed=seed, **linear)
-              for loss in ("triplet", "infonce", "sigmoid", "fne") for use in USES
-              for seed in (SEEDS if loss in ("triplet", "infonce") else FEW)]
-    controls = [TeacherRun(loss="triplet", use=use, teacher=teacher, seed=seed, **linear)
-                for use in ("bar_0.2", "bar_0.05") for teacher in TEACHERS
+              for loss in ("triplet", "infonce") for use in USES
+              for seed in (FEW if use == "bar_0.5" else SEEDS)]
+    losses += [TeacherRun(loss=loss, use=use, seed=seed, **linear)
+               for loss in ("sigmoid", "fne") for use in ("plain", "bar_0.2", "weights")
+               for seed in FEW]
+    controls = [TeacherRun(loss="triplet", use="bar_0.2", teacher=teacher, seed=seed, **linear)
+                for teacher in TEACHERS
                 for seed in (SEEDS if teacher in (SENTENCES, RANDOM, "captions:300") else FEW)]
+    controls += [TeacherRun(loss="triplet", use="bar_0.05", teacher=teacher, seed=seed, **linear)
+                 for teacher in (SENTENCES, RANDOM, SHUFFLED, "captions:300") for seed in FEW]
     batches = [TeacherRun("linear", loss, use, batch=batch, seed=seed)
                for batch in (128, MAIN_BATCH, 2048) for loss in ("triplet", "infonce")
                for use in ("plain", "bar_0.2") for seed in FEW]
-    regimes = [TeacherRun(regime, loss, use, seed=seed)
-               for regime, loss in (("scratch", "triplet"), ("scratch", "infonce"))
-               for use in ("plain", "bar_0.2") for seed in FEW]
+    regimes = [TeacherRun("scratch", "triplet", use, seed=seed)
+               for seed in FEW for use in ("plain", "bar_0.2")]
     regimes += [TeacherRun("fine-tuned", "infonce", use) for use in ("plain", "bar_0.2")]
     return {"losses": losses, "controls": controls, "batches": batches, "regimes": regimes}
 

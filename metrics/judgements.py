@@ -21,6 +21,7 @@ from metrics.evidence import fit_evidence, score_by_evidence
 
 # How the keys of `agreement` are printed.
 AGREEMENT_LABELS = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}
+RESAMPLES = 200  # of the intervals
 POSTERIOR_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)  # of the calibration table
 
 
@@ -258,13 +259,13 @@ def calibration(yes_share: np.ndarray, posterior: np.ndarray) -> list[dict[str, 
     return rows
 
 
-def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
+def judge(embeddings: Embeddings, path: Path, resamples: int | None = None) -> dict:
     """Return how far a model's similarity and posteriors agree with people.
 
     Args:
         embeddings: Embeddings of a split.
         path: A file of judgements, see `read_judgements`.
-        resamples: See `agreement_with_intervals`.
+        resamples: See `agreement_with_intervals`; `RESAMPLES` if None.
 
     Returns:
         "pairs", "photos", "false_negatives" (pairs that most people call a match) and "left_out";
@@ -276,6 +277,7 @@ def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
     Raises:
         InputError: If the file cannot be read, or people agree on every pair.
     """
+    resamples = RESAMPLES if resamples is None else resamples
     judgements = read_judgements(path, embeddings.split)
     image_embeds = embeddings.image_embeds[judgements.images]  # (J, D)
     text_embeds = embeddings.text_embeds[judgements.texts]  # (J, D)
