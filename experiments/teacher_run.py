@@ -13,8 +13,6 @@ if __name__ == "__main__":
 
 import contextlib
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -141,16 +139,11 @@ def make_teachers(places: Places) -> None:
 
 
 def share_features(source: Path, target: Path) -> None:
-    """Give a folder the features that another one has, as links or copies."""
+    """Copy the features that one folder has to another that lacks them."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*_features.pt"):
-        place = target / path.name
-        if place.exists():
-            continue
-        try:
-            os.link(path, place)
-        except OSError:
-            shutil.copyfile(path, place)
+        if not (target / path.name).exists():
+            files.write(target / path.name, path.read_bytes(), "--work")
 
 
 # ------------------------------------------------------------------------------------- one run
@@ -179,7 +172,9 @@ def train_and_record(run: TeacherRun, places: Places) -> None:
         "torch": torch.__version__, "threads": torch.get_num_threads(),
     }
     files.write(places.result(run), f"{json.dumps(result, indent=1)}\n".encode(), "--results")
-    shutil.rmtree(folder)
+    for path in list(folder.iterdir()):  # of a hundred runs they would fill a disk
+        path.unlink()
+    folder.rmdir()
 
 
 def shown(flags: list[str], places: Places) -> list[str]:

@@ -100,6 +100,7 @@ def test_every_command_parses(page, command, monkeypatch):
                          ["pip", "install", "-r", "requirements-search.txt"],
                          ["pip", "install", "-r", "requirements-datasets.txt"],
                          ["pip", "install", "-r", "requirements-lora.txt"],
+                         ["pip", "install", "-r", "requirements-teacher.txt"],
                          ["tensorboard", "--logdir", "runs"],
                          ["tensorboard", "--logdir", "runs", "--samples_per_plugin", "images=100"])
         assert words[0] != "pip" or (ROOT / words[3]).is_file()
