@@ -1,5 +1,6 @@
 """Uses of a likely match: what is likely, from slow loops; and what each use makes of it."""
 
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import assert_same, command, expect_exit, final_state
 from helpers.steps import kept, make_run, recorded
+from scipy import stats
 
 import train
+from data import read_split
 from experiments import dose, uses
-from experiments.flags import USES
+from experiments.flags import USES, WITNESS_BAR
 from experiments.likely_options import LikelyOptions
 from experiments.summary import METRICS, summary, uses_table
 from experiments.uses import LikelyMatches, infonce_with_likely, use_in_place
 from fne_loss import infonce_loss
 from metrics.evidence import PRIOR_OF_EVIDENCE
+from metrics.judgements import average_precision
 from training.objectives import OBJECTIVES
 
 OWNERS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 3])  # photo of each caption
@@ -213,3 +217,43 @@ def test_a_use_is_set_beside_its_own_loss_and_the_best_one_seed_by_seed():
     assert row["rsum"]["best_loss"] == "infonce" and row["rsum"]["best"]["difference"] == -47.0
     assert "| triplet | hardest in the batch, p <= .5 | 2 | 10.5 % | 108.0 | **+3.0 ± 0.0** | " in (
         uses_table(summary(results)))
+
+
+# ---------------------------------------------------------------------- a witness of given quality
+
+
+@pytest.mark.parametrize("distance", [1.0, 3.0])
+def test_what_a_witness_says_is_bayes_rule_of_its_score(distance):
+    """By the densities of both kinds of pairs, from the noise that the witness has."""
+    matches = torch.rand(60, 40, generator=torch.Generator().manual_seed(1)) < 0.1
+    noise = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+    prior = matches.float().mean().item()
+    found = torch.sigmoid(uses.witness_log_odds(matches, distance))
+    for text, image in itertools.product(range(60), range(40)):
+        score = noise[text, image] + distance * matches[text, image]
+        likely = prior * stats.norm.pdf(score - distance)
+        wanted = likely / (likely + (1 - prior) * stats.norm.pdf(score))
+        assert float(found[text, image]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-6)
+    called = uses.witnessed_matches(SimpleNamespace(matches=matches.numpy()), distance)
+    assert torch.equal(called, found > WITNESS_BAR)
+
+
+def test_the_further_apart_the_better_a_witness():
+    matches = torch.rand(200, 50, generator=torch.Generator().manual_seed(1)) < 0.1
+    precision = [average_precision(
+        matches.numpy().ravel(), uses.witness_log_odds(matches, distance).numpy().ravel())
+        for distance in (0.0, 1.0, 2.0, 3.0, 9.0)]
+    assert precision == sorted(precision) and precision[0] < 0.15 and precision[-1] > 0.999
+
+
+@pytest.mark.parametrize("use", ["witness_2_triplet", "witness_2_infonce"])
+def test_what_a_witness_calls_a_match_is_repelled_by_no_loss(data, tmp_path, monkeypatch, use):
+    excluded = recorded(monkeypatch, uses.Witnessed, "excluded_in_batch")
+    with use_in_place(use, USES[use].loss) as flags:
+        train.main(command(data, tmp_path, "--loss", USES[use].loss, "--num_epochs", "1", *flags))
+    assert excluded
+    called = uses.witnessed_matches(read_split("shapes", "train", data), 2.0)
+    for (_, step), result in excluded:
+        for row, column in itertools.product(range(16), repeat=2):
+            assert result[row, column] == called[step.batch.text_ids[column],
+                                                 step.batch.image_ids[row]]
