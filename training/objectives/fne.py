@@ -12,6 +12,7 @@ from data import Split
 from fne_loss import NO_NEGATIVE, BatchRanking, DrawnNegatives, FNELoss
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, MomentumUpdate, momentum_copy
+from negative_sampling import draws_by_rejection
 from training.objectives.base import Negatives, NegativeSampler, Objective, Outcome, Step
 from training.objectives.triplet import TripletObjective
 from training.random_streams import seed_draws
@@ -89,16 +90,44 @@ class FNEObjective(Objective):
         step.lap("encoders")
         self.keys = gather_several(*local_keys)  # (B, D), (B, D)
         seed_draws(self.options.seed, step.number)
-        i2t, t2i = self.criterion.draw(
-            step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids, self.bank,
-            first=step.local.start, also_excluded=self.excluded_candidates(step),
-            text_ids=step.batch.text_ids)
-        loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world_size()
+        loss, i2t, t2i = self.draw_and_hinge(
+            step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids,
+            step.batch.text_ids, step.local.start, self.excluded_candidates(step))
+        loss = loss / world_size()
         batch_loss, i2t, t2i = draws_of_batch(loss, i2t, t2i)
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
         logs = {"posterior_of_drawn": torch.cat([i2t.posterior, t2i.posterior]).mean(),
                 "cut_share": (i2t.cut_share + t2i.cut_share) / 2}
         return Outcome(loss, batch_loss, self.drawn_negatives(step, i2t, t2i), logs)
+
+    def draw_and_hinge(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
+        image_ids: Tensor, text_ids: Tensor, first: int,
+        also_excluded: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, DrawnNegatives, DrawnNegatives]:
+        """Draw a negative for each local anchor, and compute the hinge on it.
+
+        Args:
+            image_embeds, text_embeds: (b, D) online embeddings of the local pairs.
+            image_keys, text_keys: (B, D) momentum keys of all pairs.
+            image_ids, text_ids: (B,) int64, photo and caption of each pair.
+            first: row of the batch that the first local anchor is.
+            also_excluded: (b, C) bool of i2t and of t2i, or None: candidates to exclude further.
+
+        Returns:
+            () loss over the b anchors, both directions summed, and the negatives of i2t and t2i.
+        """
+        i2t, t2i = self.criterion.draw(
+            image_embeds, text_embeds, image_keys, text_keys, image_ids, self.bank, first=first,
+            also_excluded=also_excluded, text_ids=text_ids)
+        return self.criterion.hinge_of(image_embeds, text_embeds, i2t, t2i), i2t, t2i
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name draw and hinge, but where a CPU draws by rejection, which reads numbers back."""
+        batch = self.options.batch_size_train
+        if draws_by_rejection(self.device, batch, batch + len(self.bank.image_ids)):
+            return ()
+        return ("draw_and_hinge",)
 
     @torch.no_grad()
     def encode_keys(self, step: Step) -> tuple[Tensor, Tensor]:

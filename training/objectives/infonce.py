@@ -50,12 +50,28 @@ class InfoNCEObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
-        if self.options.oracle == "positives":
-            loss = infonce_of_matches(step.similarity, excluded, self.log_scale)
-        else:
-            loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded)
+        loss = self.loss_of(step.similarity, step.batch.image_ids, excluded)
         return Outcome(loss, loss.detach(), self.softmax_negatives(step.similarity, step.batch,
                                                                    excluded))
+
+    def loss_of(self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None) -> Tensor:
+        """Compute the loss from similarities.
+
+        Args:
+            similarity: (B, B), images in rows and texts in columns.
+            image_ids: (B,) int64, photo of each pair.
+            excluded: (B, B) bool, true matches that `--oracle` takes out of the negatives, or None.
+
+        Returns:
+            () loss.
+        """
+        if self.options.oracle == "positives":
+            return infonce_of_matches(similarity, excluded, self.log_scale)
+        return infonce_loss(similarity, image_ids, self.log_scale, excluded)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
 
     @torch.no_grad()
     def softmax_negatives(

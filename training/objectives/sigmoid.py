@@ -67,11 +67,19 @@ class SigmoidObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded, image_ids = self.excluded_in_batch(step), step.batch.image_ids
-        loss = sigmoid_loss(step.similarity, image_ids, self.log_scale, self.bias, excluded)
+        loss = self.loss_of(step.similarity, image_ids, excluded)
         with torch.no_grad():  # a negative's share of the gradient with respect to the similarities
             weights = torch.sigmoid(self.log_scale.exp() * step.similarity + self.bias)  # (B, B)
             weights = weights * ~excluded_candidates(image_ids, image_ids, excluded)
         return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch))
+
+    def loss_of(self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None) -> Tensor:
+        """Compute the `sigmoid_loss` by the learned numbers: a () loss."""
+        return sigmoid_loss(similarity, image_ids, self.log_scale, self.bias, excluded)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place, as `InfoNCEObjective` does."""

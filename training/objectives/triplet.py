@@ -1,5 +1,7 @@
 """The in-batch triplet loss, a control of its own and the warm-up of FNE."""
 
+from torch import Tensor
+
 from fne_loss import rank_batch, triplet_from_similarity
 from training.objectives.base import Objective, Outcome, Step, hardest_negatives
 
@@ -25,9 +27,30 @@ class TripletObjective(Objective):
     def forward(self, step: Step) -> Outcome:
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
-        loss = triplet_from_similarity(step.similarity, step.batch.image_ids, self.options.margin,
-                                       self.uses_hardest(self.options, step.epoch), excluded)
+        loss = self.loss_of(step.similarity, step.batch.image_ids, excluded,
+                            self.uses_hardest(self.options, step.epoch))
         ranking = step.ranking
         if excluded is not None:
             ranking = rank_batch(step.similarity, step.batch.image_ids, excluded)
         return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch))
+
+    def loss_of(
+        self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None, hardest: bool
+    ) -> Tensor:
+        """Compute the loss from similarities.
+
+        Args:
+            similarity: (B, B), images in rows and texts in columns.
+            image_ids: (B,) int64, photo of each pair.
+            excluded: (B, B) bool, further pairs that are no negatives, or None.
+            hardest: whether only the hardest negative of each anchor counts.
+
+        Returns:
+            () loss.
+        """
+        return triplet_from_similarity(similarity, image_ids, self.options.margin, hardest,
+                                       excluded)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
