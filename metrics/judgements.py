@@ -277,6 +277,7 @@ def judge(embeddings: Embeddings, path: Path, resamples: int = 200) -> dict:
         InputError: If the file cannot be read, or people agree on every pair.
     """
     judgements = read_judgements(path, embeddings.split)
+    embeddings = embeddings.in_full_precision()
     image_embeds = embeddings.image_embeds[judgements.images]  # (J, D)
     text_embeds = embeddings.text_embeds[judgements.texts]  # (J, D)
     similarity = (image_embeds * text_embeds).sum(dim=1).double()  # (J,)
