@@ -364,10 +364,21 @@ def draw_negatives(candidates: Candidates, weigh: Weigh, bound: Tensor) -> Sampl
         weigh: computes weights in [0, 1].
         bound: () similarity up to which all weights are 0.
     """
-    size = len(candidates.directions[0].batch_keys) * len(candidates.image_ids)  # B C
-    if candidates.image_ids.device.type == "cpu" and size > EXACT_UP_TO:
+    batch, image_ids = len(candidates.directions[0].batch_keys), candidates.image_ids
+    if draws_by_rejection(image_ids.device, batch, len(image_ids)):
         return sample_by_rejection(candidates, weigh, bound)
     return sample_exact(candidates, weigh)
+
+
+def draws_by_rejection(device: torch.device, batch: int, candidates: int) -> bool:
+    """Tell whether `draw_negatives` draws by rejection on a device.
+
+    Args:
+        device: of the embeddings.
+        batch: B.
+        candidates: C, batch and bank.
+    """
+    return device.type == "cpu" and batch * candidates > EXACT_UP_TO
 
 
 def running_sums(values: Tensor) -> Tensor:

@@ -1,19 +1,22 @@
-"""Measure how time and memory grow with the memory bank, the test set, the pairs of the training
-split, and the samples in tar shards.
+"""Measure how time and memory grow with the memory bank, the test set, an embeddings file, the
+pairs of the training split, and the samples in tar shards.
 
     python benchmarks/growth.py --save
     python benchmarks/growth.py --photos 1000 10000 100000 --banks
+    python benchmarks/growth.py --files 20000 --dim 512 --banks --photos
     python benchmarks/growth.py --pairs 3000000 --banks --photos
     python benchmarks/growth.py --shards 1000000 --banks --photos
 
 "extra memory" is the highest resident memory during the work, less that before it: what the work
-needs beside the bank or the embeddings themselves. It is read from Linux's /proc.
+needs beside the bank or the embeddings themselves; of an embeddings file it holds them too. It is
+read from Linux's /proc.
 """
 
 import argparse
 import ctypes
 import datetime
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,7 @@ if __name__ == "__main__":
     from common.start import begin_command
     begin_command()
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from large_data import pair_rows
@@ -32,6 +36,8 @@ from speed import describe_machine, filled_bank, fitted_loss, save_table, unit_r
 from timing import resident
 
 from common.errors import exit_on_input_error
+from data import Split
+from metrics.embeddings import Embeddings, read_embeddings, save_embeddings
 from metrics.retrieval import retrieval_metrics
 
 
@@ -112,6 +118,46 @@ def test_set(count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return images, texts, image_of_text
 
 
+def file_rows(photos: list[int], dim: int) -> list[str]:
+    """Return the table of reading and scoring an embeddings file, in both types that it may have.
+
+    Args:
+        photos: N_i, with five captions for each photo.
+        dim: D of the embeddings.
+
+    Returns:
+        The lines of a Markdown table.
+    """
+    lines = ["| photos x captions | type | embeddings in the file | read | read and scored | "
+             "extra memory to read | to read and score |", "|---|---|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for count in photos:
+            for dtype, size in ("float32", 4), ("bfloat16", 2):
+                path = Path(folder, f"{dtype}.npz")
+                write_test_set(count, dim, path, dtype)
+                read_seconds, read_extra = measure(lambda path=path: read_embeddings(path))
+                seconds, extra = measure(lambda path=path: score_file(path))
+                lines.append(f"| {count:,} x {5 * count:,} | {dtype} | "
+                             f"{6 * count * dim * size / 2**20:,.0f} MiB | {read_seconds:.1f} s | "
+                             f"{seconds:.1f} s | {read_extra:,.0f} MiB | {extra:,.0f} MiB |")
+    return lines
+
+
+def write_test_set(count: int, dim: int, path: Path, dtype: str) -> None:
+    """Write the embeddings file of a `test_set` in a type, with short names and captions."""
+    images, texts, image_of_text = test_set(count, dim)
+    names, captions = np.arange(count).astype(str), np.arange(5 * count).astype(str)
+    split = Split(path, names.tolist(), captions.tolist(), image_of_text.numpy())
+    save_embeddings(Embeddings(images, texts, split), path, dtype)
+
+
+def score_file(path: Path) -> None:
+    """Read an embeddings file, and compute its recalls, as `evaluation.py --embeddings` does."""
+    embeddings = read_embeddings(path)
+    retrieval_metrics(embeddings.image_embeds, embeddings.text_embeds,
+                      embeddings.split.image_of_text)
+
+
 def main(argv: list[str] | None = None) -> str:
     """Run the command with the arguments `argv`, or with those of the process; return its output.
     """
@@ -121,6 +167,8 @@ def main(argv: list[str] | None = None) -> str:
                         help="sizes of the memory bank")
     parser.add_argument("--photos", type=int, nargs="*", default=[1000, 5000, 20_000],
                         help="sizes of the test set; 100,000 takes a quarter of an hour")
+    parser.add_argument("--files", type=int, nargs="*", default=[], metavar="PHOTOS",
+                        help="photos of embeddings files that are read and scored")
     parser.add_argument("--pairs", type=int, help="simulated pairs of a training split, for what "
                         "benchmarks/large_data.py measures")
     parser.add_argument("--shards", type=int, metavar="SAMPLES", help="samples in tar shards, for "
@@ -135,6 +183,8 @@ def main(argv: list[str] | None = None) -> str:
         tables.append(bank_rows(options.banks, options.batch, options.dim, options.repeats))
     if options.photos:
         tables.append(test_set_rows(options.photos, options.dim))
+    if options.files:
+        tables.append(file_rows(options.files, options.dim))
     if options.pairs:
         tables.append(pair_rows(options.pairs))
     if options.shards:

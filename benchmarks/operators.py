@@ -1,6 +1,7 @@
 """Count the operators of a training step by its parts, and the graph breaks of its loss.
 
     python benchmarks/operators.py
+    python benchmarks/operators.py --chunk 8
 
 A step of FNE in the structure of the published setting: a ViT and a BERT of 12 layers, their
 momentum encoders, B 32, M 8,224, negatives drawn as on a GPU. Encoders and photos are small, which
@@ -109,32 +110,29 @@ def count_operators(run: Run) -> dict[str, Counter]:
 
 
 def graph_breaks(run: Run) -> tuple[int, int]:
-    """Return how many graphs `torch.compile` makes of statistics, draw and loss, and its breaks."""
-    criterion, bank = run.objective.criterion, run.objective.bank
+    """Return how many graphs `torch.compile` makes of draw and hinge, and its breaks."""
     batch, dim = run.options.batch_size_train, run.model.embed_size
     embeds = torch.nn.functional.normalize(torch.randn(4, batch, dim), dim=2)
     ids = torch.arange(batch)
-
-    def loss(image_embeds, text_embeds, image_keys, text_keys):
-        criterion.update_statistics(image_embeds, text_embeds, ids)
-        return criterion(image_embeds, text_embeds, image_keys, text_keys, ids, bank, text_ids=ids)
-
     with mock.patch.object(negative_sampling, "EXACT_UP_TO", 2**62):
         torch._dynamo.reset()
-        found = torch._dynamo.explain(loss)(*embeds.requires_grad_().unbind())
+        found = torch._dynamo.explain(run.objective.draw_and_hinge)(
+            *embeds.requires_grad_().unbind(), ids, ids, 0, (None, None))
     return found.graph_count, found.graph_break_count
 
 
-def print_counts(short: bool) -> None:
+def print_counts(short: bool, chunk: int) -> None:
     """Print the table of operators, and the graphs and breaks of the loss.
 
     Args:
         short: Whether to count with encoders of two layers and a small bank.
+        chunk: Of --chunk; 0 for a step without.
     """
     layers = {"num_hidden_layers": 2 if short else 12}
     narrow = {name: lambda size, words, config=config: config(size, words, **layers)
               for name, config in NARROW_ENCODERS.items()}
-    flags = [*PUBLISHED, "--image_res", "64", *(["--queue_size", "64"] if short else [])]
+    flags = [*PUBLISHED, "--image_res", "64", "--chunk", str(chunk),
+             *(["--queue_size", "64"] if short else [])]
     with mock.patch.dict(BUILT_IN, narrow):
         runs = {precision: make_run([*flags, "--precision", precision], "cpu")
                 for precision in ("fp32", "bf16")}
@@ -147,7 +145,7 @@ def print_counts(short: bool) -> None:
         print(f"| {part} | {fp32[part]['operators']:,} | {bf16[part]['operators']:,} | "
               f"{bf16[part]['casts']:,} | {bf16[part]['of weights']:,} |")
     graphs, breaks = graph_breaks(runs["fp32"])
-    print(f"\nstatistics, draw and loss under torch.compile: graphs {graphs}, breaks {breaks}")
+    print(f"\ndraw and hinge under torch.compile: graphs {graphs}, breaks {breaks}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -156,9 +154,11 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true",
                         help="encoders of two layers and a small bank, to see that it runs")
-    short = parser.parse_args(argv).short
+    parser.add_argument("--chunk", type=int, default=0,
+                        help="of train.py; 0 for none (%(default)s)")
+    arguments = parser.parse_args(argv)
     with exit_on_input_error():
-        print_counts(short)
+        print_counts(arguments.short, arguments.chunk)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def gpu_rows(batch: int, rate: float, repeats: int) -> list[Row]:
 
 
 def compile_rows(short: bool, repeats: int, device: str) -> list[Row]:
-    """Return a step with `--compile` beside a step without it.
+    """Return a step, and its draw and hinge alone, with `--compile` beside those without it.
 
     Args:
         short: whether to take tiny sizes on a CPU.
@@ -183,6 +183,9 @@ def compile_rows(short: bool, repeats: int, device: str) -> list[Row]:
         rows.append(make_row("compile", f"a step with --compile, {' '.join(flags)}",
                              "without it takes (times ours)",
                              time_two_runs(compiled, plain, repeats), inverse=True))
+        rows.append(make_row("compile", f"its draw, hinge and gradient, {' '.join(flags)}",
+                             "without it takes (times ours)",
+                             time_two_losses(compiled, plain, repeats), inverse=True))
     return rows
 
 
@@ -234,6 +237,22 @@ def time_two_runs(run: Run, other: Run, repeats: int) -> tuple[list[float], list
     """Return the seconds of a step of each of two runs, `repeats` times in turns."""
     return time_in_turns(repeats, lambda: step(run, random_batch(run)),
                          lambda: step(other, random_batch(other)), run.device.type)
+
+
+def time_two_losses(run: Run, other: Run, repeats: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of draw, hinge and gradient of each of two runs of FNE, in turns."""
+    size = 4, run.options.batch_size_train, run.model.embed_size
+    embeds = torch.nn.functional.normalize(torch.randn(size, device=run.device), dim=2)
+    batch = random_batch(run)
+
+    def loss_and_gradient(run: Run) -> None:
+        anchors = embeds[:2].clone().requires_grad_()
+        loss, *_ = run.objective.draw_and_hinge(*anchors, *embeds[2:], batch.image_ids,
+                                                batch.text_ids, 0, (None, None))
+        loss.backward()
+
+    return time_in_turns(repeats, lambda: loss_and_gradient(run),
+                         lambda: loss_and_gradient(other), run.device.type)
 
 
 def time_beside_encoders(run: Run, repeats: int) -> tuple[list[float], list[float]]:

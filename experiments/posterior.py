@@ -330,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
         keep_freed_memory()  # otherwise half of the time goes into new pages of memory
         results = {}
         for path in options.embeddings:
-            embeddings = read_embeddings(path)
+            embeddings = read_embeddings(path).in_full_precision()
             if options.judgements:
                 pairs = pairs_of_judgements(embeddings, options.judgements)
             else:

@@ -283,7 +283,7 @@ def make_opening(arguments: argparse.Namespace) -> str:
     if not 1 <= arguments.rows <= MOST_ROWS:
         raise InputError(f"--rows {arguments.rows}: must be at least 1, and at most {MOST_ROWS}")
     place = files.resolve_output(arguments.output, "--output", is_opening, [arguments.embeddings])
-    embeddings = read_embeddings(arguments.embeddings)
+    embeddings = read_embeddings(arguments.embeddings).in_full_precision()
     criterion = fitted_criterion(embeddings)
     if criterion is None or not {"dataset", "split"} <= embeddings.facts.keys():
         raise InputError(f"{arguments.embeddings} has no statistics of FNE: save the embeddings of "

@@ -63,6 +63,7 @@ def write_report(
     Raises:
         InputError: the file cannot be written, or something else is there already.
     """
+    embeddings = embeddings.in_full_precision()
     criterion = fitted_criterion(embeddings)
     evidence = fit_evidence(embeddings)
     library = Library(embeddings.split, photos)

@@ -10,7 +10,7 @@ it, see `metrics/facts.py`.
 
 import math
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,8 @@ class Embeddings:
     """The content of an embeddings file.
 
     Attributes:
-        image_embeds: (N_i, D).
-        text_embeds: (N_t, D).
+        image_embeds: (N_i, D) float32 or float64, or bfloat16 of a file that holds such.
+        text_embeds: (N_t, D), likewise.
         split: The photos' names, the captions, and the photo of each caption.
         statistics: (2, 3) count, mean and m2 of FNE's positive and negative Gaussian, or None.
         prior: The prior of FNE's posterior, or None.
@@ -51,6 +51,12 @@ class Embeddings:
     statistics: np.ndarray | None = None
     prior: float | None = None
     facts: dict[str, object] = field(default_factory=dict)
+
+    def in_full_precision(self) -> "Embeddings":
+        """Return a copy whose embeddings are float32 where they are bfloat16."""
+        images, texts = (embeds.float() if embeds.dtype == torch.bfloat16 else embeds
+                         for embeds in (self.image_embeds, self.text_embeds))
+        return replace(self, image_embeds=images, text_embeds=texts)
 
 
 def fitted_gaussians(embeddings: Embeddings) -> list[RunningGaussian]:
@@ -155,13 +161,15 @@ def save_embeddings(embeddings: Embeddings, path: Path, dtype: str = "float32") 
     Args:
         embeddings: What is written.
         path: The file.
-        dtype: The type of the embeddings in the file, "float32" (they are written as they are) or
-            "bfloat16".
+        dtype: The type of the embeddings in the file: "bfloat16", or "float32", which leaves
+            float64 as it is.
 
     Raises:
         InputError: If the file cannot be written.
     """
     split = embeddings.split
+    embeddings = embeddings.in_full_precision()
+
     def as_array(embeds: Tensor) -> np.ndarray:
         if dtype == "bfloat16":
             return embeds.bfloat16().view(torch.int16).numpy().view(np.uint16)
@@ -192,7 +200,8 @@ def read_embeddings(path: Path) -> Embeddings:
     """Read an embeddings file.
 
     Returns:
-        The embeddings in float32, or in float64 if the file has more digits.
+        The embeddings in bfloat16 if the file holds such, else in float32, or in float64 if it has
+        more digits.
 
     Raises:
         InputError: If the file cannot be read, lacks an array, or its arrays do not match.
@@ -265,8 +274,9 @@ def read_arrays(path: Path, source: str) -> dict[str, np.ndarray]:
 
 
 def as_float_tensor(array: np.ndarray) -> Tensor:
-    """Return embeddings as a tensor: half precision as float32, long doubles as float64."""
-    if array.dtype == np.uint16:  # the bits of bfloat16 numbers
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
+    """Return embeddings as a tensor: float16 as float32, long doubles as float64, uint16 as the
+    bfloat16 numbers whose bits they are. What needs no change shares the array's memory."""
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     bytes_per_number = min(max(array.itemsize, 4), 8)
-    return torch.from_numpy(array.astype(f"f{bytes_per_number}"))
+    return torch.from_numpy(array.astype(f"f{bytes_per_number}", copy=False))

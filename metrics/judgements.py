@@ -279,6 +279,7 @@ def judge(embeddings: Embeddings, path: Path, resamples: int | None = None) -> d
     """
     resamples = RESAMPLES if resamples is None else resamples
     judgements = read_judgements(path, embeddings.split)
+    embeddings = embeddings.in_full_precision()
     image_embeds = embeddings.image_embeds[judgements.images]  # (J, D)
     text_embeds = embeddings.text_embeds[judgements.texts]  # (J, D)
     similarity = (image_embeds * text_embeds).sum(dim=1).double()  # (J,)

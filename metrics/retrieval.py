@@ -18,6 +18,7 @@ BLOCK = 2**20  # similarities held at a time (4 MiB in float32, which stay in th
 BLOCK_TEXTS = 1024  # captions of such a block
 # On a GPU blocks are larger, because each operation has to be launched.
 GPU_BLOCK, GPU_BLOCK_TEXTS = 2**24, 2**13
+NORM_ROWS = 2**14  # embeddings whose lengths are computed at a time
 # Share of a block's pairs from which the whole product in float64 is faster than pair by pair.
 WHOLE_PRODUCT_SHARE = 1 / 32
 
@@ -26,15 +27,18 @@ def as_tensors(image_embeds, text_embeds, image_of_text) -> tuple[Tensor, Tensor
     """Check the arguments of `retrieval_ranks`, and return them as tensors on one device.
 
     Returns:
-        Images (N_i, D) and texts (N_t, D), float32 or float64, scaled into the range of floats; and
-        each caption's photo (N_t,).
+        Images (N_i, D) and texts (N_t, D), scaled into the range of floats: float32 or float64, or
+        bfloat16 where both are given so, which `ranks_and_folds` converts block by block; and each
+        caption's photo (N_t,).
 
     Raises:
         ValueError: If shapes do not match, a photo's number is out of range, a photo has no
             caption, or an embedding is not finite.
     """
     images, texts = torch.as_tensor(image_embeds), torch.as_tensor(text_embeds)
-    images, texts = promote_to_float32(images, texts.to(images.device))
+    texts = texts.to(images.device)
+    if not images.dtype == texts.dtype == torch.bfloat16:
+        images, texts = promote_to_float32(images, texts)
     image_of_text = torch.as_tensor(image_of_text, device=images.device)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"embeddings must be (N_i, D) and (N_t, D), got {tuple(images.shape)} "
@@ -67,7 +71,14 @@ def scaled_into_range(embeds: Tensor) -> Tensor:
     if not math.isfinite(largest):
         raise ValueError("an embedding holds NaN or infinity")
     exponent = math.frexp(largest)[1]
-    return embeds if abs(exponent) < 16 else torch.ldexp(embeds, torch.tensor(-exponent))
+    if abs(exponent) < 16:
+        return embeds
+    return torch.ldexp(from_bfloat16(embeds), torch.tensor(-exponent))
+
+
+def from_bfloat16(embeds: Tensor) -> Tensor:
+    """Return embeddings (n, D) in float32 where they are bfloat16, else as they are."""
+    return embeds.float() if embeds.dtype == torch.bfloat16 else embeds
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
@@ -123,9 +134,13 @@ def similarity_tolerances(images: Tensor, texts: Tensor) -> Tolerances:
     A product of matrices sums its edges in another order than its middle, so that equal rows may
     give products that differ in the last bits.
     """
-    scale = float(images.norm(dim=1).max() * texts.norm(dim=1).max())
+    longest_image, longest_text = (
+        max(from_bfloat16(rows).norm(dim=1).max() for rows in embeds.split(NORM_ROWS))
+        for embeds in (images, texts))
+    scale = float(longest_image * longest_text)
     tie = 64 * torch.finfo(torch.float64).eps * scale
-    return Tolerances(max(tie, rounding_tolerance(images.dtype) * scale), tie)
+    rounding = rounding_tolerance(torch.promote_types(images.dtype, torch.float32))
+    return Tolerances(max(tie, rounding * scale), tie)
 
 
 @torch.no_grad()
@@ -165,10 +180,11 @@ def ranks_and_folds(
         block_size, block_texts = GPU_BLOCK, GPU_BLOCK_TEXTS
     else:
         block_size, block_texts = BLOCK, min(BLOCK, BLOCK_TEXTS)
-    workspace = images.new_empty(block_size)
+    workspace = from_bfloat16(images[:1]).new_empty(block_size)
     texts_per_fold = fold_of_text.bincount().tolist()
     for fold, text_slice in split_groups(texts_per_fold, block_texts):
-        some_texts = texts[text_slice if is_ordered else order[text_slice]]  # (c, D)
+        some_texts = from_bfloat16(
+            texts[text_slice if is_ordered else order[text_slice]])  # (c, D)
         photos_before = fold * photos_per_fold
         photos_after = (folds - fold - 1) * photos_per_fold
         photo_groups = [photos_before, photos_per_fold, photos_after]
@@ -178,7 +194,7 @@ def ranks_and_folds(
                 continue
             row_of_text = image_of_text[text_slice] - image_slice.start  # (c,)
             is_inside = (row_of_text >= 0) & (row_of_text < image_slice.stop - image_slice.start)
-            some_images = images[image_slice]  # (b, D)
+            some_images = from_bfloat16(images[image_slice])  # (b, D)
             block = SimilarityBlock(some_images, some_texts, some_images @ some_texts.T,
                                     row_of_text, is_inside.nonzero()[:, 0], workspace)
             i2t_counts = count_better(block, image_positive[image_slice, None], 1, tolerances)

@@ -16,6 +16,7 @@ from torch import Tensor
 from common.errors import InputError
 from data import Split
 from metrics.retrieval import BLOCK, rounding_tolerance
+from negative_sampling import promote_to_float32
 
 # How metrics are printed, by the end and by the start of their key.
 LABELS = {"map_at_r": "mAP@R", "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5",
@@ -52,6 +53,7 @@ def multi_positive_metrics(image_embeds: Tensor, text_embeds: Tensor, matches) -
     Returns:
         `{i2t,t2i}_{map_at_r,r_precision}` in percent.
     """
+    image_embeds, text_embeds = promote_to_float32(image_embeds, text_embeds)
     matches = torch.as_tensor(matches, device=image_embeds.device)
     directions = {"i2t": (image_embeds, text_embeds, matches.T),
                   "t2i": (text_embeds, image_embeds, matches)}
@@ -142,6 +144,7 @@ def coco_metrics(
     photo_of_caption = [truth.coco_gts["t2i"][caption][0] for caption in caption_ids.tolist()]
     if photo_of_caption != [image_ids[image] for image in split.image_of_text]:
         return None
+    image_embeds, text_embeds = promote_to_float32(image_embeds, text_embeds)
     retrieved = {
         "i2t": retrieved_ids(image_embeds, text_embeds, np.array(image_ids), caption_ids),
         "t2i": retrieved_ids(text_embeds, image_embeds, caption_ids, np.array(image_ids)),

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from helpers.cases import step_of_the_method
+from helpers.one_process import in_a_new_process
 from helpers.paths import ROOT
 from helpers.runs import assert_same, command, final_state
 from helpers.steps import make_run, run_with_a_bank, take_step
@@ -120,6 +121,14 @@ def test_a_step_on_a_gpu_is_in_bf16_if_nobody_says_otherwise(tmp_path):
     loss = take_step(run, batch)
     assert seen == {torch.bfloat16}
     assert loss.dtype == torch.float32 and loss.isfinite() and int(run.skips.count) == 0
+
+
+def test_steps_of_one_process_through_nccl_are_those_without():
+    """In float32; `test_one_process_that_exchanges_with_itself_trains_the_same` is its counterpart
+    on a CPU, over gloo."""
+    found = in_a_new_process("cuda")
+    assert set(found["sent"]) == {"nccl"} and found["sent"]["nccl"] >= 4 * 2
+    assert found["together"] == pytest.approx(found["alone"], rel=1e-3)
 
 
 # In a process of its own, since cuBLAS reads its variable once. With STOP as the first argument the

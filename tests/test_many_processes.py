@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.one_process import in_a_new_process
 from helpers.paths import ROOT
 from helpers.photos import break_photos
 from helpers.runs import assert_same, command, copy_of, final_state
@@ -408,3 +409,10 @@ def test_gradients_in_bfloat16_halve_what_is_sent(tmp_path):
     assert 2 * half == whole
     assert all(value.dtype == torch.float32 for value in weights.values())
     assert_same(dict(weights), dict(other_weights))
+
+
+def test_one_process_that_exchanges_with_itself_trains_the_same():
+    """Over gloo, to the bit; `tests/test_cuda.py` has the counterpart over NCCL."""
+    found = in_a_new_process("cpu")
+    assert set(found["sent"]) == {"gloo"} and found["sent"]["gloo"] >= 4 * 2
+    assert found["together"] == found["alone"] and min(found["alone"]) > 0

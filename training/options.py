@@ -135,7 +135,7 @@ class TrainingOptions:
         "float32", "of several processes: type in which gradients are sent and added up; bfloat16 "
         "sends half the bytes", choices=("float32", "bfloat16"), from_checkpoint=True)
     compile: bool = option(
-        False, "torch.compile the encoders: a slow start, then steps that may be faster "
+        False, "torch.compile encoders and loss: a slow start, then steps that may be faster "
         "(docs/speed.md)", from_checkpoint=True)
     deterministic: bool = option(
         False, "on a GPU: a run that is repeated, or goes on, ends in the same bits; slower",

@@ -22,7 +22,7 @@ from model import (
 from teacher.posterior import TeacherPosterior
 from training.clock import StepClock
 from training.objectives import objective_class
-from training.objectives.base import Objective
+from training.objectives.base import Objective, compile_losses
 from training.optimizer import build_optimizer
 from training.options import TrainOptions
 from training.schedule import learning_rate_factor, position
@@ -172,6 +172,7 @@ def build_run(
     if options.compile:
         compile_encoders(model, *(module for module in objective.modules()
                                   if isinstance(module, DualEncoder)))
+        compile_losses(objective)
     check_entries_named(objective)
     statistics, fit = image_statistics(options), photo_fit(options)
     return Run(

@@ -23,6 +23,12 @@ def test_growth_gives_a_row_for_each_size(capsys):
     assert "| 32 |" in printed and "| 64 |" in printed and "| 20 x 100 |" in printed
 
 
+def test_an_embeddings_file_has_a_row_for_each_type(capsys):
+    growth.main(["--banks", "--photos", "--files", "20", "--dim", "512"])
+    printed = capsys.readouterr().out
+    assert "| 20 x 100 | float32 | 0 MiB |" in printed and "| 20 x 100 | bfloat16 |" in printed
+
+
 def test_pairs_are_simulated_read_and_loaded(small, tmp_path, monkeypatch, capsys):
     """Enough to be kept would be 100,000; here it is seen that every line is there.
 

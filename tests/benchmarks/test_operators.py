@@ -26,3 +26,12 @@ def test_each_part_of_a_step_has_a_row_and_the_loss_is_one_graph(capsys):
     # Matrices and biases: 6 of each layer, 2 poolers, and the patches' one. Each is cast once.
     assert weights[0] == weights[4] == 2 * (2 * 2 * 6 + 2 + 1) == sum(weights) / 2
     assert output.endswith("graphs 1, breaks 0\n")
+
+
+def test_each_chunk_casts_the_weights_again(capsys):
+    """In both forward passes, and where the online encoders go forward again on the way back."""
+    operators.main(["--short", "--chunk", "8"])
+    casts = [int(line.split("|")[5].replace(",", ""))
+             for line in capsys.readouterr().out.splitlines()[2:] if line.startswith("|")]
+    once, chunks = 2 * (2 * 2 * 6 + 2 + 1), 4
+    assert [number for number in casts if number] == [chunks * once] * 3

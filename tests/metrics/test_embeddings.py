@@ -16,6 +16,7 @@ import evaluation
 from data import Split
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings, save_embeddings
 from metrics.retrieval import retrieval_metrics
+from metrics.true_matches import multi_positive_metrics
 
 
 def test_an_embeddings_file_is_read_again_and_scored(tmp_path, capsys):
@@ -45,7 +46,8 @@ def test_embeddings_in_bfloat16_take_half_and_move_recalls_by_a_tenth_at_most(tm
     for dtype in "float32", "bfloat16":
         save_embeddings(Embeddings(images, texts, split), tmp_path / dtype, dtype)
         again = read_embeddings(tmp_path / dtype)
-        assert again.image_embeds.dtype == torch.float32
+        assert again.image_embeds.dtype == getattr(torch, dtype)
+        again = again.in_full_precision()
         assert torch.allclose(again.image_embeds, images, rtol=2**-8, atol=0)
         found.append(retrieval_metrics(again.image_embeds, again.text_embeds, split.image_of_text))
         with np.load(tmp_path / dtype) as arrays:
@@ -55,6 +57,31 @@ def test_embeddings_in_bfloat16_take_half_and_move_recalls_by_a_tenth_at_most(tm
     for name in exact:
         if "_r" in name:
             assert abs(exact[name] - half[name]) < 0.101, name
+
+
+def test_embeddings_in_bfloat16_get_the_metrics_of_their_float32(tmp_path, capsys):
+    """Of an embeddings file, whose report and judgements are those of float32 numbers too."""
+    as_json(tmp_path / "x.json")
+    split = small_split(tmp_path)
+    save_embeddings(small_embeddings(split), tmp_path / "half.npz", "bfloat16")
+    half = read_embeddings(tmp_path / "half.npz")
+    assert half.text_embeds.dtype == torch.bfloat16
+    save_embeddings(half, tmp_path / "full.npz")
+    assert read_embeddings(tmp_path / "full.npz").text_embeds.dtype == torch.float32
+    found = []
+    for name in "half", "full":
+        evaluation.main([
+            *CPU, "--embeddings", str(tmp_path / f"{name}.npz"), "--judgements",
+            str(tmp_path / "x.json"), "--output", str(tmp_path / f"{name}.json"), "--report",
+            str(tmp_path / name)])
+        report = (tmp_path / name / "report.html").read_text()
+        found.append((json.loads((tmp_path / f"{name}.json").read_text()),
+                      report.replace(f"{name}.npz", "")))
+    assert found[0] == found[1] and "posterior" in found[0][0]["judgements"]
+    matches = torch.rand(6, 3) < 0.5
+    full = half.in_full_precision()
+    assert (multi_positive_metrics(half.image_embeds, half.text_embeds, matches)
+            == multi_positive_metrics(full.image_embeds, full.text_embeds, matches))
 
 
 def test_a_type_of_embeddings_that_are_not_saved_is_refused(capsys):

@@ -168,6 +168,26 @@ def test_half_precision_is_scored_in_float32():
         *(array.astype(np.float32) for array in case[:2]), case[2])
 
 
+@pytest.mark.parametrize("exponent", [0, 100, -100])
+@pytest.mark.parametrize("tied", [False, True])
+def test_bfloat16_is_ranked_as_in_float32_block_by_block(monkeypatch, tied, exponent):
+    """And but for the scaling of what would overflow no more than a block is converted at once."""
+    monkeypatch.setattr(retrieval, "BLOCK", 40)
+    monkeypatch.setattr(retrieval, "BLOCK_TEXTS", 8)
+    monkeypatch.setattr(retrieval, "NORM_ROWS", 8)
+    images, texts, image_of_text = nearly_equal(0) if tied else random_case(images=40, texts=90)
+    shuffled = np.random.default_rng(1).permutation(len(texts))
+    texts, image_of_text = texts[shuffled], image_of_text[shuffled]
+    half = [torch.ldexp(torch.as_tensor(array).bfloat16(), torch.tensor(exponent))
+            for array in (images, texts)]
+    wanted = retrieval.metrics_and_five_fold(*(embeds.float() for embeds in half), image_of_text)
+    sizes, convert = [], retrieval.from_bfloat16
+    monkeypatch.setattr(retrieval, "from_bfloat16",
+                        lambda embeds: sizes.append(len(embeds)) or convert(embeds))
+    assert retrieval.metrics_and_five_fold(*half, image_of_text) == wanted
+    assert exponent or 1 < max(sizes) <= 8
+
+
 # -------------------------------------------------------------------------------------------- folds
 
 

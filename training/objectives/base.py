@@ -197,6 +197,14 @@ class Objective(nn.Module):
     def after_step(self, step: Step) -> None:
         """Update state in place after the optimizer's step, also if that step was left out."""
 
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the methods that `--compile` compiles; none by default.
+
+        They compute with tensors: what sends tensors to other processes or reads a number back
+        stays outside of them.
+        """
+        return ()
+
     def entries(self) -> dict[str, nn.Module | Tensor]:
         """Name the modules and tensors that a checkpoint keeps, by their key.
 
@@ -222,6 +230,18 @@ class Objective(nn.Module):
     def sampler(self) -> NegativeSampler | None:
         """Give the parts that this objective draws negatives with; None if it draws none."""
         return None
+
+
+def compile_losses(objective: Objective) -> None:
+    """Compile, in place, what an objective and the objectives in it have `--compile` compile.
+
+    Random numbers stay those of PyTorch: the compiler's own would draw other negatives.
+    """
+    for part in objective.modules():
+        if isinstance(part, Objective):
+            for name in part.compiled_methods():
+                setattr(part, name, torch.compile(getattr(part, name), dynamic=False,
+                                                  options={"fallback_random": True}))
 
 
 def phases(objective: type[Objective], options) -> list[tuple[int, int, str]]:

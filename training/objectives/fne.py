@@ -12,6 +12,7 @@ from data import Split
 from fne_loss import NO_NEGATIVE, BatchRanking, DrawnNegatives, FNELoss
 from memory_bank import EMPTY, MemoryBank
 from model import DualEncoder, MomentumUpdate, momentum_copy
+from negative_sampling import draws_by_rejection
 from teacher.posterior import TeacherPosterior
 from training.objectives.base import (
     Negatives,
@@ -105,11 +106,10 @@ class FNEObjective(Objective):
         match_posterior = self.candidates_posterior(step)
         seed_draws(self.options.seed, step.number)
         excluded = self.excluded_candidates(step, match_posterior)  # (b, C) or None, twice
-        i2t, t2i = self.criterion.draw(
-            step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids, self.bank,
-            first=step.local.start, also_excluded=excluded, text_ids=step.batch.text_ids,
-            match_posterior=match_posterior)
-        loss = self.criterion.hinge_of(step.image_embeds, step.text_embeds, i2t, t2i) / world_size()
+        loss, i2t, t2i = self.draw_and_hinge(
+            step.image_embeds, step.text_embeds, *self.keys, step.batch.image_ids,
+            step.batch.text_ids, step.local.start, excluded, match_posterior)
+        loss = loss / world_size()
         batch_loss, i2t, t2i = draws_of_batch(loss, i2t, t2i)
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
         logs = {"posterior_of_drawn": torch.cat([i2t.posterior, t2i.posterior]).mean(),
@@ -117,6 +117,37 @@ class FNEObjective(Objective):
         candidate_ids = torch.cat([step.batch.image_ids, self.bank.image_ids])  # (C,)
         logs |= excluded_share(excluded[0], step.batch.image_ids[step.local], candidate_ids)
         return Outcome(loss, batch_loss, self.drawn_negatives(step, i2t, t2i), logs)
+
+    def draw_and_hinge(
+        self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
+        image_ids: Tensor, text_ids: Tensor, first: int,
+        also_excluded: tuple[Tensor | None, Tensor | None],
+        match_posterior: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, DrawnNegatives, DrawnNegatives]:
+        """Draw a negative for each local anchor, and compute the hinge on it.
+
+        Args:
+            image_embeds, text_embeds: (b, D) online embeddings of the local pairs.
+            image_keys, text_keys: (B, D) momentum keys of all pairs.
+            image_ids, text_ids: (B,) int64, photo and caption of each pair.
+            first: row of the batch that the first local anchor is.
+            also_excluded: (b, C) bool of i2t and of t2i, or None: candidates to exclude further.
+            match_posterior: of `candidates_posterior`.
+
+        Returns:
+            () loss over the b anchors, both directions summed, and the negatives of i2t and t2i.
+        """
+        i2t, t2i = self.criterion.draw(
+            image_embeds, text_embeds, image_keys, text_keys, image_ids, self.bank, first=first,
+            also_excluded=also_excluded, text_ids=text_ids, match_posterior=match_posterior)
+        return self.criterion.hinge_of(image_embeds, text_embeds, i2t, t2i), i2t, t2i
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name draw and hinge, but where a CPU draws by rejection, which reads numbers back."""
+        batch = self.options.batch_size_train
+        if draws_by_rejection(self.device, batch, batch + len(self.bank.image_ids)):
+            return ()
+        return ("draw_and_hinge",)
 
     @torch.no_grad()
     def encode_keys(self, step: Step) -> tuple[Tensor, Tensor]:

@@ -70,14 +70,33 @@ class InfoNCEObjective(Objective):
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
         weights = self.negative_weights(step)  # (B, B) or None
-        if self.options.oracle == "positives":
-            loss = infonce_of_matches(step.similarity, excluded, self.log_scale)
-        else:
-            loss = infonce_loss(step.similarity, step.batch.image_ids, self.log_scale, excluded,
-                                weights)
-        negatives = self.softmax_negatives(step.similarity, step.batch, excluded, weights)
         ids = step.batch.image_ids
+        loss = self.loss_of(step.similarity, ids, excluded, weights)
+        negatives = self.softmax_negatives(step.similarity, step.batch, excluded, weights)
         return Outcome(loss, loss.detach(), negatives, excluded_share(excluded, ids, ids))
+
+    def loss_of(
+        self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,
+        weights: Tensor | None,
+    ) -> Tensor:
+        """Compute the loss from similarities.
+
+        Args:
+            similarity: (B, B), images in rows and texts in columns.
+            image_ids: (B,) int64, photo of each pair.
+            excluded: (B, B) bool, pairs that are no negatives beside those of one photo, or None.
+            weights: (B, B) factors of the negatives' terms, or None.
+
+        Returns:
+            () loss.
+        """
+        if self.options.oracle == "positives":
+            return infonce_of_matches(similarity, excluded, self.log_scale)
+        return infonce_loss(similarity, image_ids, self.log_scale, excluded, weights)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
 
     @torch.no_grad()
     def softmax_negatives(

@@ -72,8 +72,7 @@ class SigmoidObjective(Objective):
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded, image_ids = self.excluded_in_batch(step), step.batch.image_ids
         factors = self.negative_weights(step)  # (B, B) or None
-        loss = sigmoid_loss(step.similarity, image_ids, self.log_scale, self.bias, excluded,
-                            factors)
+        loss = self.loss_of(step.similarity, image_ids, excluded, factors)
         with torch.no_grad():  # a negative's share of the gradient with respect to the similarities
             weights = torch.sigmoid(self.log_scale.exp() * step.similarity + self.bias)  # (B, B)
             weights = weights * ~excluded_candidates(image_ids, image_ids, excluded)
@@ -81,6 +80,17 @@ class SigmoidObjective(Objective):
                 weights = weights * factors
         return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch),
                        excluded_share(excluded, image_ids, image_ids))
+
+    def loss_of(
+        self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,
+        factors: Tensor | None,
+    ) -> Tensor:
+        """Compute the `sigmoid_loss` by the learned numbers: a () loss."""
+        return sigmoid_loss(similarity, image_ids, self.log_scale, self.bias, excluded, factors)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
 
     def after_step(self, step: Step) -> None:
         """Bound the learned scale in place, as `InfoNCEObjective` does."""

@@ -1,6 +1,7 @@
 """The in-batch triplet loss, a control of its own and the warm-up of FNE."""
 
 import torch
+from torch import Tensor
 
 from fne_loss import BatchRanking, rank_batch, triplet_costs, triplet_from_similarity
 from training.objectives.base import (
@@ -34,9 +35,8 @@ class TripletObjective(Objective):
         """Compute the loss of a step from the similarities of the whole batch."""
         excluded = self.excluded_in_batch(step)  # (B, B) or None
         weights = self.negative_weights(step)  # (B, B) or None
-        loss = triplet_from_similarity(
-            step.similarity, step.batch.image_ids, self.options.margin,
-            self.uses_hardest(self.options, step.epoch), excluded, weights)
+        loss = self.loss_of(step.similarity, step.batch.image_ids, excluded, weights,
+                            self.uses_hardest(self.options, step.epoch))
         ranking = step.ranking
         if weights is not None:
             ranking = rank_by_cost(step, self.options.margin, excluded, weights)
@@ -46,10 +46,33 @@ class TripletObjective(Objective):
         return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch),
                        excluded_share(excluded, ids, ids))
 
+    def loss_of(
+        self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,
+        weights: Tensor | None, hardest: bool,
+    ) -> Tensor:
+        """Compute the loss from similarities.
+
+        Args:
+            similarity: (B, B), images in rows and texts in columns.
+            image_ids: (B,) int64, photo of each pair.
+            excluded: (B, B) bool, pairs that are no negatives beside those of one photo, or None.
+            weights: (B, B) factors of the negatives' costs, or None.
+            hardest: whether only the negative of highest cost counts for each anchor.
+
+        Returns:
+            () loss.
+        """
+        return triplet_from_similarity(similarity, image_ids, self.options.margin, hardest,
+                                       excluded, weights)
+
+    def compiled_methods(self) -> tuple[str, ...]:
+        """Name the loss from similarities."""
+        return ("loss_of",)
+
 
 @torch.no_grad()
 def rank_by_cost(
-    step: Step, margin: float, excluded: torch.Tensor | None, weights: torch.Tensor
+    step: Step, margin: float, excluded: Tensor | None, weights: Tensor
 ) -> BatchRanking:
     """Find the negative of highest cost of each anchor, where negatives count less than in full.
 
