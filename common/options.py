@@ -320,7 +320,7 @@ def check_paths(options: object) -> None:
             if name == "logger_name" and not is_unicode(str(value)):
                 raise InputError(f"--logger_name {value}: TensorBoard writes only where a name is "
                                  "UTF-8")
-        elif name in ("vocab", "image_encoder", "text_encoder") and value is not None:
+        elif name in ("vocab", "image_encoder", "text_encoder", "teacher") and value is not None:
             check_path(Path(value), flag.title)
 
 

@@ -47,6 +47,8 @@ class CaptionTeacher:
     Attributes:
         key: plain values that tell one teacher from another: embeddings depend on them, and on the
             captions.
+        is_encoder: whether it sees one caption at a time, so that several processes can share the
+            captions.
 
     Raises:
         InputError: there is no such teacher, or it cannot be loaded.
@@ -57,8 +59,9 @@ class CaptionTeacher:
     ):
         self.teacher = teacher
         dimensions = latent_dimensions(teacher)
+        self.is_encoder = dimensions is None and not teacher.endswith(FILE_SUFFIX)
         if dimensions is not None:
-            self.embed_texts, self.key = fit_latent(teacher, corpus(), dimensions)
+            self.embed_texts, self.key = latent_encoder(teacher, corpus, dimensions)
         elif teacher.endswith(FILE_SUFFIX):
             embeds = read_file(Path(teacher))
             self.embed_texts, self.key = lambda texts: embeds, {"file": Path(teacher).name}
@@ -129,21 +132,22 @@ def load_sentence_encoder(
                          "library": sentence_transformers.__version__, "device": device.type}
 
 
-def fit_latent(
-    teacher: str, corpus: Sequence[str], dimensions: int
+def latent_encoder(
+    teacher: str, corpus: Callable[[], Sequence[str]], dimensions: int
 ) -> tuple[Callable[[list[str]], Tensor], dict]:
-    """Fit latent dimensions to captions: tf-idf of their words, and a truncated SVD of it.
+    """Embed captions in latent dimensions of others: tf-idf of their words, and a truncated SVD.
 
     Args:
         teacher: what `--teacher` names, for error messages.
-        corpus: the captions of the training split.
+        corpus: gives the captions of the training split, to which the dimensions are fitted.
         dimensions: of the SVD.
 
     Returns:
-        A function of texts that gives their embeddings (n, W), and the key of what was fitted.
+        A function of texts that gives their embeddings (n, W), and raises InputError where the
+        captions of the training split have too few words; and the key of what is fitted.
 
     Raises:
-        InputError: scikit-learn is missing, or the captions have too few words.
+        InputError: scikit-learn is missing.
     """
     try:
         import sklearn
@@ -152,15 +156,15 @@ def fit_latent(
     except ImportError as error:
         raise InputError(f"--teacher {teacher}: needs scikit-learn: pip install -r "
                          f"{REQUIREMENTS}") from error
-    vectorizer = TfidfVectorizer(dtype=np.float32)
-    try:
-        counts = vectorizer.fit_transform(corpus)  # (N_t, words), sparse
-        svd = TruncatedSVD(min(dimensions, counts.shape[1]), random_state=0).fit(counts)
-    except ValueError as error:
-        raise InputError(f"--teacher {teacher}: the captions have too few words for it "
-                         f"({one_line(error)})") from error
 
     def embed_texts(texts: list[str]) -> Tensor:
+        vectorizer = TfidfVectorizer(dtype=np.float32)
+        try:
+            counts = vectorizer.fit_transform(corpus())  # (N_t, words), sparse
+            svd = TruncatedSVD(min(dimensions, counts.shape[1]), random_state=0).fit(counts)
+        except ValueError as error:
+            raise InputError(f"--teacher {teacher}: the captions have too few words for it "
+                             f"({one_line(error)})") from error
         return torch.from_numpy(svd.transform(vectorizer.transform(texts)))
 
     return embed_texts, {"latent": dimensions, "library": sklearn.__version__}
@@ -173,6 +177,8 @@ def read_file(path: Path) -> Tensor:
         InputError: it cannot be read, or has no such array.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("no file")
         with np.load(path, allow_pickle=False) as file:
             embeds = file["text_embeds"]
         if embeds.dtype == np.uint16:  # the bits of bfloat16 numbers

@@ -6,12 +6,14 @@ teacher and the captions.
 
 import hashlib
 import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from common.errors import InputError
-from common.processes import broadcast_from_main
-from common.ranks import is_main
+from common.processes import broadcast_from_main, gather_strided
+from common.ranks import is_main, rank, world_size
 from common.terminal import print_status
 from data import Split
 from teacher.captions import CaptionTeacher
@@ -42,26 +44,23 @@ def prepare(
     """
     if options.teacher is None:
         return None, []
+    teacher = CaptionTeacher(options.teacher, lambda: split.captions, device)
     path = options.logger_name / FILE
     key = embeds = None
     is_kept = False
     if is_main():
-        teacher = CaptionTeacher(options.teacher, lambda: split.captions, device)
         key = teacher.key | {"captions": texts_digest(split.captions)}
-        places = [path]
-        if options.resume and options.resume.parent != path.parent:
-            places.append(options.resume.parent / FILE)
-        for place in places:
-            embeds = read_features(place, key, len(split.captions), WHAT, torch.float16)
-            is_kept = place == path and embeds is not None
-            if embeds is not None:
-                break
-        if embeds is None:
-            start = time.monotonic()
-            embeds = teacher.embed(split.captions)
-            print_status(f"{len(split.captions):,} captions shown to the teacher in "
-                         f"{time.monotonic() - start:.1f} s")
+        embeds = read_features(path, key, len(split.captions), WHAT, torch.float16)
+        is_kept = embeds is not None
+        if embeds is None and options.resume and options.resume.parent != path.parent:
+            embeds = read_features(options.resume.parent / FILE, key, len(split.captions), WHAT,
+                                   torch.float16)
     embeds = broadcast_from_main(embeds)
+    if embeds is None:
+        start = time.monotonic()
+        embeds = embed_together(teacher, split.captions)
+        print_status(f"{len(split.captions):,} captions shown to the teacher in "
+                     f"{time.monotonic() - start:.1f} s")
     image_of_text = torch.from_numpy(split.image_of_text)
     try:
         posterior = TeacherPosterior(embeds, image_of_text, len(split.images), options.prior)
@@ -70,7 +69,15 @@ def prepare(
     return posterior.to(device), [Features(path, key, embeds, is_kept)]
 
 
-def texts_digest(captions) -> str:
+def embed_together(teacher: CaptionTeacher, captions: Sequence[str]) -> Tensor:
+    """Embed captions, of which each process of a run takes its share: (N_t, W) float16."""
+    if not teacher.is_encoder:
+        return broadcast_from_main(teacher.embed(captions) if is_main() else None)
+    local = [captions[number] for number in range(rank(), len(captions), world_size())]
+    return gather_strided(teacher.embed(local or [captions[0]]), len(captions))
+
+
+def texts_digest(captions: Sequence[str]) -> str:
     """Compute a digest of the texts of captions."""
     digest = hashlib.blake2b(digest_size=16)
     for text in captions:

@@ -135,7 +135,7 @@ def test_a_mistake_names_the_flag_in_one_line(tmp_path, mistake):
 
 def test_captions_without_words_are_refused():
     with pytest.raises(InputError, match="--teacher captions"):
-        teacher_of("captions", ["!", "?"])
+        teacher_of("captions", ["!", "?"]).embed(CAPTIONS)
 
 
 @pytest.mark.parametrize("name, package", [("captions", "sklearn"),

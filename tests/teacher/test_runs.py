@@ -15,6 +15,7 @@ from helpers.runs import (
     final_state,
 )
 from helpers.stopping import signal_after
+from helpers.together import run_together
 
 import checkpoint
 import evaluation
@@ -84,6 +85,24 @@ def test_other_embeddings_are_not_gone_on_with(data, tmp_path, capsys):
     expect_one_line(again, "--teacher", capsys)
     expect_one_line(command(data, folder, "--loss", "infonce", "--resume", "auto"),
                     "--posterior teacher", capsys)
+
+
+@pytest.mark.parametrize("is_encoder", [True, False])
+def test_several_processes_share_the_captions(tmp_path, is_encoder):
+    """Of three processes two have captions of their own."""
+    class Teacher:
+        def embed(self, captions):
+            return torch.tensor([[float(text), 1.0] for text in captions]).half()
+
+    def call():
+        teacher = Teacher()
+        teacher.is_encoder = is_encoder
+        return [teaching.embed_together(teacher, [str(number) for number in range(count)])
+                for count in (2, 7)]
+
+    for found in run_together(3, call, tmp_path):
+        for count, rows in zip((2, 7), found):
+            assert torch.equal(rows[:, 0], torch.arange(count).half())
 
 
 def test_it_is_tested_without_the_teacher(data, tmp_path, capsys):
