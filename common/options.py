@@ -211,6 +211,11 @@ class ScoringOptions(EncodingOptions):
         choices=("float32", "bfloat16"))
     embeddings: Path | None = option(
         None, "score these, of this program or any other, instead of a checkpoint", metavar="NPZ")
+    teacher: str | None = option(
+        None, "judge pairs by a teacher as well, in --judgements, --report and --save_embeddings: "
+        "a sentence encoder, by its name on the Hub or its folder; captions: latent dimensions of "
+        "the training captions (captions:100 for so many); or an npz file with text_embeds "
+        "(N_t, W) of the split's captions (docs/teacher.md)", metavar="NAME")
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from common.processes import broadcast_from_main
 from common.ranks import is_main
 from common.terminal import print_status
 from data import Split
-from teacher.captions import CaptionTeacher
+from teacher.captions import FILE_SUFFIX, CaptionTeacher
 from teacher.posterior import TeacherPosterior
 from training.features import Features, read_features
 from training.options import TrainOptions
@@ -68,6 +68,18 @@ def prepare(
     except ValueError as error:
         raise InputError(f"--teacher {options.teacher}: {split.source}: {error}") from error
     return posterior.to(device), [Features(path, key, embeds, is_kept)]
+
+
+def teacher_of_test(options: TrainOptions) -> str | None:
+    """Name the teacher that a test compares with people's judgements as well.
+
+    Returns:
+        What `--teacher` names; None without it, and where a file has embeddings of the training
+        captions alone.
+    """
+    if options.teacher is None or options.teacher.endswith(FILE_SUFFIX):
+        return None
+    return options.teacher
 
 
 def texts_digest(captions) -> str:

@@ -106,6 +106,7 @@ OF_MODULE = {
     "metrics.judgements": "metrics/test_judgements.py",
     "metrics.retrieval":
         "metrics/test_retrieval.py::test_ranks_and_metrics_are_those_of_the_released_program",
+    "metrics.teacher": "metrics/test_teacher.py::test_the_prior_is_a_hundredth",
     "metrics.true_matches":
         "metrics/test_true_matches.py::test_metrics_over_all_matches_are_those_of_a_loop",
     "model": "test_model.py::test_vit_features_are_the_mean_over_all_tokens",

@@ -239,6 +239,8 @@ def phases(objective: type[Objective], options) -> list[tuple[int, int, str]]:
 def check_teacher(options) -> None:
     """Check that `--teacher` and the flags of its use are given together.
 
+    A test may be given a `--teacher` that the run did without, to compare it with `--judgements`.
+
     Raises:
         InputError: they are not.
     """
@@ -248,7 +250,7 @@ def check_teacher(options) -> None:
     if options.posterior != "teacher":
         for name in "teacher", "match_bar":
             value = getattr(options, name)
-            if value is not None:
+            if value is not None and not (name == "teacher" and options.test):
                 raise InputError(f"--{name} {value}: belongs to --posterior teacher, and the run "
                                  f"has --posterior {options.posterior}; leave one of the two out")
 
