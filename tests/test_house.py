@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "metrics": {"teacher", "data", "fne_loss", "negative_sampling", "common"},
     "training": {"teacher", "model", "encoders", "data", "inputs", "common"} | METHOD,
     "checkpoint": {"training", "model", "encoders", "memory_bank", "common"},
-    "figures": {"training", "metrics", "data", "inputs", "common"} | METHOD,
+    "figures": {"teacher", "training", "metrics", "data", "inputs", "common"} | METHOD,
     "evaluation": {"teacher", "checkpoint", "figures", "metrics", "model", "encoders", "data",
                    "inputs", "fne_loss", "common"},
     "train": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",

@@ -84,6 +84,9 @@ class NegativeSampler(NamedTuple):
     bank: MemoryBank
     momentum_model: DualEncoder
     similarity_counts: Tensor | None  # (2, bins) int64 histograms of N+ and N-, where counted
+    # P(match) of photos (A,) and captions (c,) in the eyes of a teacher: (A, c), None without one.
+    match_posterior: Callable[[Tensor, Tensor], Tensor | None]
+    match_bar: float | None  # P(match) above which a candidate is no negative
 
 
 class Objective(nn.Module):
