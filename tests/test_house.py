@@ -35,7 +35,8 @@ MAY_IMPORT = {
                   "data", "inputs", "fne_loss", "common"},
     "search": {"searching", "export", "checkpoint", "model", "inputs", "common"},
     "experiments": {"train", "evaluation", "checkpoint", "figures", "metrics", "training",
-                    "model", "fne_loss", "negative_sampling", "data", "inputs", "common"},
+                    "teacher", "model", "fne_loss", "negative_sampling", "data", "inputs",
+                    "common"},
     "scripts": {"metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }
