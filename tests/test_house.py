@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "experiments": {"train", "evaluation", "checkpoint", "figures", "metrics", "training",
                     "teacher", "model", "fne_loss", "negative_sampling", "data", "inputs",
                     "common"},
-    "scripts": {"metrics", "data", "inputs", "common"},
+    "scripts": {"teacher", "figures", "metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }
 FOLDERS = [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").is_file()]

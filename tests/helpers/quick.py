@@ -112,6 +112,8 @@ OF_MODULE = {
     "model": "test_model.py::test_vit_features_are_the_mean_over_all_tokens",
     "negative_sampling": "test_fne_loss.py",
     "scripts.check_data": "scripts/test_check_data.py",
+    "scripts.find_matches":
+        "scripts/test_find_matches.py::test_pairs_are_those_of_a_slow_loop",
     "scripts.gpu_check": "scripts/test_gpu_check.py",
     "scripts.make_shapes": "scripts/test_make_shapes.py",
     "scripts.split": "scripts/test_split.py",
