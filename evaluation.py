@@ -36,19 +36,20 @@ from torch import Tensor
 
 import checkpoint
 from common import files
-from common.device import place_on_device
+from common.device import pick_device, place_on_device
 from common.errors import InputError, exit_on_input_error
 from common.processes import broadcast_from_main, gather_strided, process_group
 from common.ranks import is_main, rank, world_size
 from common.terminal import print_note, print_result, progress
 from common.version import commit
-from data import LoadedSplit, check_same_data, load_eval_set, photos_of_names
+from data import LoadedSplit, Split, check_same_data, load_eval_set, photos_of_names
 from encoders.preparation import preparation_text
 from encoders.processors import image_statistics, photo_fit, resolve_preparation, tokenizer_of
 from inputs.captions import Captions
 from inputs.fitting import PhotoDataset
 from inputs.loader import make_loader
 from inputs.photos import normalize
+from inputs.sources import read_split
 from metrics.embeddings import (
     Embeddings,
     is_embeddings_file,
@@ -62,6 +63,7 @@ from metrics.retrieval import metrics_and_five_fold, retrieval_metrics
 from metrics.retrieval import retrieval_ranks as retrieval_ranks  # is public here
 from metrics.true_matches import coco_metrics, metric_label, multi_positive_metrics
 from model import DualEncoder, are_unit_rows
+from teacher.captions import FILE_SUFFIX, CaptionTeacher
 
 # ---------------------------------------------------------------------------------------- encoding
 
@@ -370,6 +372,31 @@ def embed_split(
                       checkpoint.fitted_statistics(state, path), run_options.prior, facts)
 
 
+def embed_by_teacher(teacher: str, options: EncodingOptions, split: Split) -> Tensor:
+    """Embed the captions of a split by a teacher.
+
+    Args:
+        teacher: What `--teacher` names. `captions` is fitted to the captions of the training split,
+            which are read for it.
+        options: The options of the data and the device.
+        split: The split, with N_t captions.
+
+    Returns:
+        (N_t, W) float16 unit rows on the CPU; a row of zeros where the teacher knows no word.
+
+    Raises:
+        InputError: If the teacher cannot be loaded, or the training split cannot be read.
+    """
+    def training_captions() -> Sequence[str]:
+        if options.data_path is None:
+            raise InputError(f"--teacher {teacher}: it is fitted to the captions of the training "
+                             "split; name the folder of the photos with --data_path, and --dataset")
+        return read_split(options, "train").captions
+
+    device = pick_device(options.device)
+    return CaptionTeacher(teacher, training_captions, device).embed(split.captions)
+
+
 def split_title(embeddings: Embeddings, path: Path) -> str:
     """Return the title of printed results: data set and split, where known, and the file.
 
@@ -444,7 +471,7 @@ def without_nan(value: object) -> object:
 
 def score_checkpoint(
     options: EncodingOptions, state: dict, path: Path, eval_set: LoadedSplit, name: str, tokenizer,
-    output: Path,
+    output: Path, teacher: str | None = None,
 ) -> None:
     """Score a checkpoint on a split, print the metrics, and write them to a file.
 
@@ -459,9 +486,12 @@ def score_checkpoint(
         name: The split's name: "train", "val" or "test".
         tokenizer: The text encoder's tokenizer.
         output: The JSON file to write, of `metrics_path`.
+        teacher: What `--teacher` names, to compare it with --judgements too, if they are given.
     """
     embeddings = embed_split(options, state, path, eval_set, name, tokenizer)
     if is_main():
+        if teacher is not None and options.judgements:
+            embeddings.teacher_embeds = embed_by_teacher(teacher, options, eval_set.split)
         metrics = print_metrics(embeddings, options, split_title(embeddings, path))
         if state.get("zero_shot"):  # of the validation before the first step
             metrics["zero_shot"] = {"split": "val", **state["zero_shot"],
@@ -483,10 +513,16 @@ def output_paths(options: ScoringOptions) -> dict[str, Path]:
     """
     inputs = [path for path in (options.checkpoint, options.embeddings, options.judgements)
               if path is not None]
+    if options.teacher is not None and options.teacher.endswith(FILE_SUFFIX):
+        inputs.append(Path(options.teacher))
     paths = {}
     if options.embeds_dtype != "float32" and not options.save_embeddings:
         raise InputError(f"--embeds_dtype {options.embeds_dtype}: belongs to --save_embeddings; "
                          "leave the flag out, or give both")
+    if options.teacher is not None and not (options.judgements or options.report
+                                            or options.save_embeddings):
+        raise InputError(f"--teacher {options.teacher}: belongs to --judgements, --report or "
+                         "--save_embeddings; leave the flag out, or give one of these")
     if options.save_embeddings:
         paths["save_embeddings"] = files.resolve_output(
             options.save_embeddings, "--save_embeddings", is_embeddings_file, inputs)
@@ -529,6 +565,9 @@ def main(argv: list[str] | None = None) -> None:
             photos = eval_set.photos
         if not is_main():
             return
+        if options.teacher is not None:
+            embeddings.teacher_embeds = embed_by_teacher(options.teacher, options, embeddings.split)
+            embeddings.facts["teacher"] = options.teacher
         if options.save_embeddings:
             save_embeddings(embeddings, paths["save_embeddings"], options.embeds_dtype)
         title = split_title(embeddings, options.embeddings or options.checkpoint)

@@ -224,7 +224,8 @@ def train_and_test(
         close_workers(loader)
     best = options.logger_name / storage.BEST
     state = checkpoint.read_best(best)
-    score_checkpoint(options, state, best, splits["test"], "test", tokenizer, results)
+    score_checkpoint(options, state, best, splits["test"], "test", tokenizer, results,
+                     teaching.teacher_of_test(options))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -248,7 +249,8 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = tokenizer_of(options)
             test_set = load_test_set(options, tokenizer)
             check_same_data(test=test_set)
-            score_checkpoint(options, state, path, test_set, "test", tokenizer, results)
+            score_checkpoint(options, state, path, test_set, "test", tokenizer, results,
+                             teaching.teacher_of_test(options))
         else:
             lock.take(options.logger_name)
             train_and_test(options, given, path, state, lock)

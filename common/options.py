@@ -211,11 +211,41 @@ class ScoringOptions(EncodingOptions):
         choices=("float32", "bfloat16"))
     embeddings: Path | None = option(
         None, "score these, of this program or any other, instead of a checkpoint", metavar="NPZ")
+    teacher: str | None = option(
+        None, "judge pairs by a teacher as well, in --judgements, --report and --save_embeddings: "
+        "a sentence encoder, by its name on the Hub or its folder; captions: latent dimensions of "
+        "the training captions (captions:100 for so many); or an npz file with text_embeds "
+        "(N_t, W) of the split's captions (docs/teacher.md)", metavar="NAME")
 
 
 @dataclass(kw_only=True)
 class CheckingOptions(SourceOptions):
     """The options of scripts/check_data.py."""
+
+
+@dataclass(kw_only=True)
+class FindingOptions(SourceOptions):
+    """The options of scripts/find_matches.py."""
+
+    title = "matches to find"
+    split: str = option(
+        MISSING, "split to look through: train, val or test", choices=("train", "val", "test"),
+        positional=True)
+    teacher: str | None = option(
+        None, "who tells P(match): a sentence encoder, by its name on the Hub or its folder; "
+        "captions: latent dimensions of the training captions (captions:100 for so many); or an "
+        "npz file with text_embeds (N_t, W) of the split's captions", metavar="NAME")
+    out: Path | None = option(
+        None, "write the pairs here, as json, and beside it a page to look at, .html",
+        metavar="FILE.json")
+    top: int | None = option(
+        None, "the so many likeliest pairs (default: 1000, or all with --at_least)", low=1,
+        high=LARGEST_COUNT, metavar="N")
+    at_least: float | None = option(
+        None, "only pairs whose P(match) is this or more", above=0, high=1, metavar="P")
+    per_photo: int = option(5, "most pairs of a photo", low=1, high=1000)
+    judgements: Path | None = option(
+        None, "people's answers, as of evaluation.py, to compare the pairs with")
 
 
 @dataclass(kw_only=True)
@@ -299,6 +329,14 @@ def parse_checking(description: str, argv: list[str] | None = None) -> CheckingO
     """Return the options of scripts/check_data.py."""
     given = given_values(build_parser(CheckingOptions, description), argv)
     options = with_preset(CheckingOptions, given)
+    set_data_path(options, given)
+    return options
+
+
+def parse_finding(description: str, argv: list[str] | None = None) -> FindingOptions:
+    """Return the options of scripts/find_matches.py."""
+    given = given_values(build_parser(FindingOptions, description), argv)
+    options = with_preset(FindingOptions, given)
     set_data_path(options, given)
     return options
 

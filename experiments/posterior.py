@@ -9,7 +9,8 @@ people's judgements or all true matches:
 The embeddings are files that `evaluation.py --save_embeddings` wrote, of runs
 of `--loss fne`. On the pairs that are not annotated as matches, the command
 measures precision and calibration of the posterior by the similarity of photo
-and caption, by that of captions, and by both.
+and caption, by that of captions, and by both; where the files hold what a
+teacher makes of the captions (`teacher_embeds`), also with its similarity.
 """
 
 if __name__ == "__main__":
@@ -30,6 +31,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from scipy.special import expit, logit
+from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from common import files
@@ -46,6 +48,8 @@ from inputs.splits import read_matches
 from metrics.embeddings import Embeddings, fitted_gaussians, read_embeddings
 from metrics.evidence import fit_evidence, moments_in_float64
 from metrics.judgements import auroc, average_precision, read_judgements
+from metrics.teacher import fit_teacher
+from teacher.posterior import TeacherPosterior
 
 PRIORS = 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2
 BINS = 15  # of the expected calibration error, equally wide (Guo et al., 2017)
@@ -55,6 +59,11 @@ FORMS = {"published": (PHOTO_CAPTION,), "photo, caption": (PHOTO_CAPTION,),
          "one caption": (CAPTIONS,), "all captions": (CAPTIONS,),
          "both, one caption": (PHOTO_CAPTION, CAPTIONS),
          "both, all captions": (PHOTO_CAPTION, CAPTIONS)}
+# Further forms, of files with `teacher_embeds`: the teacher's similarity of captions, alone, with
+# that of photo and caption, and with both.
+TEACHER = 2
+TEACHER_FORMS = {"teacher": (TEACHER,), "photo, teacher": (PHOTO_CAPTION, TEACHER),
+                 "both and teacher": (PHOTO_CAPTION, CAPTIONS, TEACHER)}
 COLUMNS = {"ap": "AP", "auroc": "AUROC", "ece": "ECE", "above_ap": "AP above the cut-down",
            "above_auroc": "AUROC above the cut-down", "above_ece": "ECE above the cut-down"}
 
@@ -192,6 +201,80 @@ def log_odds(form: str, evidence: Evidence, published: list[RunningGaussian]) ->
     return even.logit().flatten().numpy()
 
 
+class TeacherEvidence(NamedTuple):
+    """Three similarities of J pairs, one of them a teacher's, and what is fitted to them.
+
+    Attributes:
+        similarities: (J, 3): s of photo and caption, r of the caption and the mean of the photo's
+            captions, and r as the teacher sees it.
+        same: mean (3,) and covariance (3, 3) of photos with their own captions.
+        different: the same of photos with captions of other photos.
+        teacher: the teacher's own P(match), with a prior of one half.
+    """
+
+    similarities: np.ndarray
+    same: tuple[np.ndarray, np.ndarray]
+    different: tuple[np.ndarray, np.ndarray]
+    teacher: TeacherPosterior
+
+
+def fit_teacher_evidence(embeddings: Embeddings, pairs: Pairs) -> TeacherEvidence:
+    """Return s, r and the teacher's r of some pairs, with Gaussians fitted to the whole split.
+
+    For a photo with its own caption, r is the mean similarity to its other captions. All pairs of
+    the split are held in memory: 500 MB for 1,000 photos and 5,000 captions.
+
+    Args:
+        embeddings: of the split, with `teacher_embeds`; each photo has at least two captions.
+        pairs: the J pairs.
+    """
+    image_embeds, text_embeds = embeddings.image_embeds.double(), embeddings.text_embeds.double()
+    image_of_text = torch.from_numpy(embeddings.split.image_of_text)  # (N_t,)
+    counts = torch.bincount(image_of_text)  # (N_i,)
+    texts = torch.arange(len(text_embeds))
+    all_pairs = [image_embeds @ text_embeds.T]  # (N_i, N_t) each
+    own_pairs = [all_pairs[0][image_of_text, texts]]  # (N_t,) each
+    for embeds in text_embeds, embeddings.teacher_embeds.double():
+        sums = torch.zeros(len(counts), embeds.shape[1], dtype=torch.float64)
+        sums.index_add_(0, image_of_text, embeds)
+        all_pairs.append(sums / counts[:, None] @ embeds.T)
+        others = sums[image_of_text] - embeds  # (N_t, W)
+        own_pairs.append((others * embeds).sum(dim=1) / (counts[image_of_text] - 1))
+    all_pairs = torch.stack(all_pairs, dim=2)  # (N_i, N_t, 3)
+    foreign = image_of_text != torch.arange(len(counts))[:, None]  # (N_i, N_t)
+    teacher = fit_teacher(embeddings)
+    teacher.prior = 0.5
+    return TeacherEvidence(
+        all_pairs[torch.from_numpy(pairs.images), torch.from_numpy(pairs.texts)].numpy(),
+        mean_and_covariance(torch.stack(own_pairs, dim=1)), mean_and_covariance(all_pairs[foreign]),
+        teacher)
+
+
+def mean_and_covariance(points: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean (d,) and covariance (d, d) of points (n, d)."""
+    return points.mean(dim=0).numpy(), torch.cov(points.T).numpy()
+
+
+def teacher_log_odds(form: str, evidence: TeacherEvidence) -> np.ndarray:
+    """Return the logarithm of N+ / N- of all pairs by a form that knows a teacher, (J,).
+
+    Args:
+        form: a key of `TEACHER_FORMS`. That of the teacher alone is its own P(match), which never
+            falls as r grows; the others are plain ratios of Gaussians.
+        evidence: the similarities of the pairs, and Gaussians fitted to the split.
+    """
+    known = list(TEACHER_FORMS[form])
+    similarities = evidence.similarities[:, known]  # (J, d)
+    if known == [TEACHER]:
+        even = evidence.teacher.from_similarity(torch.from_numpy(similarities[:, 0]))
+        return even.logit().numpy()
+    same, different = (
+        multivariate_normal.logpdf(similarities, mean[known], covariance[np.ix_(known, known)],
+                                   allow_singular=True)
+        for mean, covariance in (evidence.same, evidence.different))
+    return same - different
+
+
 # -------------------------------------------------------------------------------------- measures
 
 
@@ -254,7 +337,7 @@ def measure(embeddings: Embeddings, pairs: Pairs, margin: float) -> dict[str, di
     Returns:
         For each form its "prior" with what `precision_and_calibration` returns, its "chosen_prior",
         and the same under that prior on the pairs that it was "chosen_on", and on the others,
-        "measured_on".
+        "measured_on". The forms with a teacher are there where the embeddings have one.
 
     Raises:
         InputError: the embeddings carry no statistics, or the captions are too few.
@@ -266,14 +349,17 @@ def measure(embeddings: Embeddings, pairs: Pairs, margin: float) -> dict[str, di
     to_each = fit_split_evidence(embeddings, pairs, to_mean=False)
     to_mean = fit_split_evidence(embeddings, pairs, to_mean=True)
     bound = float(cut_down_bound(gaussians[0], margin))
+    is_above = (to_mean.similarities[PHOTO_CAPTION, :, 0] > bound).numpy()  # (J,)
+    odds_of = {form: log_odds(form, to_each if "one" in form else to_mean, gaussians)
+               for form in FORMS}
+    if embeddings.teacher_embeds is not None:
+        of_teacher = fit_teacher_evidence(embeddings, pairs)
+        odds_of |= {form: teacher_log_odds(form, of_teacher) for form in TEACHER_FORMS}
     results = {}
-    for form in FORMS:
-        evidence = to_each if "one" in form else to_mean
-        count = evidence.similarities.shape[2]  # K
-        is_match = pairs.is_match.repeat(count)  # (J K,)
-        above = (evidence.similarities[PHOTO_CAPTION] > bound).flatten().numpy()
+    for form, odds in odds_of.items():
+        count = len(odds) // len(pairs.is_match)  # K, or 1
+        is_match, above = pairs.is_match.repeat(count), is_above.repeat(count)  # (J K,) each
         half = (pairs.images % 2 == 0).repeat(count)
-        odds = log_odds(form, evidence, gaussians)
         prior = embeddings.prior if form == "published" else PRIOR_OF_EVIDENCE
         losses = {candidate: log_loss(is_match[half], expit(odds[half] + logit(candidate)))
                   for candidate in PRIORS}
@@ -291,16 +377,19 @@ def measure(embeddings: Embeddings, pairs: Pairs, margin: float) -> dict[str, di
 def tables(results: dict[str, dict]) -> str:
     """Return a Markdown table for each measure.
 
-    A table has a row for each file and one of their means, and a column for each form.
+    A table has a row for each file and one of their means, and a column for each form that some
+    file was measured with.
 
     Args:
         results: what `measure` returns, by the name of the file.
     """
+    measured = [form for form in FORMS | TEACHER_FORMS
+                if any(form in forms for forms in results.values())]
     lines = []
     for key, title in COLUMNS.items():
-        lines += [f"\n{title}:\n", "| file | " + " | ".join(FORMS) + " |",
-                  "|---|" + "---|" * len(FORMS)]
-        rows = {name: [forms[form].get(key, np.nan) for form in FORMS]
+        lines += [f"\n{title}:\n", "| file | " + " | ".join(measured) + " |",
+                  "|---|" + "---|" * len(measured)]
+        rows = {name: [forms.get(form, {}).get(key, np.nan) for form in measured]
                 for name, forms in results.items()}
         rows["mean"] = np.mean(list(rows.values()), axis=0)
         for name, row in rows.items():
@@ -316,7 +405,8 @@ def is_measured(path: Path) -> bool:
     except InputError:
         return False
     return isinstance(content, dict) and bool(content) and all(
-        isinstance(forms, dict) and forms.keys() == FORMS.keys() for forms in content.values())
+        isinstance(forms, dict) and set(forms) in ({*FORMS}, {*FORMS, *TEACHER_FORMS})
+        for forms in content.values())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Galleries: rows of cells, each a photo with its caption and the numbers that belong to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +89,8 @@ class Library(NamedTuple):
 def negative_rows(
     direction: str, library: Library, criterion: FNELoss | None, anchors: Tensor, keys: Tensor,
     bank_keys: Tensor, pairs: Pairs, bank: Pairs, text_keys: tuple[Tensor, Tensor] | None = None,
-    by_evidence: Callable[[int, int], float] | None = None,
+    match_posterior: Tensor | None = None, match_bar: float | None = None,
+    more_posteriors: Mapping[str, Callable[[int, int], float]] = {},
 ) -> list[list[Cell]]:
     """Return a row for each anchor: its own pair, FNE's draw, the hardest, and likely matches.
 
@@ -104,8 +105,9 @@ def negative_rows(
         pairs: the B pairs that are shown.
         bank: the M pairs of the memory bank; -100 marks an empty slot.
         text_keys: (B, D) and (M, D) keys of the captions of both, for a posterior by evidence.
-        by_evidence: returns the posterior by evidence of a photo and a caption, which is then shown
-            beside the other posterior.
+        match_posterior, match_bar: as of `picks`.
+        more_posteriors: by the letter that stands before it, a function that returns another
+            posterior of a photo and a caption, which is then shown beside the first.
 
     Returns:
         B rows of cells.
@@ -118,7 +120,8 @@ def negative_rows(
     if text_keys:
         captions = *text_keys, torch.tensor(texts, device=device)
     chosen = picks(criterion, anchors, keys, bank_keys, pairs.image_ids.to(device),
-                   bank.image_ids.to(device), item_ids, captions=captions)
+                   bank.image_ids.to(device), item_ids, captions=captions,
+                   match_posterior=match_posterior, match_bar=match_bar)
     rows = []
     for anchor, pick in enumerate(chosen):
         image, text = images[anchor], texts[anchor]
@@ -130,8 +133,8 @@ def negative_rows(
             candidate_image, candidate_text = images[candidate], texts[candidate]
             compared = ((image, candidate_text) if direction == "i2t"
                         else (candidate_image, text))
-            if by_evidence is not None:
-                numbers += f"  e {probability(by_evidence(*compared))}"
+            for letter, posterior in more_posteriors.items():
+                numbers += f"  {letter} {probability(posterior(*compared))}"
             return library.cell(heading, numbers, candidate_image, candidate_text,
                                 library.is_match(*compared), RANKED[direction])
 

@@ -18,6 +18,7 @@ from negative_sampling import (
     cosine,
     excluded_candidates,
 )
+from training.objectives.base import exclude_above
 
 
 class Picks(NamedTuple):
@@ -52,6 +53,7 @@ def picks(
     criterion: FNELoss | None, anchors: Tensor, keys: Tensor, bank_keys: Tensor,
     image_ids: Tensor, bank_ids: Tensor, item_ids: Tensor, count: int = 3,
     captions: tuple[Tensor, Tensor, Tensor] | None = None,
+    match_posterior: Tensor | None = None, match_bar: float | None = None,
 ) -> list[Picks]:
     """Return for each anchor what FNE draws, the hardest candidates, and likely false negatives.
 
@@ -67,6 +69,9 @@ def picks(
         count: the most candidates picked as hardest, and the most picked as suspects.
         captions: keys (B, D) and (M, D) of all candidates' captions and their ids (C,). Without
             them a posterior by evidence is not known.
+        match_posterior: P(match) (B, C) as a teacher sees it, in place of the fitted posterior.
+        match_bar: P(match) above which a candidate is no negative: it is neither drawn nor the
+            hardest, but may be shown as a suspect.
 
     Returns:
         A `Picks` for each of the B anchors.
@@ -74,6 +79,10 @@ def picks(
     similarity = torch.cat([cosine(anchors, keys), cosine(anchors, bank_keys)], dim=1)  # (B, C)
     candidate_ids = torch.cat([image_ids, bank_ids])  # (C,)
     excluded = excluded_candidates(image_ids, candidate_ids)  # (B, C)
+    allowed = ~excluded  # (B, C)
+    barred = None if match_bar is None else exclude_above(match_bar, match_posterior, None)
+    if barred is not None:
+        allowed &= ~barred
     drawn, posterior = [None] * len(anchors), None
     if criterion is not None:
         caption_similarity = None
@@ -84,19 +93,20 @@ def picks(
                 image_ids, candidate_ids, slice(len(anchors)), *captions)
             caption_similarity = evidence.similarity(0, len(candidate_ids))  # (B, C)
         drawn = draw_aside(criterion, Direction(anchors, keys, bank_keys), image_ids, bank_ids,
-                           captions)
-        if criterion.posterior_is_trusted(caption_similarity is not None):
+                           captions, match_posterior, barred)
+        if match_posterior is not None:
+            posterior = match_posterior  # (B, C)
+        elif criterion.posterior_is_trusted(caption_similarity is not None):
             posterior = criterion.posterior(similarity, caption_similarity)  # (B, C)
     result = []
     for row, drawn_candidate in enumerate(drawn):
-        allowed = ~excluded[row]
-        hardest = best_distinct(similarity[row], allowed, item_ids, count)
+        hardest = best_distinct(similarity[row], allowed[row], item_ids, count)
         suspects = []
         if posterior is not None:
             # Where N+ is wider than N-, the posterior rises again far below both. Nothing so
             # dissimilar is ever drawn, so nothing below the cut-down is a suspect.
             bound = criterion.cut_down_bound()
-            suspicious = (allowed & (posterior[row] > suspicion(criterion))
+            suspicious = (~excluded[row] & (posterior[row] > suspicion(criterion))
                           & (similarity[row] > bound))  # (C,)
             already_shown = hardest[:1]
             if drawn_candidate is not None:
@@ -111,7 +121,8 @@ def picks(
 
 def draw_aside(
     criterion: FNELoss, direction: Direction, image_ids: Tensor, bank_ids: Tensor,
-    captions: tuple[Tensor, Tensor, Tensor] | None,
+    captions: tuple[Tensor, Tensor, Tensor] | None, match_posterior: Tensor | None = None,
+    also_excluded: Tensor | None = None,
 ) -> list[int | None]:
     """Return the candidate that `FNELoss` draws for each anchor, or None where it draws none.
 
@@ -122,13 +133,15 @@ def draw_aside(
         direction: B anchors and their candidates.
         image_ids: (B,) photos of the anchors.
         bank_ids: (M,) photos of the bank.
-        captions: as of `picks`.
+        captions, match_posterior: as of `picks`.
+        also_excluded: (B, C) bool, candidates that are not drawn, beside those of the own photo.
     """
     devices = [direction.anchors.device] if direction.anchors.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         [draw] = criterion.draw_directions(
-            (direction,), image_ids, bank_ids, also_excluded=(None,), captions=captions)
+            (direction,), image_ids, bank_ids, also_excluded=(also_excluded,), captions=captions,
+            match_posterior=None if match_posterior is None else (match_posterior,))
     return [None if index == NO_NEGATIVE else index for index in draw.indices.tolist()]
 
 

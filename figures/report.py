@@ -28,8 +28,10 @@ from metrics.evidence import (
     score_by_evidence,
 )
 from metrics.facts import FACT_TYPES, METHOD_FACTS, run_summary
-from metrics.judgements import AGREEMENT_LABELS, calibration, fitted_posterior
+from metrics.judgements import AGREEMENT_LABELS, SCORES, calibration, fitted_posterior
+from metrics.teacher import fit_teacher
 from metrics.true_matches import metric_label
+from teacher.posterior import TeacherPosterior
 from training.objectives.fne import BINS, FNE, build_criterion, count_similarities
 
 NEGATIVE_ROWS, MISTAKE_ROWS = 6, 9  # most rows of the galleries, in each direction
@@ -38,7 +40,7 @@ RECALL_KEYS = "r1", "r5", "r10", "medr", "meanr"
 GENERATOR = "evaluation.py --report"  # stands in every report, and `is_page` recognises it by this
 # Facts that have a row of their own, so that the row "run" does not repeat them.
 FACTS_ELSEWHERE = {"dataset", "split", "date", "commit", "checkpoint", "phase", "oracle", "epoch",
-                   "step"}
+                   "step", "teacher"}
 
 
 def write_report(
@@ -65,16 +67,16 @@ def write_report(
     """
     embeddings = embeddings.in_full_precision()
     criterion = fitted_criterion(embeddings)
-    evidence = fit_evidence(embeddings)
+    evidence, teacher = fit_evidence(embeddings), fit_teacher(embeddings)
     library = Library(embeddings.split, photos)
     sections = [
         recall_section(metrics),
         judgement_section(metrics),
         distribution_section(embeddings, criterion),
-        *(negative_section(direction, embeddings, criterion, evidence, library)
+        *(negative_section(direction, embeddings, criterion, evidence, teacher, library)
           for direction in DIRECTIONS),
         *(mistake_section(direction, embeddings, library) for direction in DIRECTIONS),
-        calibration_section(embeddings, criterion, evidence, metrics),
+        calibration_section(embeddings, criterion, evidence, teacher, metrics),
     ]
     content = page(GENERATOR, title, report_facts(embeddings), "\n".join(filter(None, sections)))
     place = report_place(folder, [])
@@ -123,6 +125,8 @@ def report_facts(embeddings: Embeddings) -> dict[str, str]:
                if name in facts and name not in FACTS_ELSEWHERE]
     if embeddings.prior is not None:
         options.append(f"prior {embeddings.prior:g}")
+    if embeddings.teacher_embeds is not None:
+        rows["teacher"] = f"{facts.get('teacher', 'not named')}, fitted to this split"
     rows["run"] = ", ".join(options) or "nothing is known of it: the embeddings come alone"
     if "date" in facts:
         rows["embedded"] = f"{facts['date']}, code at commit {facts.get('commit', 'unknown')}"
@@ -167,8 +171,7 @@ def judgement_section(metrics: dict) -> str:
     result = metrics.get("judgements")
     if result is None:
         return ""
-    scores = [name for name in ("similarity", "posterior", "captions", "evidence")
-              if name in result]
+    scores = [name for name in SCORES if name in result]
     rows = []
     for key, label in AGREEMENT_LABELS.items():
         # The space before an interval's upper end does not break: an interval stays in one line.
@@ -179,9 +182,9 @@ def judgement_section(metrics: dict) -> str:
             f"not annotated as matches, and called {result['false_negatives']:,} of them a match: "
             "false negatives. How well those are found, with 95 % intervals over photos: by "
             "similarity, by FNE's posterior, by the caption's similarity to the photo's own "
-            "captions, and by the posterior of both similarities (evidence), as far as they are "
-            "known:</p>"
-            + html_table(["", *scores], rows, "loose"))
+            "captions, by the posterior of both similarities (evidence), by a teacher's similarity "
+            "of captions and by its P(match), as far as they are known:</p>"
+            + html_table(["", *(name.replace("_", " ") for name in scores)], rows, "loose"))
 
 
 # ------------------------------------------------------------------------- what FNE knows and draws
@@ -227,7 +230,7 @@ def warm_up_note(phase: str) -> str:
 
 def negative_section(
     direction: str, embeddings: Embeddings, criterion: FNELoss | None,
-    evidence: FittedEvidence | None, library: Library,
+    evidence: FittedEvidence | None, teacher: TeacherPosterior | None, library: Library,
 ) -> str:
     """Return the gallery of what FNE would draw if the whole split were its memory bank."""
     split = embeddings.split
@@ -248,14 +251,22 @@ def negative_section(
                                    torch.tensor([text]))
         return float(scores[1])
 
+    def by_teacher(image, text):
+        return float(teacher.posterior(torch.tensor([image]), torch.tensor([text])))
+
+    more_posteriors, notes = {}, ""
+    if evidence is not None:
+        more_posteriors["e"] = by_evidence
+        notes += (" e is the posterior by evidence, which knows the captions' similarity too, "
+                  "fitted to this split.")
+    if teacher is not None:
+        more_posteriors["t"] = by_teacher
+        notes += (" t is the teacher's P(match), which knows captions alone, fitted to this split.")
     rows = negative_rows(direction, library, criterion, anchors, keys, bank_keys, pairs, bank,
-                         by_evidence=None if evidence is None else by_evidence)
-    evidence_note = "" if evidence is None else (
-        " e is the posterior by evidence, which knows the captions' similarity too, fitted to this "
-        "split.")
+                         more_posteriors=more_posteriors)
     explanation = explain_negatives(criterion, embeddings.facts.get("phase", FNE))
     return (f"<h2>Negatives, {DIRECTIONS[direction]}</h2><p>Six pairs and their negatives from the "
-            f"whole split: {explanation}{evidence_note} {legend(direction, split)}</p>"
+            f"whole split: {explanation}{notes} {legend(direction, split)}</p>"
             + "\n".join(map(row_html, rows)))
 
 
@@ -341,18 +352,19 @@ def true_match_note(direction: str, split: Split, wrong: Tensor, best: Tensor) -
 
 def calibration_section(
     embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None,
-    metrics: dict,
+    teacher: TeacherPosterior | None, metrics: dict,
 ) -> str:
     """Return how often the posterior is right, by known true matches and by people's judgements.
 
     Returns:
         The section, or "" where neither is known.
     """
-    tables = true_match_calibrations(embeddings, criterion, evidence)
+    tables = true_match_calibrations(embeddings, criterion, evidence, teacher)
     judgements = metrics.get("judgements", {})
     for key, title in (
             ("calibration", "By people's judgements"),
-            ("evidence_calibration", "The posterior by evidence, by people's judgements")):
+            ("evidence_calibration", "The posterior by evidence, by people's judgements"),
+            ("teacher_calibration", "The teacher's P(match), by people's judgements")):
         if key in judgements:
             tables.append(calibration_html(title, "All judged pairs", judgements[key],
                                            "called a match by most"))
@@ -362,26 +374,36 @@ def calibration_section(
 
 
 def true_match_calibrations(
-    embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None
+    embeddings: Embeddings, criterion: FNELoss | None, evidence: FittedEvidence | None,
+    teacher: TeacherPosterior | None,
 ) -> list[str]:
     """Return the calibration of each posterior by all true matches; none where they are not known.
+
+    Without FNE's statistics there is only that of a teacher, over all pairs.
     """
     split = embeddings.split
-    if criterion is None or split.matches is None:
+    if split.matches is None or criterion is None and teacher is None:
         return []
     images = range(len(split.images))
     unannotated = torch.from_numpy(split.image_of_text[:, None] != images)  # (N_t, N_i)
     similarity = (embeddings.text_embeds @ embeddings.image_embeds.T).double()  # (N_t, N_i)
-    # The posterior is not used below the cut-down, and where N+ is wide it rises again there.
-    bound = cut_down_bound(criterion.positive, criterion.margin)
-    counted = unannotated & (similarity > bound)  # (N_t, N_i), true for P pairs
+    counted, counted_title, posteriors = unannotated, "All pairs", {}
+    if criterion is not None:
+        # The posterior is not used below the cut-down, and where N+ is wide it rises again there.
+        bound = cut_down_bound(criterion.positive, criterion.margin)
+        counted = unannotated & (similarity > bound)  # (N_t, N_i), true for P pairs
+        counted_title = "All pairs above the cut-down"
+        posteriors["By"] = fitted_posterior(similarity[counted], embeddings)
     is_match = split.matches[counted.numpy()].astype(float)  # (P,)
-    posteriors = {"By": fitted_posterior(similarity[counted], embeddings)}
-    if evidence is not None:
+    if criterion is not None and evidence is not None:
         captions = embeddings.text_embeds @ evidence.mean_text_embeds.T  # (N_t, N_i)
         posteriors["The posterior by evidence, by"] = posterior_by_evidence(
             evidence, similarity[counted], captions[counted].double())
-    return [calibration_html(f"{title} the known true matches", "All pairs above the cut-down",
+    if teacher is not None:
+        by_teacher = teacher.posterior(torch.arange(len(split.images)),
+                                       torch.arange(len(split.captions)))  # (N_i, N_t)
+        posteriors["The teacher's P(match), by"] = by_teacher.T[counted].double()
+    return [calibration_html(f"{title} the known true matches", counted_title,
                              calibration(is_match, posterior.numpy()), "share of true matches")
             for title, posterior in posteriors.items()]
 

@@ -244,11 +244,17 @@ def drawn_negatives(
     image_embeds, text_embeds = embed_pairs(run, run.model, train_set, pairs)  # (B, D) each
     image_keys, text_keys = embed_pairs(run, sampler.momentum_model, train_set, pairs)
     captions = text_keys, stored.text_keys
+    image_ids, text_ids = (ids.to(run.device) for ids in pairs)  # (B,), (B,)
+    to_texts = sampler.match_posterior(image_ids, torch.cat([text_ids, stored.text_ids]))  # (B, C)
+    to_images = sampler.match_posterior(torch.cat([image_ids, stored.image_ids]), text_ids)
+    if to_images is not None:
+        to_images = to_images.T.contiguous()  # (B, C)
+    bar = sampler.match_bar
     return {
         "i2t": galleries.negative_rows("i2t", library, criterion, image_embeds, text_keys,
-                                       stored.text_keys, pairs, bank, captions),
+                                       stored.text_keys, pairs, bank, captions, to_texts, bar),
         "t2i": galleries.negative_rows("t2i", library, criterion, text_embeds, image_keys,
-                                       stored.image_keys, pairs, bank, captions),
+                                       stored.image_keys, pairs, bank, captions, to_images, bar),
     }
 
 

@@ -3,9 +3,10 @@
 An embeddings file is an npz of `image_embeds` (N_i, D), `text_embeds` (N_t, D), `image_of_text`
 (N_t,), `images` (N_i,), the photos' names, and `captions` (N_t,), their texts. Any program can
 write one, to have its model scored. Embeddings in uint16 are the bits of bfloat16 numbers, for
-which numpy has no type. Three arrays are optional: `statistics` (2, 3), the count, mean and m2 of
-FNE's positive and negative Gaussian; `prior` (); and `facts` (), a JSON text about the run behind
-it, see `metrics/facts.py`.
+which numpy has no type. Four arrays are optional: `statistics` (2, 3), the count, mean and m2 of
+FNE's positive and negative Gaussian; `prior` (); `teacher_embeds` (N_t, W), what a teacher
+(`teacher`) makes of the captions; and `facts` (), a JSON text about the run behind it, see
+`metrics/facts.py`.
 """
 
 import math
@@ -28,7 +29,8 @@ MAX_UNPACKED_BYTES, MAX_UNPACKED_FACTOR = 2**31, 20
 # Number of dimensions and numpy's kinds of number or text, of each array of the file.
 ARRAYS = {"image_embeds": (2, "f"), "text_embeds": (2, "f"), "image_of_text": (1, "iu"),
           "images": (1, "U"), "captions": (1, "U"), "statistics": (2, "f"), "prior": (0, "f"),
-          "facts": (0, "U")}
+          "facts": (0, "U"), "teacher_embeds": (2, "f")}
+TEACHER_TOLERANCE = 0.01  # of the length of a unit row that was rounded to half precision
 REQUIRED_ARRAYS = "image_embeds", "text_embeds", "image_of_text", "images", "captions"
 
 
@@ -43,6 +45,8 @@ class Embeddings:
         statistics: (2, 3) count, mean and m2 of FNE's positive and negative Gaussian, or None.
         prior: The prior of FNE's posterior, or None.
         facts: About the run behind the embeddings, by names of `metrics.facts.FACT_TYPES`.
+        teacher_embeds: (N_t, W) float16 unit rows, the captions as a teacher sees them, or None. A
+            row of zeros is a caption of which the teacher knows no word.
     """
 
     image_embeds: Tensor
@@ -51,6 +55,7 @@ class Embeddings:
     statistics: np.ndarray | None = None
     prior: float | None = None
     facts: dict[str, object] = field(default_factory=dict)
+    teacher_embeds: Tensor | None = None
 
     def in_full_precision(self) -> "Embeddings":
         """Return a copy whose embeddings are float32 where they are bfloat16."""
@@ -180,6 +185,8 @@ def save_embeddings(embeddings: Embeddings, path: Path, dtype: str = "float32") 
               "captions": np.array(split.captions), "image_of_text": split.image_of_text}
     if embeddings.statistics is not None:
         arrays |= {"statistics": embeddings.statistics, "prior": embeddings.prior}
+    if embeddings.teacher_embeds is not None:
+        arrays["teacher_embeds"] = embeddings.teacher_embeds.numpy()
     arrays["facts"] = facts_array(embeddings.facts)  # `is_embeddings_file` looks for them
     files.write(path, lambda file: np.savez(file, **arrays), "--save_embeddings")
 
@@ -233,7 +240,30 @@ def read_embeddings(path: Path) -> Embeddings:
     check_statistics(statistics, prior, source)
     facts = read_facts(arrays.get("facts"), source)
     return Embeddings(as_float_tensor(images), as_float_tensor(texts), split, statistics,
-                      None if prior is None else float(prior), facts)
+                      None if prior is None else float(prior), facts,
+                      read_teacher_embeds(arrays.get("teacher_embeds"), len(captions), source))
+
+
+def read_teacher_embeds(array: np.ndarray | None, captions: int, source: str) -> Tensor | None:
+    """Return the embeddings of a teacher as (N_t, W) float16 unit rows; None where there are none.
+
+    Args:
+        array: (N_t, W) unit rows or rows of zeros, or None.
+        captions: N_t.
+        source: What error messages begin with.
+
+    Raises:
+        InputError: If they are not of all captions, not finite, or have other lengths than 0 and 1.
+    """
+    if array is None:
+        return None
+    if len(array) != captions:
+        raise InputError(f"{source}: {len(array)} teacher_embeds for {captions} captions")
+    embeds = as_float_tensor(array).float()
+    lengths = embeds.norm(dim=1)  # (N_t,)
+    if not (((lengths - 1).abs() < TEACHER_TOLERANCE) | (lengths == 0)).all():  # NaN is neither
+        raise InputError(f"{source}: a row of teacher_embeds is neither a unit row nor zeros")
+    return embeds.half()
 
 
 def check_letters(array: np.ndarray) -> None:

@@ -18,6 +18,7 @@ FACT_TYPES = {
     "checkpoint": str, "phase": str, "epoch": int, "num_epochs": int, "step": int,
     "loss": str, "oracle": str, "posterior": str, "margin": float, "tau": float,
     "posterior_floor": float, "nums_right_sims": int,
+    "teacher": str,  # of the array `teacher_embeds`, whatever the run learned from
     "batch_size_train": int, "queue_size": int, "warmup_epochs": int, "seed": int,
     "image_encoder": str, "text_encoder": str, "embed_size": int, "image_res": int,
 }

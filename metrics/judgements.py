@@ -18,10 +18,15 @@ from data import Split
 from fne_loss import false_negative_posterior
 from metrics.embeddings import Embeddings, fitted_gaussians
 from metrics.evidence import fit_evidence, score_by_evidence
+from metrics.teacher import fit_teacher
 
 # How the keys of `agreement` are printed.
 AGREEMENT_LABELS = {"ap": "AP", "auroc": "AUROC", "spearman": "Spearman's rho"}
 RESAMPLES = 200  # of the intervals
+# Scores that `judge` compares with people, and of those that are probabilities the calibration.
+SCORES = "similarity", "posterior", "captions", "evidence", "teacher", "teacher_posterior"
+CALIBRATIONS = {"posterior": "calibration", "evidence": "evidence_calibration",
+                "teacher posterior": "teacher_calibration"}
 POSTERIOR_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)  # of the calibration table
 
 
@@ -48,13 +53,14 @@ class JudgedPair(NamedTuple):
         image: The photo's file name.
         caption_image: The file name of the photo that the caption belongs to.
         caption_number: The caption's number among those of its photo, from 0.
-        yes_share: The share of people who call the pair a match, in [0, 1].
+        yes_share: The share of people who call the pair a match, in [0, 1]; None where nobody has
+            answered yet.
     """
 
     image: str
     caption_image: str
     caption_number: int
-    yes_share: float
+    yes_share: float | None
 
 
 def read_judgements(path: Path, split: Split) -> Judgements:
@@ -69,17 +75,21 @@ def read_judgements(path: Path, split: Split) -> Judgements:
     """
     pairs = read_json_pairs(path) if path.suffix == ".json" else read_text_pairs(path)
     index_of_image = {name.rsplit("/", 1)[-1]: index for index, name in enumerate(split.images)}
+    index_of_image |= {name: index for index, name in enumerate(split.images)}
     texts_of_image = [[] for _ in split.images]
     for text, image in enumerate(split.image_of_text.tolist()):
         texts_of_image[image].append(text)
     images, texts, yes_shares = [], [], []
     left_out = {"annotated as matches": 0, "photo not in the split": 0,
-                "caption not in the split": 0}
+                "caption not in the split": 0, "not answered": 0}
     for pair in pairs:
         caption_image = index_of_image.get(pair.caption_image)
         captions = [] if caption_image is None else texts_of_image[caption_image]
-        if pair.image == pair.caption_image:
+        if pair.image == pair.caption_image or (
+                caption_image is not None and caption_image == index_of_image.get(pair.image)):
             left_out["annotated as matches"] += 1
+        elif pair.yes_share is None:
+            left_out["not answered"] += 1
         elif pair.image not in index_of_image:
             left_out["photo not in the split"] += 1
         elif not 0 <= pair.caption_number < len(captions):
@@ -97,6 +107,8 @@ def read_judgements(path: Path, split: Split) -> Judgements:
 def read_json_pairs(path: Path) -> list[JudgedPair]:
     """Read judged pairs from a JSON list of {"image", "caption_of", "caption_no", "yes", "no"}.
 
+    A record with 0 in both is not answered yet: `scripts.find_matches` writes such.
+
     Raises:
         InputError: If the file is no such list; the message names the record.
     """
@@ -110,8 +122,8 @@ def read_json_pairs(path: Path) -> list[JudgedPair]:
             if not (yes >= 0 and no >= 0 and yes + no < np.inf):
                 raise ValueError("counts must be finite and not negative")
             image, caption_image = str(record["image"]), str(record["caption_of"])
-            pairs.append(JudgedPair(image, caption_image, int(record["caption_no"]),
-                                    yes / (yes + no)))
+            yes_share = yes / (yes + no) if yes + no else None
+            pairs.append(JudgedPair(image, caption_image, int(record["caption_no"]), yes_share))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"--judgements {path}: record {number} needs image, caption_of, "
                              f"caption_no, and answers in yes and no ({error!r})") from error
@@ -272,7 +284,9 @@ def judge(embeddings: Embeddings, path: Path, resamples: int | None = None) -> d
         "similarity", and where the embeddings have FNE's statistics "posterior", each as
         `agreement_with_intervals` returns it; and the posterior's "calibration". Where photos have
         several captions also "captions", for the similarity of captions, "evidence", for the
-        posterior by evidence, and its "evidence_calibration".
+        posterior by evidence, and its "evidence_calibration". With a teacher's embeddings also
+        "teacher", for its similarity of captions, "teacher_posterior", for its P(match), and
+        "teacher_calibration".
 
     Raises:
         InputError: If the file cannot be read, or people agree on every pair.
@@ -303,6 +317,14 @@ def judge(embeddings: Embeddings, path: Path, resamples: int | None = None) -> d
         result["captions"] = agreement_with_intervals(judgements, captions.numpy(), resamples)
         result["evidence"] = agreement_with_intervals(judgements, posterior, resamples)
         result["evidence_calibration"] = calibration(judgements.yes_share, posterior)
+    teacher = fit_teacher(embeddings)
+    if teacher is not None:
+        captions, posterior = teacher.of_pairs(torch.from_numpy(judgements.images),
+                                               torch.from_numpy(judgements.texts))
+        captions, posterior = captions.double().numpy(), posterior.double().numpy()
+        result["teacher"] = agreement_with_intervals(judgements, captions, resamples)
+        result["teacher_posterior"] = agreement_with_intervals(judgements, posterior, resamples)
+        result["teacher_calibration"] = calibration(judgements.yes_share, posterior)
     return result
 
 
@@ -327,13 +349,13 @@ def judgement_lines(result: dict) -> str:
     lines = [f"people: {result['pairs']:,} unannotated pairs of {result['photos']:,} photos",
              f"  {result['false_negatives']:,} called a match (false negatives); left out:",
              f"  {skipped or 'none'}",
-             "                     AP                 AUROC              Spearman"]
-    for name in "similarity", "posterior", "captions", "evidence":
+             "                           AP                 AUROC              Spearman"]
+    for name in SCORES:
         if name in result:
             cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*result[name][key])
                      for key in ("ap", "auroc", "spearman")]
-            lines.append(f"  {name:11} {'  '.join(cells)}")
-    for name, key in (("posterior", "calibration"), ("evidence", "evidence_calibration")):
+            lines.append(f"  {name.replace('_', ' '):17} {'  '.join(cells)}")
+    for name, key in CALIBRATIONS.items():
         if key not in result:
             continue
         lines.append(f"  {name:18} pairs   mean    called a match   mean share of yes")

@@ -1,4 +1,4 @@
 """Commands beside training and testing, run as `python -m scripts.check_data`.
 
-May import `metrics`, `data`, `inputs` and `common`. Nothing imports a script.
+May import `teacher`, `figures`, `metrics`, `data`, `inputs` and `common`. Nothing imports a script.
 """

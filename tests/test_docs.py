@@ -25,7 +25,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import train
 from common import terminal
-from common.options import CheckingOptions, ExportOptions, ScoringOptions
+from common.options import CheckingOptions, ExportOptions, FindingOptions, ScoringOptions
 from common.parser import build_parser
 from common.presets import PRESETS
 from data import Split
@@ -316,7 +316,8 @@ def flags_that_exist():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
-    for options_class in TrainOptions, ScoringOptions, CheckingOptions, ExportOptions:
+    for options_class in (TrainOptions, ScoringOptions, CheckingOptions, FindingOptions,
+                          ExportOptions):
         found |= build_parser(options_class, "")._option_string_actions.keys()
     return found
 

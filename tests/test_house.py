@@ -25,9 +25,9 @@ MAY_IMPORT = {
     "metrics": {"teacher", "data", "fne_loss", "negative_sampling", "common"},
     "training": {"teacher", "model", "encoders", "data", "inputs", "common"} | METHOD,
     "checkpoint": {"training", "model", "encoders", "memory_bank", "common"},
-    "figures": {"training", "metrics", "data", "inputs", "common"} | METHOD,
-    "evaluation": {"checkpoint", "figures", "metrics", "model", "encoders", "data", "inputs",
-                   "fne_loss", "common"},
+    "figures": {"teacher", "training", "metrics", "data", "inputs", "common"} | METHOD,
+    "evaluation": {"teacher", "checkpoint", "figures", "metrics", "model", "encoders", "data",
+                   "inputs", "fne_loss", "common"},
     "train": {"evaluation", "checkpoint", "figures", "metrics", "training", "model", "encoders",
               "data", "inputs", "common"} | METHOD,
     "export": {"checkpoint", "training", "model", "encoders", "common"},
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "experiments": {"train", "evaluation", "checkpoint", "figures", "metrics", "training",
                     "teacher", "model", "fne_loss", "negative_sampling", "data", "inputs",
                     "common"},
-    "scripts": {"metrics", "data", "inputs", "common"},
+    "scripts": {"teacher", "figures", "metrics", "data", "inputs", "common"},
     "vocab": {"encoders", "data", "inputs", "common"},
 }
 FOLDERS = [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").is_file()]

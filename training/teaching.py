@@ -16,7 +16,7 @@ from common.processes import broadcast_from_main, gather_strided
 from common.ranks import is_main, rank, world_size
 from common.terminal import print_status
 from data import Split
-from teacher.captions import CaptionTeacher
+from teacher.captions import FILE_SUFFIX, CaptionTeacher
 from teacher.posterior import TeacherPosterior
 from training.features import Features, read_features
 from training.options import TrainOptions
@@ -75,6 +75,18 @@ def embed_together(teacher: CaptionTeacher, captions: Sequence[str]) -> Tensor:
         return broadcast_from_main(teacher.embed(captions) if is_main() else None)
     local = [captions[number] for number in range(rank(), len(captions), world_size())]
     return gather_strided(teacher.embed(local or [captions[0]]), len(captions))
+
+
+def teacher_of_test(options: TrainOptions) -> str | None:
+    """Name the teacher that a test compares with people's judgements as well.
+
+    Returns:
+        What `--teacher` names; None without it, and where a file has embeddings of the training
+        captions alone.
+    """
+    if options.teacher is None or options.teacher.endswith(FILE_SUFFIX):
+        return None
+    return options.teacher
 
 
 def texts_digest(captions: Sequence[str]) -> str:

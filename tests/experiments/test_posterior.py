@@ -13,12 +13,15 @@ from data import Split
 from experiments import posterior
 from experiments.posterior import (
     FORMS,
+    TEACHER_FORMS,
     Pairs,
     expected_calibration_error,
     fit_split_evidence,
+    fit_teacher_evidence,
     log_loss,
     log_odds,
     measure,
+    teacher_log_odds,
 )
 from metrics.embeddings import Embeddings, gaussians_from_statistics, save_embeddings
 
@@ -72,6 +75,69 @@ def test_each_form_is_bayes_rule_over_all_pairs_of_the_split(form):
             x = np.array((s, r))[list(known)]
             wanted = math.log(density(x, same) / density(x, different))
             assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def with_teacher(embeddings, seed=5):
+    torch.manual_seed(seed)
+    embeds = F.normalize(torch.randn(4, 6)[OWNERS] + 0.8 * torch.randn(12, 6), dim=1)
+    embeddings.teacher_embeds = embeds.half()
+    return embeddings
+
+
+@pytest.mark.parametrize("form", TEACHER_FORMS)
+def test_forms_with_a_teacher_are_bayes_rule_over_all_pairs_of_the_split(form, monkeypatch):
+    monkeypatch.setattr("teacher.posterior.LEAST_PAIRS", 12)  # there are so many
+    embeddings, pairs = with_teacher(some_embeddings()), some_pairs()
+    images, texts, seen = (embeds.double().numpy() for embeds in (
+        embeddings.image_embeds, embeddings.text_embeds, embeddings.teacher_embeds))
+    known = list(TEACHER_FORMS[form])
+    captions = [np.flatnonzero(OWNERS == photo) for photo in range(4)]
+
+    def similarities(photo, text):
+        own = [other for other in captions[photo] if other != text]
+        return np.array([images[photo] @ texts[text], (texts[own] @ texts[text]).mean(),
+                         (seen[own] @ seen[text]).mean()])[known]
+
+    points = {True: [], False: []}
+    for photo in range(4):
+        for text in range(12):
+            points[OWNERS[text] == photo].append(similarities(photo, text))
+    same, different = np.array(points[True]), np.array(points[False])
+    found = teacher_log_odds(form, fit_teacher_evidence(embeddings, pairs))
+    means = np.array([same.mean(), different.mean()])
+    weights = np.array([1 / same.var(ddof=1), -1 / different.var(ddof=1)])
+    turn = (means @ weights) / weights.sum()  # where the ratio of two Gaussians turns back
+    for photo, text, odds in zip(pairs.images, pairs.texts, found):
+        x = similarities(photo, text)
+        if form == "teacher":
+            x = np.maximum(x, turn) if weights.sum() < 0 else np.minimum(x, turn)
+        wanted = math.log(density(x, same) / density(x, different))
+        assert odds == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+def test_files_with_and_without_a_teacher_are_measured_and_measured_again(tmp_path, capsys):
+    """Over results of either kind, and over nothing else."""
+    save_embeddings(with_teacher(some_embeddings(0)), tmp_path / "taught.npz")
+    save_embeddings(some_embeddings(1), tmp_path / "plain.npz")
+    matches = [[] for _ in range(12)]
+    for photo, text, true in zip(*some_pairs()):
+        matches[text] += [int(photo)] if true else []
+    (tmp_path / "test_matches.json").write_text(json.dumps({"matches": matches}))
+    more = ["--matches", str(tmp_path / "test_matches.json"), "--output", str(tmp_path / "o.json")]
+    for names in ("plain",), ("taught",), ("taught", "plain"):
+        posterior.main([*(str(tmp_path / f"{name}.npz") for name in names), *more])
+        kept, printed = json.loads((tmp_path / "o.json").read_text()), capsys.readouterr().out
+        for name in names:
+            forms = [*FORMS, *TEACHER_FORMS] if name == "taught" else [*FORMS]
+            assert list(kept[name]) == forms
+        columns = len(FORMS) + ("taught" in names) * len(TEACHER_FORMS)
+        assert printed.splitlines()[3].count("|") == columns + 2
+        assert ("nan" in printed) == (len(names) == 2)
+    kept["taught"].pop("teacher")
+    (tmp_path / "o.json").write_text(json.dumps(kept))
+    before = (tmp_path / "o.json").read_bytes()
+    expect_exit([str(tmp_path / "plain.npz"), *more], 2, capsys, ["--output"], posterior.main)
+    assert (tmp_path / "o.json").read_bytes() == before
 
 
 def test_the_published_form_is_that_of_the_statistics():

@@ -98,6 +98,42 @@ def test_the_far_tail_of_a_wide_positive_gaussian_has_no_suspects():
     assert pick.drawn != 2 and 2 not in pick.suspects and pick.hardest == [1, 3, 2]
 
 
+@pytest.mark.parametrize("match_bar", [None, 0.3])
+def test_picks_by_a_teacher_are_those_of_a_slow_loop(match_bar, sampled):
+    """Its P(match) takes the posterior's place, and above the bar nothing is drawn or hardest."""
+    case = make_case("wrapped")
+    images, _, _, text_keys, ids = case.inputs
+    item_ids = torch.arange(len(case.candidate_ids))
+    teacher = torch.rand(len(ids), len(item_ids), generator=torch.Generator().manual_seed(1))
+    teacher[:, ::3] = 0  # of these the teacher knows nothing
+    chosen = picks(case.criterion, images, text_keys, case.bank.text_keys, ids,
+                   case.bank.image_ids, item_ids, match_posterior=teacher.to(images.dtype),
+                   match_bar=match_bar)
+    anchors, candidates = directions(case)[0]
+    cut, tau = case.statistics[0].mean - SETTINGS["margin"], SETTINGS["tau"]
+    drawn_by_weight = barred = 0
+    for row, similarity in enumerate(oracle.similarities(anchors, candidates)):
+        p = teacher[row].tolist()
+        others = [c for c in range(len(p))
+                  if not oracle.is_excluded(case.ids[row], case.candidate_ids[c])]
+        allowed = [c for c in others if match_bar is None or p[c] <= match_bar]
+        weight = {c: np.exp(-tau * p[c]) if p[c] > FLOOR
+                  else np.exp(-tau * (similarity[c] - similarity[row]) ** 2)
+                  for c in allowed if similarity[c] > cut}
+        hardest = sorted(allowed, key=similarity.__getitem__, reverse=True)
+        assert chosen[row].drawn == (max(weight, key=weight.get) if weight
+                                     else hardest[0] if hardest else None)
+        assert chosen[row].hardest == hardest[:3]
+        assert chosen[row].posterior.tolist() == pytest.approx(p)
+        line = max(FLOOR, SETTINGS["prior"])
+        suspects = [c for c in others if p[c] > line and similarity[c] > cut
+                    and c not in [chosen[row].drawn, *hardest[:1]]]
+        assert chosen[row].suspects == sorted(suspects, key=p.__getitem__, reverse=True)[:3]
+        drawn_by_weight += bool(weight)
+        barred += len(others) - len(allowed)
+    assert drawn_by_weight and bool(barred) == (match_bar is not None)
+
+
 def test_leads_of_wrong_results_are_those_of_a_slow_loop():
     rng = np.random.default_rng(0)
     queries, items = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))

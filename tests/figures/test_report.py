@@ -20,6 +20,7 @@ from figures import galleries
 from figures.report import write_report
 from metrics.embeddings import Embeddings, save_embeddings
 from metrics.evidence import fit_evidence, score_by_evidence
+from metrics.teacher import fit_teacher
 
 FACTS = {"dataset": "shapes", "split": "test", "phase": "FNE", "epoch": 2, "num_epochs": 3,
          "step": 14, "margin": 0.2, "tau": 0.5, "posterior_floor": 1e-3, "nums_right_sims": 200,
@@ -169,6 +170,51 @@ def test_galleries_show_both_posteriors_where_photos_have_several_captions(score
     page, _, _ = write(replace(embeddings, text_embeds=embeddings.text_embeds[::2], split=split),
                        photos, tmp_path)
     assert "  e " not in page.text and "by evidence" not in page.text
+
+
+@pytest.fixture
+def taught(scored):
+    """The scored split in the eyes of a teacher, who sees the photos' numbers in the captions."""
+    embeddings, photos = scored
+    torch.manual_seed(1)
+    topics = torch.randn(12, 6)[embeddings.split.image_of_text]
+    embeddings.teacher_embeds = F.normalize(topics + 1.1 * torch.randn(24, 6), dim=1).half()
+    embeddings.facts["teacher"] = "some-encoder"
+    return embeddings, photos
+
+
+def test_galleries_show_what_a_teacher_says(taught, tmp_path):
+    embeddings, photos = taught
+    page, _, _ = write(embeddings, photos, tmp_path)
+    teacher = fit_teacher(embeddings)
+    known = teacher.posterior(torch.arange(12), torch.arange(24)).flatten().tolist()
+    known = {galleries.probability(value) for value in known}
+    shown = re.findall(r"s -?\d\.\d\d  p (\S+)  e ([\de.-]+)  t ([\de.-]+)", page.text)
+    assert len(shown) >= 24 and {t for *_, t in shown} <= known
+    assert sum(e == t for _, e, t in shown) < len(shown) / 4
+    assert "some-encoder, fitted to this split" in page.text
+
+
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_a_teachers_calibration_stands_beside_the_others(taught, tmp_path, has_statistics):
+    """On the pairs of the others, or on all where there are none."""
+    embeddings, photos = taught
+    if not has_statistics:
+        embeddings.statistics = None
+    _, html, _ = write(embeddings, photos, tmp_path)
+    rows = html[html.index("<h3>The teacher's P(match), by the known true matches"):]
+    rows = rows.split("</table>")[0].split("<tr>")[2:]
+    rows = [row.replace("</td>", "").split("<td>")[1:] for row in rows]
+    counted = np.ones((24, 12), bool)
+    if has_statistics:
+        counted = (embeddings.text_embeds @ embeddings.image_embeds.T).numpy() > 0.7 - 0.2
+    counted[np.arange(24), embeddings.split.image_of_text] = False
+    assert sum(int(row[1].replace(",", "")) for row in rows) == counted.sum()
+    mean = sum(int(row[1].replace(",", "")) * float(row[2]) for row in rows)
+    texts, images = map(torch.from_numpy, np.nonzero(counted))
+    _, posterior = fit_teacher(embeddings).of_pairs(images, texts)
+    assert mean == pytest.approx(float(posterior.sum()), abs=0.015) and mean > 0.2
+    assert ("<h3>By the known true matches" in html) == has_statistics
 
 
 def test_without_statistics_the_report_has_no_posterior(scored, tmp_path):

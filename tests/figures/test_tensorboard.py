@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from common import errors, terminal
 from figures import galleries, tensorboard
+from figures.picks import fixed_choice
 from figures.tensorboard import Board, validation_lines
 from training.objectives import fne
 
@@ -128,6 +129,46 @@ def test_frozen_features_serve_the_galleries(data, tmp_path, monkeypatch):
     assert len(found) == 4  # online and momentum encoders, twice each
     for looked_up, encoded in zip(found[::2], found[1::2]):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(looked_up, encoded))
+
+
+def test_galleries_of_a_run_with_a_teacher_draw_by_it(data, tmp_path, monkeypatch):
+    """P(match) is that of the teacher, and what is above --match_bar is never drawn."""
+    runs, found = [], []
+    write_figures, picks = Board.write_figures, galleries.picks
+
+    def of_run(self, *embeds):
+        runs.append(self.run)
+        return write_figures(self, *embeds)
+
+    def recording(*arguments, **more):
+        found.append((arguments, picks(*arguments, **more)))
+        return found[-1][1]
+
+    monkeypatch.setattr(Board, "write_figures", of_run)
+    monkeypatch.setattr(galleries, "picks", recording)
+    bar = 0.05
+    train.main(drawing(data, tmp_path, "--num_epochs", "2", "--val_step", "7", "--quiet",
+                       "--teacher", "captions:20", "--match_bar", str(bar)))
+    teacher, seen, above = runs[0].teacher, 0, 0
+    directions = [found[:1], found[1:]]  # one gallery of each direction, at the end
+    for is_i2t, [(arguments, chosen)] in zip((True, False), directions):
+        *_, image_ids, bank_ids, item_ids = arguments
+        texts = fixed_choice(tensorboard.EXAMPLES, len(teacher.caption_embeds))
+        for row, pick in enumerate(chosen):
+            owners = torch.cat([image_ids, bank_ids])
+            for candidate, item in enumerate(item_ids.tolist()):
+                image, text = (int(image_ids[row]), item) if is_i2t else (item, texts[row])
+                wanted = 0.0
+                if item >= 0:
+                    r = float(teacher.photo_embeds[image].float()
+                              @ teacher.caption_embeds[text].float())
+                    wanted = float(teacher.from_similarity(torch.tensor(r)))
+                assert float(pick.posterior[candidate]) == pytest.approx(wanted, abs=1e-5)
+                seen += 1
+                above += wanted > bar and int(owners[candidate]) != int(image_ids[row])
+            for candidate in [pick.drawn, *pick.hardest]:
+                assert candidate is None or float(pick.posterior[candidate]) <= bar
+    assert seen == 2 * tensorboard.EXAMPLES * (tensorboard.EXAMPLES + 40) and above
 
 
 def test_an_unreadable_photo_ends_the_galleries_and_not_the_run(

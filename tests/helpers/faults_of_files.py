@@ -321,6 +321,42 @@ def embeddings_prior_too_large(place):
     place.embeddings(prior=np.array(3.0))
 
 
+@fault("a teacher's embeddings of fewer captions", "--embeddings", "embeddings.npz",
+       "teacher_embeds")
+def teacher_embeds_too_few(place):
+    place.embeddings(teacher_embeds=np.eye(3, dtype=np.float16)[:2])
+
+
+@fault("a teacher's embeddings that are no unit rows", "--embeddings", "embeddings.npz",
+       "teacher_embeds")
+def teacher_embeds_no_unit_rows(place):
+    place.embeddings(teacher_embeds=2 * np.eye(3))
+
+
+@fault("a teacher's embedding that is NaN", "--embeddings", "embeddings.npz", "teacher_embeds")
+def teacher_embeds_nan(place):
+    place.embeddings(teacher_embeds=np.eye(3) * np.nan)
+
+
+@fault("a teacher that nothing is asked of", "--teacher captions", "--judgements")
+def teacher_unused(place):
+    place.embeddings()
+    place.arguments += ["--teacher", "captions"]
+
+
+@fault("a teacher of the training captions, and no data", "--teacher captions", "--data_path")
+def teacher_without_training_captions(place):
+    place.embeddings()
+    place.arguments += ["--teacher", "captions", "--report", str(place.folder / "report")]
+
+
+@fault("a teacher that is neither a folder nor a name", "--teacher", "no_teacher")
+def teacher_nowhere(place):
+    place.embeddings()
+    place.arguments += ["--teacher", str(place.folder / "no_teacher"), "--report",
+                        str(place.folder / "report")]
+
+
 @fault("judgements that are a number", "--judgements", "judgements.json")
 def judgements_a_number(place):
     place.judgements("judgements.json", "5")

@@ -106,11 +106,14 @@ OF_MODULE = {
     "metrics.judgements": "metrics/test_judgements.py",
     "metrics.retrieval":
         "metrics/test_retrieval.py::test_ranks_and_metrics_are_those_of_the_released_program",
+    "metrics.teacher": "metrics/test_teacher.py::test_the_prior_is_a_hundredth",
     "metrics.true_matches":
         "metrics/test_true_matches.py::test_metrics_over_all_matches_are_those_of_a_loop",
     "model": "test_model.py::test_vit_features_are_the_mean_over_all_tokens",
     "negative_sampling": "test_fne_loss.py",
     "scripts.check_data": "scripts/test_check_data.py",
+    "scripts.find_matches":
+        "scripts/test_find_matches.py::test_pairs_are_those_of_a_slow_loop",
     "scripts.gpu_check": "scripts/test_gpu_check.py",
     "scripts.make_shapes": "scripts/test_make_shapes.py",
     "scripts.split": "scripts/test_split.py",

@@ -47,13 +47,34 @@ def test_every_format_gives_the_same_judgements(split, tmp_path, write, name):
     assert got.texts.tolist() == [3, 4, 1, 0, 2]
     np.testing.assert_allclose(got.yes_share, [1, 0, 2 / 3, 1 / 3, 0], atol=1e-4)
     assert got.left_out == {"annotated as matches": 1, "photo not in the split": 1,
-                            "caption not in the split": 2}
+                            "caption not in the split": 2, "not answered": 0}
+
+
+def test_pairs_that_nobody_has_answered_are_left_out_and_counted(split, tmp_path):
+    as_json(tmp_path / "x.json")
+    records = json.loads((tmp_path / "x.json").read_text())
+    records[0] |= {"yes": 0, "no": 0}
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    got = read_judgements(tmp_path / "x.json", split)
+    assert got.images.tolist() == [0, 1, 2, 2] and got.left_out["not answered"] == 1
+    assert "1 not answered" in judgement_lines(judge(small_embeddings(split), tmp_path / "x.json"))
+
+
+def test_a_photo_may_be_named_with_its_folder(split, tmp_path):
+    """The name in the split is another photo's than that of the same file name elsewhere."""
+    split.images = ["one/a.jpg", "b.jpg", "two/a.jpg"]
+    answers = {"caption_no": 0, "yes": 1, "no": 0}
+    (tmp_path / "x.json").write_text(json.dumps([
+        {"image": "one/a.jpg", "caption_of": "two/a.jpg"} | answers,
+        {"image": "b.jpg", "caption_of": "one/a.jpg"} | answers]))
+    got = read_judgements(tmp_path / "x.json", split)
+    assert (got.images.tolist(), got.texts.tolist()) == ([0, 1], [4, 0])
 
 
 @pytest.mark.parametrize("name, content, named", [
     ("x.json", "[{}]", "record 0"), ("x.json", "nonsense", "json"),
     ("x.json", '[{"image": "a.jpg", "caption_of": "b.jpg", "caption_no": 0, "yes": 0, "no": 0}]',
-     "record 0"),
+     "1 pairs"),
     ("x.txt", "a.jpg\tb.jpg#0\t1\t2\n", "line 1"), ("x.txt", "a.jpg b.jpg\n", "line 1"),
     ("x.json", "[]", "0 pairs"), ("nothing.txt", None, "nothing.txt"),
 ])
@@ -150,4 +171,4 @@ def test_the_judgements_of_flickr8k_have_1985_false_negatives(shared):
     assert len(got.yes_share) == len(unannotated) == 46575
     assert (got.yes_share > 0.5).sum() == sum(r["yes"] > r["no"] for r in unannotated) == 1985
     assert got.left_out == {"annotated as matches": 713, "photo not in the split": 0,
-                            "caption not in the split": 0}
+                            "caption not in the split": 0, "not answered": 0}

@@ -84,6 +84,9 @@ class NegativeSampler(NamedTuple):
     bank: MemoryBank
     momentum_model: DualEncoder
     similarity_counts: Tensor | None  # (2, bins) int64 histograms of N+ and N-, where counted
+    # P(match) of photos (A,) and captions (c,) in the eyes of a teacher: (A, c), None without one.
+    match_posterior: Callable[[Tensor, Tensor], Tensor | None]
+    match_bar: float | None  # P(match) above which a candidate is no negative
 
 
 class Objective(nn.Module):
@@ -259,6 +262,8 @@ def phases(objective: type[Objective], options) -> list[tuple[int, int, str]]:
 def check_teacher(options) -> None:
     """Check that `--teacher` and the flags of its use are given together.
 
+    A test may be given a `--teacher` that the run did without, to compare it with `--judgements`.
+
     Raises:
         InputError: they are not.
     """
@@ -268,7 +273,7 @@ def check_teacher(options) -> None:
     if options.posterior != "teacher":
         for name in "teacher", "match_bar":
             value = getattr(options, name)
-            if value is not None:
+            if value is not None and not (name == "teacher" and options.test):
                 raise InputError(f"--{name} {value}: belongs to --posterior teacher, and the run "
                                  f"has --posterior {options.posterior}; leave one of the two out")
 

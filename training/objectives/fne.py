@@ -256,7 +256,8 @@ class FNEObjective(Objective):
     def sampler(self) -> NegativeSampler:
         """Give the parts that this objective draws negatives with, for the figures."""
         return NegativeSampler(self.criterion, self.bank, self.momentum_model,
-                               self.similarity_counts)
+                               self.similarity_counts, self.match_posterior,
+                               self.options.match_bar)
 
 
 def build_criterion(options) -> FNELoss:
