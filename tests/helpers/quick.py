@@ -71,9 +71,18 @@ OF_MODULE = {
         "experiments/test_dose.py::test_a_stopped_experiment_ends_its_runs_and_goes_on",
     "experiments.plan":
         "experiments/test_dose.py::test_the_plan_has_every_loss_and_oracle_at_every_dose_and_seed",
+    "experiments.pool":
+        "experiments/test_dose.py::test_runs_side_by_side_are_the_same_as_one_after_the_other",
     "experiments.posterior": "experiments/test_posterior.py",
     "experiments.summary":
         "experiments/test_dose.py::test_differences_are_paired_by_seed_and_intervals_are_students",
+    "experiments.teacher": "experiments/test_teacher.py::test_a_mistake_is_told_in_one_line",
+    "experiments.teacher_plan":
+        "experiments/test_teacher.py::test_every_run_is_a_command_that_train_takes",
+    "experiments.teacher_run":
+        "experiments/test_teacher.py::test_as_many_are_left_out_among_the_equally_hard",
+    "experiments.teacher_summary":
+        "experiments/test_teacher.py::test_differences_are_paired_by_seed_with_students_interval",
     "experiments.uses": "experiments/test_uses.py::test_what_is_likely_is_that_of_a_slow_loop",
     "export": "test_export.py::test_the_released_model_is_the_same_to_the_bit",
     "figures.flags": "figures/test_opening.py",
@@ -167,6 +176,8 @@ OF_MODULE = {
     "training.signals":
         "training/test_signals.py::test_a_signal_waits_until_the_run_may_stop",
     "training.storage": "training/test_folders.py::test_permission_is_not_damage",
+    "training.teaching":
+        "teacher/test_runs.py::test_a_mistake_is_told_in_one_line_before_training",
     "training.true_matches": "training/test_monitor.py",
     "training.zero_shot": "training/test_zero_shot.py::test_similarities_are_those_of_a_loop",
     "vocab.build_vocab": "test_vocab.py::test_a_size_that_no_vocabulary_has",
