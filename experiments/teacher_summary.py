@@ -5,6 +5,7 @@ its mean is Student's, over the seeds.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from common import files
 from common.errors import InputError
 from experiments.summary import interval
 from experiments.teacher_plan import (
+    RANDOM,
     REGIME_LABELS,
     SENTENCES,
     TEACHERS,
     USE_LABELS,
+    USES,
     TeacherRun,
     all_runs,
 )
@@ -102,6 +105,31 @@ def table_row(runs: list[TeacherRun], results: dict[TeacherRun, dict]) -> dict:
     return row
 
 
+def beyond_random(results: dict[TeacherRun, dict]) -> str:
+    """Return a line for each bar on what the teacher gives beyond the random control.
+
+    It is paired by seed: what the teacher leaves out, less as many at random among the equally
+    hard.
+    """
+    lines = []
+    for use in USES:
+        runs = [run for run in all_runs()["controls"] if (run.use, run.teacher) == (use, RANDOM)]
+        pairs = [(run, replace(run, teacher=SENTENCES)) for run in runs]
+        pairs = [pair for pair in pairs if all(run in results for run in pair)]
+        if not pairs:
+            continue
+        texts = []
+        for measure, (label, decimals) in MEASURES.items():
+            values = np.array([[results[run]["test"][measure] for run in pair] for pair in pairs])
+            differences = values[:, 1] - values[:, 0]
+            texts.append(f"{label} " + difference_text(
+                {"difference": float(differences.mean()), "interval": interval(differences)},
+                decimals))
+        lines.append(f"- {USE_LABELS[use]}, the sentence encoder less the random control "
+                     f"({len(pairs)} seeds): {', '.join(texts)}")
+    return "\n".join(lines)
+
+
 def table_text(title: str, rows: list[dict]) -> str:
     """Return the rows of a table in Markdown."""
     headers = " | ".join(f"{label} | less plain" for label, _ in MEASURES.values())
@@ -176,8 +204,10 @@ def write_summary(folder: Path) -> str:
     Raises:
         InputError: there are no results, or a file cannot be written.
     """
-    found = summary(read_results(folder))
+    results = read_results(folder)
+    found = summary(results)
     text = "\n".join(table_text(TITLES[table], rows) for table, rows in found.items() if rows)
+    text = "\n".join(filter(None, (text, beyond_random(results)))) + "\n"
     figure = teacher_figure(found["losses"])
     label = "What leaving out a teacher's matches changes, by loss and use"
     contents = {"json": json.dumps(found, indent=1).encode() + b"\n", "md": text.encode(),

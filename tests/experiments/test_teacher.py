@@ -22,7 +22,13 @@ from experiments.teacher_plan import (
     to_json,
 )
 from experiments.teacher_run import EQUALLY_HARD, random_bar, shuffle_equally_hard
-from experiments.teacher_summary import plain_run, summary, table_text, write_summary
+from experiments.teacher_summary import (
+    beyond_random,
+    plain_run,
+    summary,
+    table_text,
+    write_summary,
+)
 from training.objectives import OBJECTIVES
 from training.options import check, parse
 
@@ -191,6 +197,17 @@ def test_a_difference_beyond_its_interval_is_bold():
         ("weights", 3407): 110.0, ("weights", 1): 110.2}
     rows = summary(made_up(values))["losses"]
     assert "**+10.1 ± 1.3**" in table_text("Losses", rows)
+
+
+def test_what_the_teacher_gives_beyond_chance_is_paired_too():
+    runs = {("sentences", 3407): 105.0, ("sentences", 1): 107.0, ("random", 3407): 101.0,
+            ("random", 1): 102.0, ("random", 2): 9.0}
+    results = {TeacherRun("linear", "triplet", "bar_0.2", name, 512, seed):
+               {"test": {"rsum": value, "ap": 0.1, "auroc": 0.5}}
+               for (name, seed), value in runs.items()}
+    [line] = beyond_random(results).splitlines()
+    wanted = stats.t.ppf(0.975, 1) * np.std([4, 5], ddof=1) / 2**0.5
+    assert "(2 seeds)" in line and f"rsum +4.5 ± {wanted:.1f}" in line
 
 
 def test_the_report_writes_tables_and_figure(small, tmp_path, capsys):
