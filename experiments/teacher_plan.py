@@ -19,7 +19,7 @@ USES = {
 }
 USE_LABELS = {"plain": "all are negatives", "bar_0.5": "p > .5 left out",
               "bar_0.2": "p > .2 left out", "bar_0.05": "p > .05 left out",
-              "weights": "times 1 - p (FNE: its weights by p)"}
+              "weights": "times 1 - p"}
 # Who tells P(match): its embeddings are a file of this name, or it is one of --teacher's own.
 SENTENCES, SHUFFLED, WORDS, RANDOM = "sentences", "shuffled", "words", "random"
 TEACHERS = {

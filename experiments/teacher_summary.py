@@ -38,8 +38,8 @@ from figures.plots import (
 # Measures of the test split: title, decimals, and factor by which they are shown.
 MEASURES = {"rsum": ("rsum", 1), "ap": ("people's AP", 3), "auroc": ("people's AUROC", 3)}
 LOSS_COLOURS = {"triplet": NEGATIVE, "infonce": POSITIVE, "sigmoid": WEIGHT, "fne": POSTERIOR}
-TITLES = {"losses": "Losses and uses", "controls": "Controls: the triplet loss",
-          "batches": "Batches", "regimes": "Regimes"}
+TITLES = {"losses": "Table 1: losses and uses", "controls": "Table 2: controls, the triplet loss",
+          "batches": "Table 3: batches", "regimes": "Table 4: regimes"}
 
 
 def read_results(folder: Path) -> dict[TeacherRun, dict]:
@@ -131,20 +131,25 @@ def beyond_random(results: dict[TeacherRun, dict]) -> str:
 
 
 def table_text(title: str, rows: list[dict]) -> str:
-    """Return the rows of a table in Markdown."""
-    headers = " | ".join(f"{label} | less plain" for label, _ in MEASURES.values())
-    lines = [f"### {title}", "", f"| regime | B | loss | negatives | teacher | left out | seeds | "
-             f"{headers} |", "|---|---|---|---|---|---|---|" + "---|---|" * len(MEASURES)]
-    for row in rows:
-        is_plain = row["use"] == "plain"
-        cells = [REGIME_LABELS[row["regime"]], str(row["batch"] or ""), row["loss"],
-                 USE_LABELS[row["use"]], "" if is_plain else TEACHERS[row["teacher"]],
-                 "" if row["left_out"] is None else f"{row['left_out']:.2f} %",
-                 str(len(row["seeds"]))]
-        for measure, (_, decimals) in MEASURES.items():
-            cells.append(f"{np.mean(row[measure]['values']):.{decimals}f}")
-            cells.append("" if is_plain else difference_text(row[measure], decimals))
-        lines.append("| " + " | ".join(cells) + " |")
+    """Return the rows of a table in Markdown. A column that tells no two rows apart is left out."""
+    columns = {
+        "regime": [REGIME_LABELS[row["regime"]] for row in rows],
+        "B": [str(row["batch"] or "") for row in rows],
+        "loss": [row["loss"] for row in rows],
+        "negatives": [USE_LABELS[row["use"]] for row in rows],
+        "teacher": [TEACHERS[row["teacher"]] for row in rows],
+        "left out": ["" if row["left_out"] is None else f"{row['left_out']:.2f} %" for row in rows],
+        "seeds": [str(len(row["seeds"])) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items()
+               if name in ("negatives", "seeds") or len(set(cells)) > 1}
+    for measure, (label, decimals) in MEASURES.items():
+        columns[label] = [f"{np.mean(row[measure]['values']):.{decimals}f}" for row in rows]
+        columns[f"{label}, less plain"] = [
+            "" if row["use"] == "plain" else difference_text(row[measure], decimals)
+            for row in rows]
+    lines = [f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in zip(*columns.values())]
     return "\n".join(lines) + "\n"
 
 
