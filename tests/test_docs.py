@@ -239,7 +239,7 @@ def test_the_pictures_are_there_and_small():
     pictures = [ROOT / "docs" / path for page, text in PAGES.items()
                 for path in re.findall(r"!\[[^\]]+\]\((\S+)\)", text) if page.startswith("docs/")]
     assert set(pictures) == {*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.jpg")}
-    assert len(pictures) == 4 and all(0 < path.stat().st_size < 150_000 for path in pictures)
+    assert len(pictures) == 5 and all(0 < path.stat().st_size < 150_000 for path in pictures)
 
 
 # ------------------------------------------------------------------------------ tests, names, flags
