@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import files
-from common.errors import InputError, exit_on_input_error, printable
+from common.errors import InputError, exit_on_input_error
 from common.parser import Parser
 from common.presets import AMBIGUITIES
 from common.terminal import print_result, warn
@@ -36,7 +36,7 @@ from experiments.plan import (
     make_data,
     to_json,
 )
-from experiments.pool import ROOT, Pool, exit_on_signal
+from experiments.pool import ROOT, Pool, exit_on_signal, make_folders
 
 COMMAND = [sys.executable, "-m", "experiments.one_run"]
 SEEDS = 3407, 1, 2
@@ -208,13 +208,7 @@ def make_protocol(options) -> Protocol:
         results = options.results or ROOT / "experiments" / "results" / "dose"
     options.doses = options.doses or default_doses
     options.seeds = list(dict.fromkeys(options.seeds or default_seeds))
-    for path, flag in ((work, "--work"), (results, "--results")):
-        files.check_path(path, flag)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{flag} {printable(str(path))} cannot be made ({error.strerror}): "
-                             "name another folder") from error
+    make_folders(work, results)
     places = {"work": str(work.absolute()), "results": str(results.absolute())}
     places["data"] = places["work"] if options.quick else str(Path.cwd())
     if options.quick:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from common import files
+from common.errors import InputError, printable
 from common.terminal import warn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,21 @@ class Pool(Generic[Task]):
         for process in list(self.processes):
             with contextlib.suppress(OSError):
                 process.terminate()
+
+
+def make_folders(work: Path, results: Path) -> None:
+    """Make the folders of an experiment, which --work and --results name.
+
+    Raises:
+        InputError: one cannot be made.
+    """
+    for path, flag in ((work, "--work"), (results, "--results")):
+        files.check_path(path, flag)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{flag} {printable(str(path))} cannot be made ({error.strerror}): "
+                             "name another folder") from error
 
 
 @contextlib.contextmanager

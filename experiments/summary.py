@@ -6,6 +6,7 @@ difference is Student's, over the differences of the seeds.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -376,6 +377,27 @@ def is_summary(path: Path) -> bool:
     return isinstance(content, dict) and {"rows", "uses"} <= content.keys()
 
 
+def write_beside(
+    folder: Path, contents: dict[str, bytes], is_own: Callable[[Path], bool]
+) -> None:
+    """Write the files of a summary beside a folder of results, under its name.
+
+    Args:
+        folder: of the results.
+        contents: of the files, by their endings; "json" is one of them.
+        is_own: tells whether an existing json is one of this summary, which may be written over.
+
+    Raises:
+        InputError: something else is there, or a file cannot be written.
+    """
+    names = {ending: folder.with_name(f"{folder.name}.{ending}") for ending in contents}
+    # A picture or a text does not say whose it is; the numbers beside it do.
+    places = {ending: files.resolve_output(path, "--results", lambda _: is_own(names["json"]), [])
+              for ending, path in names.items()}
+    for ending, content in contents.items():
+        files.write(places[ending], content, "--results")
+
+
 def write_summary(folder: Path) -> str | None:
     """Write the summary of a folder of results beside it, as `.json`, `.md`, `.svg` and `.png`.
 
@@ -397,11 +419,5 @@ def write_summary(folder: Path) -> str | None:
     label = "What the oracle gives, against how many false negatives there are"
     contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
                 "png": png_bytes(figure, dpi=160), "svg": svg_element(figure, label).encode()}
-    names = {ending: folder.with_name(f"{folder.name}.{ending}") for ending in contents}
-    # A picture or a text does not say whose it is; the numbers beside it do.
-    places = {ending: files.resolve_output(path, "--results", lambda _: is_summary(names["json"]),
-                                           [])
-              for ending, path in names.items()}
-    for ending, content in contents.items():
-        files.write(places[ending], content, "--results")
+    write_beside(folder, contents, is_summary)
     return text

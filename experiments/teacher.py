@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 from common import files
-from common.errors import InputError, exit_on_input_error, printable
+from common.errors import InputError, exit_on_input_error
 from common.parser import Parser
 from common.terminal import print_result, warn
-from experiments.pool import ROOT, Pool, exit_on_signal
+from experiments.pool import ROOT, Pool, exit_on_signal, make_folders
 from experiments.teacher_plan import Places, TeacherRun, all_runs, to_json
 
 COMMAND = [sys.executable, "-m", "experiments.teacher_run"]
@@ -72,13 +72,7 @@ def make_places(options) -> Places:
         if getattr(options, name) is None:
             raise InputError(f"--{name}: is needed to train (docs/when_it_pays.md); --report needs "
                              "none of them")
-    for path, flag in ((options.work, "--work"), (options.results, "--results")):
-        files.check_path(path, flag)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{flag} {printable(str(path))} cannot be made ({error.strerror}): "
-                             "name another folder") from error
+    make_folders(options.work, options.results)
     return Places(
         str(options.work.absolute()), str(options.results.absolute()),
         *(str(getattr(options, name).absolute()) for name in NEEDED[:3]),

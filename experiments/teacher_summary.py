@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from common import files
 from common.errors import InputError
-from experiments.summary import interval
+from experiments.summary import interval, write_beside
 from experiments.teacher_plan import (
     RANDOM,
     REGIME_LABELS,
@@ -217,11 +217,5 @@ def write_summary(folder: Path) -> str:
     label = "What leaving out a teacher's matches changes, by loss and use"
     contents = {"json": json.dumps(found, indent=1).encode() + b"\n", "md": text.encode(),
                 "png": png_bytes(figure, dpi=160), "svg": svg_element(figure, label).encode()}
-    names = {ending: folder.with_name(f"{folder.name}.{ending}") for ending in contents}
-    # A picture or a text does not say whose it is; the numbers beside it do.
-    places = {ending: files.resolve_output(path, "--results", lambda _: is_summary(names["json"]),
-                                           [])
-              for ending, path in names.items()}
-    for ending, content in contents.items():
-        files.write(places[ending], content, "--results")
+    write_beside(folder, contents, is_summary)
     return text
