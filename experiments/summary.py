@@ -187,7 +187,8 @@ def use_row(results: list[dict], dose: str, use: str) -> list[dict]:
         return []
     row = {"dose": dose, "use": use, "label": USES[use].label, "loss": USES[use].loss,
            "seeds": seeds, "true_matches": used[seeds[0]]["true_matches"],
-           "false_negatives": mean_share([used[seed] for seed in seeds])}
+           "false_negatives": mean_share([used[seed] for seed in seeds]),
+           "witness_ap": used[seeds[0]].get("witness_ap")}
     for metric in METRICS:
         used_values = metric_values(used, seeds, metric)
         plain_values = {loss: metric_values(plain[loss], seeds, metric) for loss in LOSSES}
@@ -249,7 +250,7 @@ def comparison_table(found: dict) -> str:
 
 
 def uses_table(found: dict) -> str:
-    """Return the uses of likely matches as a Markdown table.
+    """Return the uses of the model's own likely matches as a Markdown table.
 
     Args:
         found: as `summary` returns it.
@@ -260,12 +261,35 @@ def uses_table(found: dict) -> str:
              f"among negatives | {metric_headers} |",
              "|---|---|---|---|---|" + "---|---|---|" * len(USES_METRICS)]
     for row in found["uses"]:
+        if row["witness_ap"] is not None:
+            continue
         cells = [share_text(row["true_matches"]), row["loss"], row["label"],
                  str(len(row["seeds"])), share_text(row["false_negatives"])]
         for metric in USES_METRICS:
             values = row[metric]
             cells += [f"{np.mean(values['used']):.1f}", difference_text(values["plain"]),
                       f"{difference_text(values['best'])} ({values['best_loss']})"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def witness_table(found: dict) -> str:
+    """Return what witnesses of given quality give as a Markdown table.
+
+    Args:
+        found: as `summary` returns it.
+    """
+    metric_headers = " | ".join(f"{METRICS[metric]} | less plain" for metric in TABLE_METRICS)
+    lines = ["| other photos that a caption is true of | loss | AP of the witness | seeds | true "
+             f"matches among negatives | {metric_headers} |",
+             "|---|---|---|---|---|" + "---|---|" * len(TABLE_METRICS)]
+    for row in found["uses"]:
+        if row["witness_ap"] is None:
+            continue
+        cells = [share_text(row["true_matches"]), row["loss"], f"{row['witness_ap']:.2f}",
+                 str(len(row["seeds"])), share_text(row["false_negatives"])]
+        for metric in TABLE_METRICS:
+            cells += [f"{np.mean(row[metric]['used']):.1f}", difference_text(row[metric]["plain"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -416,6 +440,8 @@ def write_summary(folder: Path) -> str | None:
     text, figure = comparison_table(found), dose_figure(found)
     if found["uses"]:
         text += f"\n{uses_table(found)}"
+    if any(row["witness_ap"] is not None for row in found["uses"]):
+        text += f"\n{witness_table(found)}"
     label = "What the oracle gives, against how many false negatives there are"
     contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
                 "png": png_bytes(figure, dpi=160), "svg": svg_element(figure, label).encode()}
