@@ -178,10 +178,12 @@ def use_row(results: list[dict], dose: str, use: str) -> list[dict]:
     """Return the comparison of a use of likely matches at a dose, in a list.
 
     The use is compared with the loss whose place it takes, and with the loss that is best in the
-    mean over the seeds. The list is empty where no seed has the use and all three losses.
+    mean over the seeds; that of a witness only with its own. The list is empty where no seed has
+    the use and the losses that it is compared with.
     """
+    losses = LOSSES if USES[use].witness is None else (USES[use].loss,)
     used = select(results, dose, USES[use].loss, "off", use=use)
-    plain = {loss: select(results, dose, loss, "off") for loss in LOSSES}
+    plain = {loss: select(results, dose, loss, "off") for loss in losses}
     seeds = [seed for seed in used if all(seed in runs for runs in plain.values())]
     if not seeds:
         return []
@@ -191,8 +193,8 @@ def use_row(results: list[dict], dose: str, use: str) -> list[dict]:
            "witness_ap": used[seeds[0]].get("witness_ap")}
     for metric in METRICS:
         used_values = metric_values(used, seeds, metric)
-        plain_values = {loss: metric_values(plain[loss], seeds, metric) for loss in LOSSES}
-        best = max(LOSSES, key=lambda loss: plain_values[loss].mean())
+        plain_values = {loss: metric_values(plain[loss], seeds, metric) for loss in losses}
+        best = max(losses, key=lambda loss: plain_values[loss].mean())
         row[metric] = {"used": used_values.tolist(), "best_loss": best}
         for name, loss in ("plain", USES[use].loss), ("best", best):
             differences = used_values - plain_values[loss]
@@ -438,9 +440,10 @@ def write_summary(folder: Path) -> str | None:
     if not found["rows"]:
         return None
     text, figure = comparison_table(found), dose_figure(found)
-    if found["uses"]:
+    by_witness = [row["witness_ap"] is not None for row in found["uses"]]
+    if not all(by_witness):
         text += f"\n{uses_table(found)}"
-    if any(row["witness_ap"] is not None for row in found["uses"]):
+    if any(by_witness):
         text += f"\n{witness_table(found)}"
     label = "What the oracle gives, against how many false negatives there are"
     contents = {"json": json.dumps(found, indent=2).encode() + b"\n", "md": text.encode(),
