@@ -1,4 +1,4 @@
-"""Measure what leaving out a witness's matches gives, on Flickr8k:
+r"""Measure what leaving out a witness's matches gives, on Flickr8k:
 
     python -m experiments.teacher --data_path flickr8k/images \
         --json_path flickr8k --judgements flickr8k_crowd_judgements.json \

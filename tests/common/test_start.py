@@ -20,7 +20,7 @@ COMMANDS = [path.relative_to(ROOT).as_posix()
 WITH_PACKAGES = [name for name in COMMANDS if name != "benchmarks/two_machines.py"]
 REQUIRED = {  # arguments without which a command ends before it imports anything
     "export.py": ["x", "y"], "experiments/posterior.py": ["x.npz"],
-    "experiments/uses.py": ["filter"],
+    "experiments/uses.py": ["filter"], "scripts/find_matches.py": ["test"],
     "figures/opening.py": ["x.npz", "--data_path", "x", "--output", "x.jpg"]}
 FIRST = ast.dump(ast.parse(
     'if __name__ == "__main__":\n'

@@ -278,23 +278,30 @@ def check_teacher(options) -> None:
                                  f"has --posterior {options.posterior}; leave one of the two out")
 
 
-def excluded_share(
-    excluded: Tensor | None, image_ids: Tensor, candidate_ids: Tensor
-) -> dict[str, Tensor]:
-    """Compute, for the logs, which share of the candidates of other photos is no negative.
+def other_photos(image_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+    """Find the candidates that show another photo than the anchor: (A, C) bool.
 
     Args:
-        excluded: (A, C) bool, candidates that `--oracle` or `--match_bar` excludes; None if neither
-            is given.
         image_ids: (A,) int64, photo of each anchor.
         candidate_ids: (C,) int64, photo of each candidate; negative in an empty slot.
+    """
+    return (image_ids[:, None] != candidate_ids) & (candidate_ids >= 0)
+
+
+def excluded_share(excluded: Tensor | None, image_ids: Tensor) -> dict[str, Tensor]:
+    """Compute, for the logs, which share of a batch's candidates of other photos is no negative.
+
+    Args:
+        excluded: (B, B) bool, pairs that `--oracle` or `--match_bar` excludes; None if neither is
+            given.
+        image_ids: (B,) int64, photo of each pair.
 
     Returns:
         The () share, by its name; nothing where `excluded` is None.
     """
     if excluded is None:
         return {}
-    other = (image_ids[:, None] != candidate_ids) & (candidate_ids >= 0)  # (A, C)
+    other = other_photos(image_ids, image_ids)  # (B, B)
     return {"excluded_share": (excluded & other).sum() / other.sum()}
 
 

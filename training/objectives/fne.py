@@ -21,7 +21,7 @@ from training.objectives.base import (
     Outcome,
     Step,
     exclude_above,
-    excluded_share,
+    other_photos,
 )
 from training.objectives.triplet import TripletObjective
 from training.random_streams import seed_draws
@@ -114,15 +114,18 @@ class FNEObjective(Objective):
         self.criterion.add_evidence(i2t.evidence + t2i.evidence)
         logs = {"posterior_of_drawn": torch.cat([i2t.posterior, t2i.posterior]).mean(),
                 "cut_share": (i2t.cut_share + t2i.cut_share) / 2}
-        candidate_ids = torch.cat([step.batch.image_ids, self.bank.image_ids])  # (C,)
-        logs |= excluded_share(excluded[0], step.batch.image_ids[step.local], candidate_ids)
+        if any(mask is not None for mask in excluded):
+            candidate_ids = torch.cat([step.batch.image_ids, self.bank.image_ids])  # (C,)
+            others = other_photos(step.batch.image_ids, candidate_ids).sum()
+            # Of all processes' anchors, as the counts are.
+            logs["excluded_share"] = 1 - (i2t.counts[1] + t2i.counts[1]) / (2 * others)
         return Outcome(loss, batch_loss, self.drawn_negatives(step, i2t, t2i), logs)
 
     def draw_and_hinge(
         self, image_embeds: Tensor, text_embeds: Tensor, image_keys: Tensor, text_keys: Tensor,
         image_ids: Tensor, text_ids: Tensor, first: int,
         also_excluded: tuple[Tensor | None, Tensor | None],
-        match_posterior: tuple[Tensor, Tensor] | None,
+        match_posterior: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, DrawnNegatives, DrawnNegatives]:
         """Draw a negative for each local anchor, and compute the hinge on it.
 

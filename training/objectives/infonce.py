@@ -73,7 +73,7 @@ class InfoNCEObjective(Objective):
         ids = step.batch.image_ids
         loss = self.loss_of(step.similarity, ids, excluded, weights)
         negatives = self.softmax_negatives(step.similarity, step.batch, excluded, weights)
-        return Outcome(loss, loss.detach(), negatives, excluded_share(excluded, ids, ids))
+        return Outcome(loss, loss.detach(), negatives, excluded_share(excluded, ids))
 
     def loss_of(
         self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,

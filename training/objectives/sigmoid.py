@@ -79,7 +79,7 @@ class SigmoidObjective(Objective):
             if factors is not None:
                 weights = weights * factors
         return Outcome(loss, loss.detach(), weighted_pairs(weights, step.batch),
-                       excluded_share(excluded, image_ids, image_ids))
+                       excluded_share(excluded, image_ids))
 
     def loss_of(
         self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,

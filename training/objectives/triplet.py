@@ -42,9 +42,8 @@ class TripletObjective(Objective):
             ranking = rank_by_cost(step, self.options.margin, excluded, weights)
         elif excluded is not None:
             ranking = rank_batch(step.similarity, step.batch.image_ids, excluded)
-        ids = step.batch.image_ids
         return Outcome(loss, loss.detach(), hardest_negatives(ranking, step.batch),
-                       excluded_share(excluded, ids, ids))
+                       excluded_share(excluded, step.batch.image_ids))
 
     def loss_of(
         self, similarity: Tensor, image_ids: Tensor, excluded: Tensor | None,
