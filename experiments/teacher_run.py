@@ -157,9 +157,12 @@ def train_and_record(run: TeacherRun, places: Places) -> None:
     flags = command(run, places)
     settings = ["--logger_name", str(folder), "--resume", "auto", "--workers", "0", "--device",
                 "cpu", "--no_figures", "--quiet"]
-    judgements.RESAMPLES = 1  # no interval over photos is read here, and 200 take 18 s
-    with random_bar(run):
-        train.main([*flags, *settings])
+    usual, judgements.RESAMPLES = judgements.RESAMPLES, 1  # no interval is read, and 200 take 18 s
+    try:
+        with random_bar(run):
+            train.main([*flags, *settings])
+    finally:
+        judgements.RESAMPLES = usual
     share_features(folder, shared)
     metrics = files.read_json(folder / storage.RESULTS, files.MAX_RESULT_BYTES)
     people = metrics["judgements"]["similarity"]

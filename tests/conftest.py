@@ -17,6 +17,7 @@ from tensorboard.summary.writer import event_file_writer  # noqa: E402
 import export  # noqa: E402
 import negative_sampling  # noqa: E402
 import train  # noqa: E402
+from common import terminal  # noqa: E402
 from encoders.loading import BUILT_IN  # noqa: E402
 from inputs import shapes  # noqa: E402
 
@@ -60,6 +61,12 @@ def pytest_cmdline_main(config):
 def one_thread():
     """Small operations are faster on one thread, and their sums do not depend on the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_quiet_left(monkeypatch):
+    """A command with --quiet, which others ran before in this process, quietens no test."""
+    monkeypatch.setattr(terminal, "quiet", False)
 
 
 @pytest.fixture(autouse=True, scope="session")
