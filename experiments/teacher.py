@@ -30,6 +30,7 @@ from experiments.teacher_plan import Places, TeacherRun, all_runs, to_json
 
 COMMAND = [sys.executable, "-m", "experiments.teacher_run"]
 RESULTS = ROOT / "experiments" / "results" / "teacher"
+FEATURE_FILES = 6  # of the photos and the captions of train, val and test
 NEEDED = "data_path", "json_path", "judgements", "image_encoder"
 
 
@@ -81,7 +82,7 @@ def make_places(options) -> Places:
 
 
 def open_runs(tables: list[str], places: Places) -> list[TeacherRun]:
-    """Return the runs of some tables that have no result yet, the first seeds of all first."""
+    """Return the runs of some tables that have no result yet, in the order of the tables."""
     runs = dict.fromkeys(run for table in tables for run in all_runs()[table])
     return [run for run in runs if not places.result(run).is_file()]
 
@@ -89,7 +90,8 @@ def open_runs(tables: list[str], places: Places) -> list[TeacherRun]:
 def train_all(runs: list[TeacherRun], places: Places, jobs: int) -> None:
     """Train runs, and print a line for each.
 
-    The first of each regime goes alone, and makes the features that the others share.
+    Unless the features of the frozen encoders are there, the first run goes alone and makes them
+    for the others.
 
     Raises:
         InputError: some runs have failed; the others are finished.
@@ -98,7 +100,7 @@ def train_all(runs: list[TeacherRun], places: Places, jobs: int) -> None:
 
     make_teachers(places)
     shared = Path(places.work) / "features"
-    first = [] if shared.is_dir() and len(list(shared.glob("*.pt"))) == 6 else runs[:1]
+    first = [] if shared.is_dir() and len(list(shared.glob("*.pt"))) == FEATURE_FILES else runs[:1]
     pool = Pool(jobs, lambda run: [*COMMAND, to_json(run, places)],
                 lambda run: places.folder(run).with_suffix(".log"))
     done, failed, started = 0, [], time.monotonic()

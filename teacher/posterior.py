@@ -60,7 +60,7 @@ class TeacherPosterior(nn.Module):
         self.register_buffer("digest", embeds_digest(caption_embeds))  # (16,)
 
     def posterior(self, image_ids: Tensor, text_ids: Tensor) -> Tensor:
-        """Compute P(match) of photos and captions.
+        """Compute P(match) of each photo with each caption.
 
         Args:
             image_ids: (A,) int64 photos; a negative id is unknown.
@@ -87,7 +87,7 @@ class TeacherPosterior(nn.Module):
         return r, self.from_similarity(r)
 
     def from_similarity(self, similarity: Tensor) -> Tensor:
-        """Compute P(match) from r, of any shape; it never falls as r grows."""
+        """Compute P(match) from mean similarities r of any shape; it never falls as r grows."""
         turn, is_lowest = self.turning_point()
         turn = turn.to(similarity.dtype)
         rising = torch.where(is_lowest, similarity.maximum(turn), similarity.minimum(turn))

@@ -84,7 +84,7 @@ class NegativeSampler(NamedTuple):
     bank: MemoryBank
     momentum_model: DualEncoder
     similarity_counts: Tensor | None  # (2, bins) int64 histograms of N+ and N-, where counted
-    # P(match) of photos (A,) and captions (c,) in the eyes of a teacher: (A, c), None without one.
+    # `Objective.match_posterior`: (A,) photos and (c,) captions -> (A, c) P(match), or None
     match_posterior: Callable[[Tensor, Tensor], Tensor | None]
     match_bar: float | None  # P(match) above which a candidate is no negative
 
@@ -136,7 +136,7 @@ class Objective(nn.Module):
                              "others")
 
     def set_teacher(self, teacher: TeacherPosterior | None) -> None:
-        """Set, in place, who tells P(match): the teacher of `--teacher`, or nobody."""
+        """Set the teacher that computes P(match), in place; None for no teacher."""
         self.teacher = teacher
 
     @classmethod
@@ -165,11 +165,11 @@ class Objective(nn.Module):
         return excluded
 
     def negative_weights(self, step: Step) -> Tensor | None:
-        """Compute the factors by which the negatives of a batch count less, if there are any.
+        """Compute the weights 1 - P(match) of the negatives of a batch, if a teacher is asked.
 
         Returns:
-            (B, B) 1 - P(match) in [0, 1], images in rows and texts in columns; None without a
-            teacher, and where `--match_bar` decides instead.
+            (B, B) in [0, 1], images in rows and texts in columns; None without a teacher, and where
+            `--match_bar` decides instead.
         """
         if self.options.match_bar is not None:
             return None
@@ -177,7 +177,7 @@ class Objective(nn.Module):
         return None if posterior is None else 1 - posterior
 
     def match_posterior(self, image_ids: Tensor, text_ids: Tensor) -> Tensor | None:
-        """Compute P(match) of photos and captions, as the teacher sees it.
+        """Compute P(match) of each photo with each caption by the teacher.
 
         This is the one place that asks the teacher: a subclass may take another witness.
 
@@ -236,7 +236,7 @@ class Objective(nn.Module):
 
 
 def compile_losses(objective: Objective) -> None:
-    """Compile, in place, what an objective and the objectives in it have `--compile` compile.
+    """Compile, in place, the `compiled_methods` of an objective and of the objectives in it.
 
     Random numbers stay those of PyTorch: the compiler's own would draw other negatives.
     """
@@ -289,7 +289,7 @@ def other_photos(image_ids: Tensor, candidate_ids: Tensor) -> Tensor:
 
 
 def excluded_share(excluded: Tensor | None, image_ids: Tensor) -> dict[str, Tensor]:
-    """Compute, for the logs, which share of a batch's candidates of other photos is no negative.
+    """Compute which share of a batch's pairs of different photos is excluded, for the logs.
 
     Args:
         excluded: (B, B) bool, pairs that `--oracle` or `--match_bar` excludes; None if neither is
@@ -308,7 +308,7 @@ def excluded_share(excluded: Tensor | None, image_ids: Tensor) -> dict[str, Tens
 def exclude_above(
     bar: float, posterior: Tensor | None, excluded: Tensor | None
 ) -> Tensor | None:
-    """Add what is above a bar to the excluded candidates.
+    """Add the candidates whose P(match) is above a bar to the excluded ones.
 
     Args:
         bar: P(match) above which a candidate is excluded.

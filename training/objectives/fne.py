@@ -68,7 +68,7 @@ class FNEObjective(Objective):
                              f"{options.batch_size_train} (--batch_size_train)")
 
     def set_teacher(self, teacher: TeacherPosterior | None) -> None:
-        """Set, in place, who tells P(match), in the warm-up too."""
+        """Set the teacher that computes P(match), in place, for the warm-up too."""
         super().set_teacher(teacher)
         self.warm_up.set_teacher(teacher)
 
@@ -167,7 +167,7 @@ class FNEObjective(Objective):
         return model.project_image(image_features), model.project_text(text_features)
 
     def candidates_posterior(self, step: Step) -> tuple[Tensor, Tensor] | None:
-        """Compute P(match) of the local anchors and all candidates, as the teacher sees it.
+        """Compute P(match) of each local anchor with each candidate by the teacher.
 
         Returns:
             (b, C) of i2t and of t2i; None without a teacher, whose place FNE's own posterior takes.
