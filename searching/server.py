@@ -363,17 +363,24 @@ class PageHandler(BaseHTTPRequestHandler):
         return json_of(self.server.search.search(text, self.read_photo()))
 
     def read_photo(self) -> bytes:
-        """Return the body of the request, of at most `MOST_PHOTO_BYTES`."""
-        if self.body_bytes() > MOST_PHOTO_BYTES:
+        """Return the body of the request, of at most `MOST_PHOTO_BYTES`; b"" where there is none.
+
+        Only `MOST_UPLOADS` photos are received at a time. A search by a sentence alone waits for
+        none of them.
+        """
+        length = self.body_bytes()
+        if length == 0:
+            return b""
+        if length > MOST_PHOTO_BYTES:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                           f"a photo may have {MOST_PHOTO_BYTES // 2**20} MB at most")
         if not self.server.uploads.acquire(blocking=False):
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many photos at once: try again")
         try:
-            photo = self.rfile.read(self.body_bytes())
+            photo = self.rfile.read(length)
         finally:
             self.server.uploads.release()
-        if len(photo) < self.body_bytes():
+        if len(photo) < length:
             raise Refused(HTTPStatus.BAD_REQUEST, "the photo is cut short")
         return photo
 

@@ -324,6 +324,19 @@ def test_clients_that_say_nothing_or_go_away_keep_nobody_waiting(client, capsys,
     assert client.search(QUERY)["results"] and capsys.readouterr().err == ""
 
 
+def test_a_sentence_does_not_wait_for_photos_that_never_arrive(client):
+    """Where no further photo can be received, a photo is refused in a line."""
+    for _ in range(module.MOST_UPLOADS):
+        client.server.uploads.acquire()
+    buffer = io.BytesIO()
+    noise().save(buffer, "JPEG")
+    status, _, content = client.ask("POST", "/search?text=", buffer.getvalue())
+    assert status == 503 and json.loads(content)["error"] == "too many photos at once: try again"
+    assert client.search(QUERY)["results"]
+    client.server.uploads.release(module.MOST_UPLOADS)
+    assert client.search(photo=buffer.getvalue())["results"]
+
+
 # ------------------------------------------------------------------------------------- the address
 
 
