@@ -5,9 +5,6 @@ those of the posterior by evidence are (`metrics/evidence.py`). The photo plays 
 compares a caption with the photo's own captions.
 """
 
-import torch
-
-from common.errors import InputError
 from common.presets import PRIOR_OF_EVIDENCE
 from metrics.embeddings import Embeddings
 from teacher.posterior import TeacherPosterior
@@ -28,9 +25,4 @@ def fit_teacher(embeddings: Embeddings) -> TeacherPosterior | None:
     """
     if embeddings.teacher_embeds is None:
         return None
-    split = embeddings.split
-    try:
-        return TeacherPosterior(embeddings.teacher_embeds, torch.from_numpy(split.image_of_text),
-                                len(split.images), PRIOR_OF_EVIDENCE)
-    except ValueError as error:
-        raise InputError(f"{split.source}: {error}") from error
+    return TeacherPosterior.of_split(embeddings.teacher_embeds, embeddings.split, PRIOR_OF_EVIDENCE)

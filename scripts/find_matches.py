@@ -270,12 +270,9 @@ def main(argv: list[str] | None = None) -> None:
         device = pick_device("auto")
         teacher = CaptionTeacher(
             options.teacher, lambda: read_split(options, "train").captions, device)
+        posterior = TeacherPosterior.of_split(
+            teacher.embed(split.captions), split, PRIOR_OF_EVIDENCE)
         image_of_text = torch.from_numpy(split.image_of_text)
-        try:
-            posterior = TeacherPosterior(teacher.embed(split.captions), image_of_text,
-                                         len(split.images), PRIOR_OF_EVIDENCE)
-        except ValueError as error:
-            raise InputError(f"--teacher {options.teacher}: {split.source}: {error}") from error
         top = options.top
         if top is None and options.at_least is None:
             top = USUAL_TOP

@@ -24,7 +24,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from fne_loss import LEAST_VARIANCE, RunningGaussian, false_negative_posterior
+from inputs.splits import Split
 
 LEAST_PAIRS = 30  # captions with a further caption of their photo, from which N+ is fitted to them
 ROWS = 65536  # embeddings that are made float64 at a time
@@ -58,6 +60,24 @@ class TeacherPosterior(nn.Module):
         self.register_buffer("caption_embeds", caption_embeds, persistent=False)  # (N_t, W)
         self.register_buffer("photo_embeds", photo_embeds, persistent=False)  # (N_i, W)
         self.register_buffer("digest", embeds_digest(caption_embeds))  # (16,)
+
+    @classmethod
+    def of_split(cls, caption_embeds: Tensor, split: Split, prior: float) -> "TeacherPosterior":
+        """Fit P(match) to a split.
+
+        Args:
+            caption_embeds: (N_t, W) float16, unit rows, in the order of the split's captions.
+            split: with what is annotated.
+            prior: P(match), as for the constructor.
+
+        Raises:
+            InputError: fewer than two photos of the split have captions.
+        """
+        try:
+            return cls(caption_embeds, torch.from_numpy(split.image_of_text), len(split.images),
+                       prior)
+        except ValueError as error:
+            raise InputError(f"{split.source}: {error}") from error
 
     def posterior(self, image_ids: Tensor, text_ids: Tensor) -> Tensor:
         """Compute P(match) of each photo with each caption.
@@ -157,7 +177,8 @@ def fit_posterior(
     count = torch.bincount(image_of_text, minlength=photos)  # (N_i,)
     described = int((count > 0).sum())
     if described < 2:
-        raise ValueError("captions of two photos at least are needed")
+        raise ValueError("a teacher compares the captions of different photos: two photos at least "
+                         "must have captions")
     width, dtype, device = caption_embeds.shape[1], torch.float64, caption_embeds.device
     sums = torch.zeros(photos, width, dtype=dtype, device=device)  # (N_i, W)
     for rows in blocks(len(caption_embeds)):

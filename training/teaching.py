@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.errors import InputError
 from common.processes import broadcast_from_main, gather_strided
 from common.ranks import is_main, rank, world_size
 from common.terminal import print_status
@@ -61,11 +60,7 @@ def prepare(
         embeds = embed_together(teacher, split.captions)
         print_status(f"{len(split.captions):,} captions shown to the teacher in "
                      f"{time.monotonic() - start:.1f} s")
-    image_of_text = torch.from_numpy(split.image_of_text)
-    try:
-        posterior = TeacherPosterior(embeds, image_of_text, len(split.images), options.prior)
-    except ValueError as error:
-        raise InputError(f"--teacher {options.teacher}: {split.source}: {error}") from error
+    posterior = TeacherPosterior.of_split(embeds, split, options.prior)
     return posterior.to(device), [Features(path, key, embeds, is_kept)]
 
 

@@ -1,12 +1,16 @@
 """P(match) by a teacher, against loops written from its formulas."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.runs import assert_same
 
+from common.errors import InputError
 from fne_loss import RunningGaussian
+from inputs.splits import Split
 from teacher import posterior as module
 from teacher.posterior import LEAST_PAIRS, TeacherPosterior
 
@@ -133,6 +137,16 @@ def test_one_photo_alone_is_refused():
         teacher_of([5])
     with pytest.raises(ValueError, match="two photos"):
         teacher_of([5, 0])
+
+
+def test_a_split_is_fitted_or_named_in_the_error():
+    teacher, embeds, image_of_text = teacher_of([3] * 12)
+    split = Split(Path("f30k_train.json"), range(12), range(36), image_of_text.numpy())
+    fitted = TeacherPosterior.of_split(embeds, split, 0.01)
+    assert_same(dict(fitted.named_buffers()), dict(teacher.named_buffers()))
+    split.image_of_text[:] = 4
+    with pytest.raises(InputError, match="f30k_train.json: .* two photos at least"):
+        TeacherPosterior.of_split(embeds, split, 0.01)
 
 
 def test_state_is_of_these_embeddings_alone():
