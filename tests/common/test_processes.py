@@ -275,7 +275,7 @@ def test_processes_of_other_versions_end_in_one_line(tmp_path, monkeypatch):
     ("MASTER_ADDR", None), ("MASTER_PORT", "1")])
 def test_a_process_with_another_environment_is_told_and_nobody_waits_for_long(
         tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(processes, "MEETING_LIMIT", 3)
+    monkeypatch.setattr(processes, "MEETING_LIMIT", 1)
     start = time.monotonic()
     statuses, lines = meeting(tmp_path, {}, {name: value})
     assert statuses == [2, 2] and time.monotonic() - start < 30, lines
