@@ -37,7 +37,8 @@ def trained(folder, *flags, steps=STEPS, dropout=False):
 
 
 @pytest.mark.parametrize(("flags", "steps"), [
-    *((flags, STEPS) for flags in OBJECTIVES), *((flags, 12) for flags in COMPOSED)])
+    *((flags, STEPS) for flags in OBJECTIVES), *((flags, 12) for flags in COMPOSED)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value))
 def test_losses_and_weights_are_those_of_whole_batches(tmp_path, flags, steps):
     """Of every objective after 50 steps. Chunks of five leave one of a single pair."""
     whole, losses = trained(tmp_path, *flags, steps=steps)
