@@ -372,7 +372,7 @@ def test_a_share_of_a_batch_draws_what_the_whole_does(monkeypatch, name, way, pa
         assert torch.equal(torch.cat([draw.indices for draw in parts]), whole[side].indices)
         # A product of one row may be rounded otherwise than one of several rows.
         torch.testing.assert_close(torch.cat([draw.posterior for draw in parts]),
-                                   whole[side].posterior, rtol=1e-9, atol=0)
+                                   whole[side].posterior, rtol=1e-12, atol=0)
         assert torch.equal(sum(draw.counts for draw in parts), whole[side].counts)
     assert len({*map(float, after)}) == 1
 

@@ -71,7 +71,11 @@ def test_a_graph_has_the_loss_the_gradients_and_the_draws_of_plain_calls(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_code_has_the_loss_the_gradients_and_the_draws_of_plain_calls(tmp_path):
     """In a child process, as compiling starts threads; by other random numbers FNE would fail."""
-    assert status_of(in_a_child(lambda: compare(tmp_path, "--loss", "fne"))) == 0
+    def call():
+        for flags in ["--loss", "fne"], ["--loss", "infonce"]:
+            compare(tmp_path, *flags)
+
+    assert status_of(in_a_child(call)) == 0
 
 
 def test_no_step_compiles_anew(tmp_path, without_a_compiler):
