@@ -363,10 +363,14 @@ class PageHandler(BaseHTTPRequestHandler):
         return json_of(self.server.search.search(text, self.read_photo()))
 
     def read_photo(self) -> bytes:
-        """Return the body of the request, of at most `MOST_PHOTO_BYTES`; b"" where there is none.
+        """Return the bytes of the photo that a request carries; b"" where it carries none.
 
         Only `MOST_UPLOADS` photos are received at a time. A search by a sentence alone waits for
         none of them.
+
+        Raises:
+            Refused: it has more than `MOST_PHOTO_BYTES`, too many are being received, or it is cut
+                short.
         """
         length = self.body_bytes()
         if length == 0:

@@ -63,11 +63,11 @@ class TeacherPosterior(nn.Module):
 
     @classmethod
     def of_split(cls, caption_embeds: Tensor, split: Split, prior: float) -> "TeacherPosterior":
-        """Fit P(match) to a split.
+        """Fit P(match) of photos and captions to what is annotated in a split.
 
         Args:
             caption_embeds: (N_t, W) float16, unit rows, in the order of the split's captions.
-            split: with what is annotated.
+            split: N_i photos, N_t captions, and the photo of each caption.
             prior: P(match), as for the constructor.
 
         Raises:
